@@ -1,0 +1,43 @@
+# make demo    the demonstration
+# make test    every check
+# PYTHON=python3.11 make test    with a Python of your choice (3.10 to 3.12)
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint format clean clean-env
+
+help:
+	@echo "make demo       run the demonstration, tools/demo.py"
+	@echo "make test       lint, formatting check and tests"
+	@echo "make lint       lint and formatting check only"
+	@echo "make format     format the code and fix what ruff can fix"
+	@echo "make env        make $(VENV) (the targets above do this themselves)"
+	@echo "make clean      delete caches and build folders"
+	@echo "make clean-env  delete $(VENV)"
+
+env:
+	@bash tools/setup_env.sh
+
+demo: env
+	@$(VENV_PYTHON) tools/demo.py
+
+lint: env
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+
+test: lint
+	@$(VENV_PYTHON) -m pytest -q
+
+format: env
+	@$(VENV_PYTHON) -m ruff check --fix .
+	@$(VENV_PYTHON) -m ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+clean-env:
+	rm -rf $(VENV)

@@ -1,0 +1,56 @@
+"""Packaging of vlnms_d2."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """Return ``__version__`` of the package without importing it (and torch with it)."""
+    text = (HERE / "vlnms_d2" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r"^__version__\s*=\s*[\"']([^\"']+)[\"']", text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("vlnms_d2/__init__.py has no __version__ line")
+    return match.group(1)
+
+
+def read_description() -> str:
+    """Return the README, or nothing where there is none."""
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+setup(
+    name="vlnms_d2",
+    version=read_version(),
+    description="VL-NMS as a Detectron2 plugin: proposals that know the query",
+    long_description=read_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["vlnms_d2", "vlnms_d2.*"]),
+    package_data={"": ["*.json"]},
+    python_requires=">=3.10",
+    # Detectron2 itself has no release on the package index: tools/install_detectron2.py
+    # installs it, or you build your own.
+    install_requires=[
+        "torch",
+        "torchvision",
+        "numpy",
+        "opencv-python-headless",
+        "pycocotools",
+        "fvcore",
+        "iopath",
+        "yacs",
+        "tabulate",
+        "tqdm",
+    ],
+    extras_require={
+        # The sentence encoder's weights come from a second package, installed without its
+        # dependencies: see docs/installing.md.
+        "bert": ["transformers"],
+        "dev": ["pytest", "hypothesis", "ruff"],
+    },
+)
