@@ -1,0 +1,48 @@
+"""Fusion of detector confidence and relatedness to a query into one score.
+
+Source: VL-NMS, Sec. 3.2: the score on which NMS and the final cut run is ``s = r * c``, the
+relatedness r of a box to the query times the detector's classification confidence c.
+"""
+
+from torch import Tensor
+
+FUSION_MODES = ("product", "weighted_sum")
+
+
+def fuse_scores(
+    cls_scores: Tensor, relatedness: Tensor, mode: str = "product", weight: float = 0.5
+) -> Tensor:
+    """Fuse classification confidence and relatedness of N boxes for Q queries.
+
+    Args:
+        cls_scores: float [N], the detector's confidence c of each box, in [0, 1].
+        relatedness: float [Q, N] (or [N] for a single query), r of each box to each query, in
+            [0, 1].
+        mode: ``"product"`` for ``s = r * c`` (the paper's), or ``"weighted_sum"`` for
+            ``s = weight * r + (1 - weight) * c``.
+        weight: share of the relatedness in the weighted sum, in [0, 1]; unused by the product.
+
+    Returns:
+        float tensor of the shape of ``relatedness``: the fused score s.
+
+    Raises:
+        ValueError: unknown mode, weight outside [0, 1], or shapes that do not fit together.
+    """
+    if mode not in FUSION_MODES:
+        raise ValueError(f"unknown fusion mode {mode!r}; known modes: {', '.join(FUSION_MODES)}")
+    if not 0.0 <= weight <= 1.0:
+        raise ValueError(f"the fusion weight must lie in [0, 1], got {weight}")
+    if cls_scores.dim() != 1 or relatedness.dim() not in (1, 2):
+        raise ValueError(
+            "expected cls_scores [N] and relatedness [Q, N] or [N], got "
+            f"{list(cls_scores.shape)} and {list(relatedness.shape)}"
+        )
+    # Broadcasting alone would let one score stand for N boxes without a word.
+    if relatedness.shape[-1] != cls_scores.shape[0]:
+        raise ValueError(
+            f"relatedness is for {relatedness.shape[-1]} boxes, "
+            f"cls_scores for {cls_scores.shape[0]}"
+        )
+    if mode == "product":
+        return relatedness * cls_scores
+    return weight * relatedness + (1.0 - weight) * cls_scores
