@@ -1,0 +1,135 @@
+"""Small models of the three kinds that the heads stand for, and images to feed them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+
+from vlnms_d2 import add_vlnms_config
+from vlnms_d2.modeling.text import Vocabulary
+
+HEADS = {
+    "VLNMSHead": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml",
+    "VLNMSRes5Head": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x.yaml",
+    "VLNMSCascadeHead": "Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml",
+}
+WORDS = ("a", "red", "blue", "cup", "dog", "left", "of", "the")
+
+
+def stock_config(zoo_config: str) -> CfgNode:
+    """A model-zoo config of few channels, proposals and classes, for a CPU."""
+    cfg = get_cfg()
+    add_vlnms_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file(zoo_config))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    # Random weights explode with FrozenBN's unit statistics.
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.FPN.NORM = "BN"
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 40
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = min(2, cfg.MODEL.ROI_MASK_HEAD.NUM_CONV)
+    cfg.TEST.DETECTIONS_PER_IMAGE = 15
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 160
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def vocabulary_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.json"
+    Vocabulary(WORDS).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def config(vocabulary_file):
+    """`config(head)`: a config that differs from the stock one in the head's name alone, but for
+    the sizes and a vocabulary."""
+
+    def make(head: str = "VLNMSHead") -> CfgNode:
+        cfg = stock_config(HEADS[head])
+        cfg.MODEL.ROI_HEADS.NAME = head
+        cfg.MODEL.VLNMS.VOCAB = vocabulary_file
+        cfg.MODEL.VLNMS.BIGRU.EMBED_DIM = 12
+        cfg.MODEL.VLNMS.BIGRU.HIDDEN_DIM = 8
+        cfg.MODEL.VLNMS.FC.HIDDEN_DIM = 24
+        return cfg
+
+    return make
+
+
+def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
+    """A model in eval mode with reproducible random weights that behave like trained ones: unit
+    statistics after batch norm, class scores that differ, boxes near their proposals."""
+    torch.manual_seed(seed)
+    model = build_model(cfg).eval()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
+    with torch.no_grad():
+        model([image_input(seed)])
+        for predictor in predictors:
+            calibrate(predictor.cls_score, 1.5)
+            calibrate(predictor.bbox_pred, 0.5)
+        model([image_input(seed)])
+    for norm in norms:
+        norm.eval()
+    # Loading lets the visual encoder start from the calibrated head.
+    own = {k: v for k, v in model.state_dict().items() if ".vlnms." not in k}
+    model.load_state_dict(own, strict=False)
+    return model
+
+
+def calibrate(layer: torch.nn.Linear, spread: float) -> None:
+    """Scale the layer at its next call so that its outputs have this standard deviation."""
+
+    def rescale(layer, inputs, output):
+        hook.remove()
+        layer.weight.mul_(spread / output.std())
+        return output * (spread / output.std())
+
+    hook = layer.register_forward_hook(rescale)
+
+
+@pytest.fixture(params=list(HEADS))
+def head(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(config, head) -> torch.nn.Module:
+    return build(config(head))
+
+
+def image_input(seed: int = 0, height: int = 96, width: int = 128, **fields) -> dict:
+    """A model input of blurred noise, the way Detectron2's mapper makes it."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 6, 8))).float()
+    image = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
+    return {"image": image.clamp(0, 255), "height": height, "width": width, **fields}
+
+
+def same_instances(a, b) -> bool:
+    """Equal fields of equal values, to the bit."""
+    fields_a, fields_b = a.get_fields(), b.get_fields()
+    if fields_a.keys() != fields_b.keys() or a.image_size != b.image_size:
+        return False
+    return all(
+        torch.equal(getattr(x, "tensor", x), getattr(fields_b[k], "tensor", fields_b[k]))
+        for k, x in fields_a.items()
+    )
+

@@ -1,0 +1,107 @@
+"""Every configuration key of the plugin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+
+def add_vlnms_config(cfg: CfgNode) -> None:
+    """Add the keys of VL-NMS to a Detectron2 config, in place.
+
+    Detectron2's own keys keep their meaning: `MODEL.ROI_HEADS.SCORE_THRESH_TEST` is delta, the
+    least class confidence of a candidate; `MODEL.ROI_HEADS.NMS_THRESH_TEST` the IoU of the NMS;
+    `TEST.DETECTIONS_PER_IMAGE` the number of proposals kept per query.
+
+    Args:
+        cfg: a config as `detectron2.config.get_cfg()` returns it.
+    """
+    cfg.MODEL.VLNMS = vlnms = CfgNode()
+
+    # --- the model ---------------------------------------------------------------------------
+    # Relatedness module, a name of RELATEDNESS_REGISTRY.
+    vlnms.RELATEDNESS = "FC"
+    # Text encoder, a name of TEXT_ENCODER_REGISTRY.
+    vlnms.TEXT_ENCODER = "BiGRU"
+    # "finetune": candidates are re-pooled and go through the branch's own copy of the detector's
+    # head; "shared": the feature that the detector's head made of the candidate's proposal.
+    vlnms.VISUAL_ENCODER = "finetune"
+    # Word attention of FC. "linear": the paper's Eq. 1, the same for every box, hence computed
+    # once per query; "additive": looks at the box as well.
+    vlnms.ATTENTION = "linear"
+    # Vocabulary file of BiGRU (JSON, written by the trainer). Empty: every word is unknown.
+    vlnms.VOCAB = ""
+    # Words of a query beyond this many are cut off (10 for RefCOCO and RefCOCO+, 20 for RefCOCOg).
+    vlnms.MAX_WORDS = 20
+    # At most this many candidates an image, those of highest class confidence; bounds memory.
+    vlnms.MAX_CANDIDATES = 1000
+
+    vlnms.FC = CfgNode()
+    # Hidden and output width of MLP_a and MLP_b; the output width is that of the word features.
+    vlnms.FC.HIDDEN_DIM = 1024
+    # ReLU before the L2 norm and dropout, both absent from the paper, present in the authors'
+    # code (True and 0.5). With the ReLU the closed form of the score does not hold.
+    vlnms.FC.RELU = False
+    vlnms.FC.DROPOUT = 0.0
+
+    vlnms.BIGRU = CfgNode()
+    # Width of the word embeddings (300 for GloVe) and of the GRU, per direction.
+    vlnms.BIGRU.EMBED_DIM = 300
+    vlnms.BIGRU.HIDDEN_DIM = 256
+
+    # --- fusion, NMS and final cut -------------------------------------------------------------
+    # Postprocessor, a name of POSTPROCESSOR_REGISTRY.
+    vlnms.POSTPROCESSOR = "VLNMSPostprocessor"
+    # "product": s = r * c; "weighted_sum": s = w * r + (1 - w) * c with w = FUSION_WEIGHT.
+    vlnms.FUSION = "product"
+    vlnms.FUSION_WEIGHT = 0.5
+    # The real operating point: keep s above this (chosen on val); the best one is always kept.
+    vlnms.FINAL_SCORE_THRESH = 0.0
+    # Add the field `word_attention` [n, words] to the output, for pictures.
+    vlnms.OUTPUT_ATTENTION = False
+
+    # --- training ------------------------------------------------------------------------------
+    # True: the detector stays in eval mode and without gradients, only the branch learns.
+    vlnms.FREEZE_DETECTOR = True
+    # Relatedness loss.
+    vlnms.LOSS = "bce"
+    # Candidates sampled per query, and the largest share of positives among them.
+    vlnms.BATCH_SIZE_PER_QUERY = 32
+    vlnms.POSITIVE_FRACTION = 0.5
+    # A candidate is positive above this IoU with any foreground box.
+    vlnms.IOU_THRESHOLD = 0.5
+    # GloVe-format text file that initialises the word embeddings when training starts afresh.
+    vlnms.WORD_VECTORS = ""
+    # Words seen less often than this in the training expressions are unknown.
+    vlnms.VOCAB_MIN_COUNT = 2
+    # At most this many expressions of an image share one forward; the others take their turn.
+    vlnms.MAX_QUERIES_PER_IMAGE = 32
+
+    cfg.SOLVER.VLNMS = solver = CfgNode()
+    # "SGD": Detectron2's own optimizer; "Adam".
+    solver.OPTIMIZER = "Adam"
+    # Learning rates of the parts relative to SOLVER.BASE_LR.
+    solver.VISUAL_ENCODER_LR_FACTOR = 1.0
+    solver.TEXT_ENCODER_LR_FACTOR = 1.0
+
+    cfg.TEST.VLNMS = test = CfgNode()
+    # The real operating point is the threshold at which this many proposals per expression remain
+    # on the first data set of DATASETS.TEST; the others use it unchanged.
+    test.MEAN_PROPOSALS = 8.0
+
+
+def resolve_paths(cfg: CfgNode, config_file: str | Path) -> None:
+    """Let `MODEL.WEIGHTS` and `MODEL.VLNMS.VOCAB` be relative to the config file, in place.
+
+    A relative path that does not exist as it stands is looked for beside the config file; where
+    neither exists it is left alone, so that the error of the reader names what the user wrote.
+    """
+    folder = Path(config_file).resolve().parent
+    for node, key in ((cfg.MODEL, "WEIGHTS"), (cfg.MODEL.VLNMS, "VOCAB")):
+        value = node[key]
+        if not value or "://" in value or Path(value).exists():
+            continue
+        beside = folder / value
+        if beside.exists():
+            node[key] = str(beside)

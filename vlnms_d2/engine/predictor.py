@@ -1,0 +1,82 @@
+"""From an image and queries to proposals, in the manner of Detectron2's `DefaultPredictor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Instances
+
+from ..modeling.postprocessing import split_by_query
+from ..modeling.queries import as_query_list
+
+
+class VLNMSPredictor(DefaultPredictor):
+    """Query-aware proposals of one image at a time.
+
+    Builds the model that the config describes, loads `MODEL.WEIGHTS`, resizes as
+    `INPUT.{MIN,MAX}_SIZE_TEST` say::
+
+        predictor = VLNMSPredictor(cfg)
+        red, left = predictor(cv2.imread("input.jpg"), ["red cup", "the left chair"])
+    """
+
+    def __call__(self, image: np.ndarray, queries: str | Sequence[str]) -> list[Instances]:
+        """Proposals for each query.
+
+        Args:
+            image: uint8 [H, W, 3], BGR.
+            queries: a string or several.
+
+        Returns:
+            One Instances per query, by falling fused score, with `pred_boxes` (xyxy in pixels of
+            `image`), `scores` (s), `cls_scores` (c), `relatedness` (r), `pred_classes`,
+            `query_index` and, where the config has masks, `pred_masks` [n, H, W].
+
+        Raises:
+            TypeError: a query is not a string.
+            ValueError: the image has another shape or type.
+        """
+        queries = as_query_list(queries)
+        output = self._run([{**self.prepare(image), "query": queries}])
+        return split_by_query(output[0], len(queries))
+
+    def compare(
+        self, image: np.ndarray, queries: str | Sequence[str]
+    ) -> tuple[Instances, list[Instances]]:
+        """The detector's own proposals beside those of each query.
+
+        Args and errors as for a call.
+
+        Returns:
+            The stock detector's Instances, and one Instances per query.
+        """
+        queries = as_query_list(queries)
+        model_input = self.prepare(image)
+        stock, aware = self._run([model_input, {**model_input, "query": queries}])
+        return stock, split_by_query(aware, len(queries))
+
+    @torch.no_grad()
+    def _run(self, batched_inputs: list[dict]) -> list[Instances]:
+        return [output["instances"] for output in self.model(batched_inputs)]
+
+    def prepare(self, image: np.ndarray) -> dict:
+        """The model input of an image, without a query.
+
+        Raises:
+            ValueError: the image has another shape or type than uint8 [H, W, 3], H and W > 0.
+        """
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
+            raise ValueError(
+                f"the image must be a uint8 array [H, W, 3] in BGR order, got {image.dtype} "
+                f"{list(image.shape)}; cv2.imread returns such an array (None for a bad file)"
+            )
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        height, width = image.shape[:2]
+        resized = self.aug.get_transform(image).apply_image(image)
+        chw = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        return {"image": chw, "height": height, "width": width}

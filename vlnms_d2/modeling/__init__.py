@@ -1,0 +1,22 @@
+"""The query-conditioned model: heads, candidates, relatedness and the postprocessor."""
+
+from .candidates import Candidates, select_candidates
+from .postprocessing import POSTPROCESSOR_REGISTRY, VLNMSPostprocessor, split_by_query
+from .queries import use_queries
+from .relatedness import RELATEDNESS_REGISTRY
+from .roi_heads import VLNMSCascadeHead, VLNMSHead, VLNMSRes5Head
+from .text import TEXT_ENCODER_REGISTRY
+
+__all__ = [
+    "POSTPROCESSOR_REGISTRY",
+    "RELATEDNESS_REGISTRY",
+    "TEXT_ENCODER_REGISTRY",
+    "Candidates",
+    "VLNMSCascadeHead",
+    "VLNMSHead",
+    "VLNMSPostprocessor",
+    "VLNMSRes5Head",
+    "select_candidates",
+    "split_by_query",
+    "use_queries",
+]

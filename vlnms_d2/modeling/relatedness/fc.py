@@ -1,0 +1,137 @@
+"""FC relatedness (paper, Eq. 1 and 2; SPEC section 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..text.encoder import TextFeatures
+from .base import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput
+
+# F.normalize's default: norms below it count as this.
+EPS = 1e-12
+
+
+@RELATEDNESS_REGISTRY.register()
+class FC(Relatedness):
+    """Soft attention over the words, then the product of box and query feature, scored linearly.
+
+    With `attention="linear"` the paper's Eq. 1 adds a term of the box and a term of the word, and
+    the softmax over the words cancels the former: the weights are the same for every box. They
+    are computed once per query then, MLP_a is not needed at all, and all scores of Eq. 2 are two
+    matrix products (see `score_pairs`). With `attention="additive"` the weights look at the box.
+
+    Args:
+        visual_dim: width of the box features.
+        text_dim: width of the word features and of m.
+        hidden_dim: hidden width of MLP_a and MLP_b.
+        attention: "linear" or "additive".
+        relu: ReLU before the L2 norm, as in the authors' code.
+        dropout: dropout on m and on the attention's box input, as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        *,
+        visual_dim: int,
+        text_dim: int,
+        hidden_dim: int = 1024,
+        attention: str = "linear",
+        relu: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if attention not in ("linear", "additive"):
+            raise ValueError(
+                f"MODEL.VLNMS.ATTENTION is {attention!r}; FC knows 'linear' and 'additive'"
+            )
+        self.attention = attention
+        self.relu = relu
+        self.dropout = nn.Dropout(dropout)
+        self.mlp_b = _mlp(visual_dim, hidden_dim, text_dim)
+        if attention == "additive":
+            self.mlp_a = _mlp(visual_dim, hidden_dim, text_dim)
+            self.attend_box = nn.Linear(text_dim, text_dim, bias=False)
+            self.attend_word = nn.Linear(text_dim, text_dim)
+        self.fc_s = nn.Linear(text_dim, 1)
+        self.fc_r = nn.Linear(text_dim, 1)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        vlnms = cfg.MODEL.VLNMS
+        return {
+            "hidden_dim": vlnms.FC.HIDDEN_DIM,
+            "attention": vlnms.ATTENTION,
+            "relu": vlnms.FC.RELU,
+            "dropout": vlnms.FC.DROPOUT,
+        }
+
+    def forward(self, visual: Tensor, text: TextFeatures) -> RelatednessOutput:
+        attention = self.word_attention(visual, text)
+        # q: [Q, D] with linear attention, [Q, N, D] with additive attention
+        if attention.dim() == 2:
+            query = torch.einsum("ql,qld->qd", attention, text.words)
+        else:
+            query = attention @ text.words
+        box = self.mlp_b(visual)
+        needs_direct = self.relu or (self.training and self.dropout.p > 0)
+        if query.dim() == 2 and not needs_direct:
+            logits = score_pairs(box, query, self.fc_r.weight[0], self.fc_r.bias)
+        else:
+            logits = self._score_directly(box, query)
+        return RelatednessOutput(logits, attention)
+
+    def word_attention(self, visual: Tensor, text: TextFeatures) -> Tensor:
+        """Softmax over the words: [Q, L] (linear) or [Q, N, L] (additive); padding gets 0."""
+        if self.attention == "linear":
+            scores = self.fc_s(text.words).squeeze(-1)
+            return masked_softmax(scores, text.mask)
+        box = self.attend_box(self.dropout(self.mlp_a(visual)))
+        word = self.attend_word(text.words)
+        # One query at a time: [Q, N, L, D] would be gigabytes for many queries.
+        scores = [self.fc_s(torch.tanh(box[:, None] + w)).squeeze(-1) for w in word]
+        shape = (len(text), len(visual), text.mask.shape[1])
+        stacked = torch.stack(scores) if scores else box.new_zeros(shape)
+        return masked_softmax(stacked, text.mask[:, None])
+
+    def _score_directly(self, box: Tensor, query: Tensor) -> Tensor:
+        """Eq. 2 as it stands: [Q, N] logits through m [Q, N, D]."""
+        if query.dim() == 2:
+            query = query[:, None]
+        product = box[None] * query
+        if self.relu:
+            product = product.relu()
+        m = self.dropout(F.normalize(product, dim=-1, eps=EPS))
+        return self.fc_r(m).squeeze(-1)
+
+
+def score_pairs(box: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`weight . L2Norm(box_i * query_q) + bias` for all pairs, without an [Q, N, D] tensor.
+
+    The numerator is a bilinear form and the squared norm another one, so both are matrix
+    products: (q * u) V^T and (q * q) (V * V)^T (SPEC section 3, closed form).
+
+    Args:
+        box: float [N, D].
+        query: float [Q, D].
+        weight: float [D].
+        bias: float [1].
+
+    Returns:
+        float [Q, N].
+    """
+    numerator = (query * weight) @ box.T
+    squared_norm = (query * query) @ (box * box).T
+    # The clamp before the root keeps the gradient finite where a product is all zero.
+    return numerator / squared_norm.clamp(min=EPS**2).sqrt() + bias
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last dimension where `mask` holds, 0 elsewhere; rows without any are 0."""
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1) * mask
+
+
+def _mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))

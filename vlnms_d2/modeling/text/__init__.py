@@ -1,0 +1,17 @@
+"""Text encoders: from query strings to word features."""
+
+from .bigru import BiGRU
+from .encoder import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, build_text_encoder
+from .vocabulary import Vocabulary, tokenize
+from .word_vectors import read_word_vectors
+
+__all__ = [
+    "TEXT_ENCODER_REGISTRY",
+    "BiGRU",
+    "TextEncoder",
+    "TextFeatures",
+    "Vocabulary",
+    "build_text_encoder",
+    "read_word_vectors",
+    "tokenize",
+]

@@ -1,0 +1,82 @@
+"""What every text encoder is: strings in, word features and a padding mask out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+
+TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
+TEXT_ENCODER_REGISTRY.__doc__ = """
+Registry for text encoders: subclasses of :class:`TextEncoder` built by `cls(cfg)`.
+"""
+
+
+@dataclass
+class TextFeatures:
+    """Encoded queries.
+
+    Attributes:
+        words: float [Q, L, D], one feature per word; padding rows are zero.
+        mask: bool [Q, L], True where there is a word. A row without any is an empty query.
+    """
+
+    words: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def __getitem__(self, index: Tensor | list[int]) -> TextFeatures:
+        """The queries at `index`, cut to the length of the longest among them."""
+        mask = self.mask[index]
+        length = int(mask.sum(dim=1).max()) if mask.numel() else 0
+        return TextFeatures(self.words[index][:, :length], mask[:, :length])
+
+
+class TextEncoder(nn.Module):
+    """Base class of the text encoders.
+
+    Attributes:
+        output_dim: width D of the word features.
+    """
+
+    output_dim: int
+
+    def tokenize(self, query: str) -> list[str]:
+        """The words of `query` as the encoder sees them, cut to the longest length it takes."""
+        raise NotImplementedError
+
+    def forward(self, queries: list[str]) -> TextFeatures:
+        """Encode queries; an empty or blank one is a row without words."""
+        raise NotImplementedError
+
+
+def build_text_encoder(cfg) -> TextEncoder:
+    """The text encoder that `MODEL.VLNMS.TEXT_ENCODER` names.
+
+    Raises:
+        ValueError: the name is not registered; the message lists those that are.
+    """
+    return lookup(TEXT_ENCODER_REGISTRY, cfg.MODEL.VLNMS.TEXT_ENCODER, "TEXT_ENCODER")(cfg)
+
+
+def lookup(registry: Registry, name: str, key: str) -> type:
+    """`registry.get(name)` with an error that names the config key and the possible values."""
+    if name not in registry:
+        known = ", ".join(sorted(known_name for known_name, _ in registry))
+        raise ValueError(f"MODEL.VLNMS.{key} is {name!r}; the registered names are: {known}")
+    return registry.get(name)
+
+
+def pad_words(words: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Word ids of different lengths as int64 [Q, L] and bool mask [Q, L], padded with 0."""
+    lengths = torch.tensor([len(w) for w in words], dtype=torch.int64)
+    longest = int(lengths.max()) if len(words) else 0
+    ids = torch.zeros(len(words), longest, dtype=torch.int64)
+    for row, query in zip(ids, words):
+        row[: len(query)] = torch.tensor(query, dtype=torch.int64)
+    mask = torch.arange(longest) < lengths[:, None]
+    return ids.to(device), mask.to(device)
