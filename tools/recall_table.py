@@ -1,0 +1,156 @@
+#!/usr/bin/env python
+"""Print recall results of several seeds as one Markdown table, mean ± standard deviation.
+
+    python tools/recall_table.py output/seed*/inference/recall_*.json
+    python tools/recall_table.py --by-manner output/seed*/inference/recall_*.json
+
+The files are those that `ProposalRecallEvaluator` writes; files of one data set are taken as seeds
+of one experiment. How many misses are cut is computed per seed, then averaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from vlnms_d2.evaluation.recall import RESULTS_VERSION
+
+ROWS = {
+    "detector": "detector",
+    "detector_matched": "detector (matched)*",
+    "vlnms": "VL-NMS",
+    "misses_cut": "misses cut (%)",
+    "misses_cut_matched": "misses cut (%) of matched*",
+}
+COLUMNS = ("proposals", "referent", "context")
+# Seeds that differ in one of these are not runs of one experiment.
+SETTINGS = ("num_proposals", "mean_proposals", "iou_threshold", "thresholds_chosen_here")
+NOTE = (
+    "*: with the threshold that gives the detector as many proposals as VL-NMS has on these very "
+    "expressions; for comparison only."
+)
+CHOSEN_HERE = "†: the thresholds of the real cut were chosen on this data set."
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """One file of `ProposalRecallEvaluator`.
+
+    Raises:
+        ValueError: it is not such a file, or of another version.
+    """
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    version = results.get("version") if isinstance(results, dict) else None
+    if version != RESULTS_VERSION or "overall" not in results:
+        raise ValueError(
+            f"{path}: expected version {RESULTS_VERSION} of ProposalRecallEvaluator's results, "
+            f"found {version!r}; evaluate again"
+        )
+    return results
+
+
+def group_by_dataset(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The results of each data set, in the order of the files.
+
+    Raises:
+        ValueError: a file is given twice, or files of a data set are not seeds of one experiment.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError("a file is given twice, which would count one seed as two")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path in paths:
+        results = read_results(path)
+        group = groups.setdefault(results["dataset"], [])
+        for name in SETTINGS:
+            if group and results[name] != group[0][name]:
+                raise ValueError(
+                    f"{path}: {name} is {results[name]}, but {group[0][name]} in another file of "
+                    f"{results['dataset']}"
+                )
+        if group and results["overall"]["expressions"] != group[0]["overall"]["expressions"]:
+            raise ValueError(f"{path}: other expressions than in another file of this data set")
+        group.append(results)
+    return groups
+
+
+def mean_and_deviation(values: Sequence[float | None]) -> str:
+    """Mean ± sample standard deviation; "-" where no seed has a value.
+
+    A seed without a value (None: the detector missed nothing) is left out.
+    """
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def table_rows(name: str, seeds: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """The rows of one group of expressions.
+
+    Args:
+        name: first cell.
+        seeds: of each seed what `evaluate_group` returned.
+    """
+    for row, label in ROWS.items():
+        cells = [
+            mean_and_deviation([seed[point].get(row, {}).get(column) for seed in seeds])
+            for point in ("top", "real")
+            for column in COLUMNS
+        ]
+        yield [name, str(seeds[0]["expressions"]), str(len(seeds)), label, *cells]
+
+
+def markdown(groups: dict[str, list[dict[str, Any]]], by_manner: bool) -> str:
+    """The table with its notes."""
+    rows, chosen_here, cut = [], False, set()
+    for dataset, seeds in groups.items():
+        mark = "†" if seeds[0]["thresholds_chosen_here"] else ""
+        chosen_here = chosen_here or bool(mark)
+        cut.add(seeds[0]["num_proposals"])
+        rows += table_rows(dataset + mark, [seed["overall"] for seed in seeds])
+        for manner in seeds[0]["by_manner"] if by_manner else ():
+            manner_seeds = [seed["by_manner"][manner] for seed in seeds]
+            rows += table_rows(f"{dataset}{mark}, {manner}", manner_seeds)
+    top = f"N={cut.pop()}" if len(cut) == 1 else "N"
+    headers = ["data set", "expressions", "seeds", "proposals of"]
+    headers += [f"{point}: {c}" for point in (top, "real") for c in COLUMNS]
+    table = tabulate(
+        rows,
+        headers=headers,
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["left", "right", "right", "left"] + ["right"] * 2 * len(COLUMNS),
+    )
+    return "\n\n".join([table, NOTE, *([CHOSEN_HERE] if chosen_here else [])])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    description, _, epilog = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recall_*.json")
+    parser.add_argument(
+        "--by-manner", action="store_true", help="also one row per manner of expressions"
+    )
+    args = parser.parse_args(argv)
+    try:
+        print(markdown(group_by_dataset(args.files), args.by_manner))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

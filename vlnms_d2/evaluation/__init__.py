@@ -1,0 +1,5 @@
+"""Evaluators, each a Detectron2 `DatasetEvaluator`."""
+
+from .recall import ProposalRecallEvaluator
+
+__all__ = ["ProposalRecallEvaluator"]

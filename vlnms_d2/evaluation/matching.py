@@ -1,0 +1,142 @@
+"""Ranked proposals against annotated boxes, kept so that any score threshold can be evaluated.
+
+The proposals that remain at a threshold are a prefix of the ranking: those with a score above it,
+and always the best one (the "real" operating point of VL-NMS, Sec. 4.1). So it is enough to know
+how long the prefix is and where in the ranking each annotated box is first hit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances, pairwise_iou
+
+NEVER = np.iinfo(np.int32).max
+"""Rank of the first hit of a box that no proposal hits."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """The ranked proposals of one expression against its annotated boxes.
+
+    Attributes:
+        scores: float32 [n], falling.
+        best_iou: float32 [n], the best IoU with the referent among the proposals so far.
+        context_rank: int32 [C], for each contextual box the rank of the first proposal that hits
+            it, or `NEVER`.
+    """
+
+    scores: np.ndarray
+    best_iou: np.ndarray
+    context_rank: np.ndarray
+
+
+def match_proposals(
+    instances: Instances,
+    targets: Sequence[Sequence[Sequence[float]]],
+    iou_threshold: float,
+    num_proposals: int,
+) -> list[Match]:
+    """Match one set of proposals with the boxes of each of several expressions.
+
+    Args:
+        instances: on the CPU, with `pred_boxes` (xyxy in pixels) and `scores`.
+        targets: per expression its boxes, xyxy in the same pixels: the referent, then the
+            contextual boxes.
+        iou_threshold: a proposal hits a box if their IoU is above this.
+        num_proposals: only so many proposals count, those of highest score.
+    """
+    scores = instances.scores.float()
+    order = scores.argsort(descending=True, stable=True)[:num_proposals]
+    boxes, scores = instances.pred_boxes[order], scores[order].numpy()
+    sizes = [len(one) for one in targets]
+    every_target = torch.tensor([box for one in targets for box in one], dtype=torch.float32)
+    iou = pairwise_iou(boxes, Boxes(every_target.view(-1, 4))).numpy()
+    ranks = np.arange(len(scores), dtype=np.int32)[:, None]
+    first_hit = np.where(iou > iou_threshold, ranks, NEVER).min(axis=0, initial=NEVER)
+    best_iou = np.maximum.accumulate(iou, axis=0)
+    ends = np.cumsum(sizes)
+    return [
+        # Copies: a view would keep the arrays of all expressions alive.
+        Match(scores, best_iou[:, start].copy(), first_hit[start + 1 : end].astype(np.int32))
+        for start, end in zip(ends - sizes, ends, strict=True)
+    ]
+
+
+class MatchTable:
+    """The matches of E expressions in arrays, to evaluate all of them at an operating point.
+
+    Args:
+        matches: one per expression, at least one.
+        iou_threshold: a referent is hit above this IoU.
+    """
+
+    def __init__(self, matches: Sequence[Match], iou_threshold: float):
+        self.iou_threshold = iou_threshold
+        self.num_proposals = np.array([len(m.scores) for m in matches])
+        width = self.num_proposals.max()
+        self._filled = np.arange(width) < self.num_proposals[:, None]
+        self._scores = np.full((len(matches), width), -np.inf, np.float32)
+        self._scores[self._filled] = np.concatenate([m.scores for m in matches])
+        # Column k is the best IoU among the first k proposals; nothing overlaps by 0.
+        self._best_iou = np.zeros((len(matches), width + 1), np.float32)
+        self._best_iou[:, 1:][self._filled] = np.concatenate([m.best_iou for m in matches])
+        self._context_rank = np.concatenate([m.context_rank for m in matches])
+        num_context = np.array([len(m.context_rank) for m in matches])
+        self._context_row = np.repeat(np.arange(len(matches)), num_context)
+        self._num_context = num_context
+
+    def counts(self, threshold: float) -> np.ndarray:
+        """int64 [E], how many proposals remain: those above the threshold, at least the best.
+
+        Compared in float32, as the model compares its scores with `FINAL_SCORE_THRESH`.
+        """
+        above = (self._scores > np.float32(threshold)).sum(axis=1)
+        return np.maximum(above, np.minimum(self.num_proposals, 1))
+
+    def summary(self, counts: np.ndarray) -> dict[str, float | None]:
+        """Evaluate the first `counts` (int64 [E]) proposals of each expression.
+
+        Returns:
+            * `referent`: percentage of expressions whose referent is hit;
+            * `context`: per expression the share of its contextual boxes that are hit, averaged
+              over expressions that have any, in percent; None if there are none;
+            * `proposals`: mean number of proposals per expression;
+            * `best_iou`: mean over expressions of the best IoU of a proposal with the referent.
+        """
+        best_iou = self._best_iou[np.arange(len(counts)), counts]
+        hits = self._context_rank < counts[self._context_row]
+        has_context = self._num_context > 0
+        num_hit = np.bincount(self._context_row, weights=hits, minlength=len(counts))
+        shares = num_hit[has_context] / self._num_context[has_context]
+        return {
+            "referent": 100.0 * float((best_iou > self.iou_threshold).mean()),
+            "context": 100.0 * float(shares.mean()) if len(shares) else None,
+            "proposals": float(counts.mean()),
+            "best_iou": float(best_iou.mean(dtype=np.float64)),
+        }
+
+    @property
+    def num_with_context(self) -> int:
+        """How many expressions have contextual boxes."""
+        return int((self._num_context > 0).sum())
+
+    def threshold_for(self, mean_proposals: float) -> float:
+        """The threshold at which the mean number of proposals comes closest to a given one.
+
+        The number only changes at scores of proposals that are not the best of their expression,
+        so these, and one threshold below them all, are all there is to try. Of two that are
+        equally close the higher one, with fewer proposals, is taken.
+        """
+        others = np.sort(self._scores[:, 1:][self._filled[:, 1:]])
+        if not len(others):
+            return 0.0
+        distinct = np.unique(others)
+        tried = np.concatenate([[np.nextafter(distinct[0], np.float32(-np.inf))], distinct])
+        above = len(others) - np.searchsorted(others, tried, side="right")
+        total = np.minimum(self.num_proposals, 1).sum() + above
+        distance = np.abs(total - mean_proposals * len(self._scores))
+        return float(tried[::-1][distance[::-1].argmin()])
