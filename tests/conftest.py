@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +16,10 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 from vlnms_d2 import add_vlnms_config
+from vlnms_d2.data import register_refshapes
 from vlnms_d2.modeling.text import Vocabulary
+
+REPO = Path(__file__).resolve().parents[1]
 
 HEADS = {
     "VLNMSHead": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml",
@@ -133,3 +141,17 @@ def same_instances(a, b) -> bool:
         for k, x in fields_a.items()
     )
 
+
+@pytest.fixture(scope="session")
+def tiny_refshapes(tmp_path_factory) -> str:
+    """A RefShapes of a few images, registered; returns the first part of its names.
+
+    `$TINY_REFSHAPES` is its folder, for processes that a test starts.
+    """
+    root = tmp_path_factory.mktemp("datasets") / "refshapes"
+    counts = ["--train", "5", "--val", "2", "--testA", "1", "--testB", "2", "--workers", "1"]
+    tool = [sys.executable, "-W", "ignore", str(REPO / "tools" / "make_refshapes.py")]
+    subprocess.run([*tool, "--out", str(root), "--seed", "7", *counts], check=True)
+    register_refshapes(root, name="tiny")
+    os.environ["TINY_REFSHAPES"] = str(root)
+    return "tiny"

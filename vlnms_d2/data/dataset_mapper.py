@@ -1,0 +1,140 @@
+"""From a dataset dict with expressions to a model input with queries and their targets."""
+
+from __future__ import annotations
+
+import copy
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import detection_utils
+from detectron2.structures import Boxes, BoxMode, Instances
+
+
+class GroundingMapper:
+    """Reads the image and turns its expressions into queries.
+
+    A model input has, besides Detectron2's `image`, `height`, `width`:
+
+    * `query`: the expressions' texts;
+    * `expressions`: per query `sent_id`, `manner`, `referent_box` [x1, y1, x2, y2] and
+      `context_boxes`, a list of such boxes or None where they are not annotated; in pixels of the
+      image file;
+    * `query_targets` (training): per query an `Instances` with `gt_boxes`, its foreground, in
+      pixels of the network's input: the referent first, then the contextual objects.
+
+    Expressions say left and right, so images are resized but never flipped.
+
+    Args:
+        is_train: give `query_targets`, and draw at most `max_queries` expressions an image.
+        augmentations: of the image; resizing only.
+        image_format: see `detection_utils.read_image`.
+        max_queries: expressions of an image that share a forward in training.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: list[T.Augmentation],
+        image_format: str,
+        max_queries: int,
+    ):
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.max_queries = max_queries
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        size = (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN)
+        if not is_train:
+            size = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING if is_train else "choice"
+        return {
+            "is_train": is_train,
+            "augmentations": [T.ResizeShortestEdge(*size, sampling)],
+            "image_format": cfg.INPUT.FORMAT,
+            "max_queries": cfg.MODEL.VLNMS.MAX_QUERIES_PER_IMAGE,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Map one image; draws from NumPy's global generator in training only.
+
+        Raises:
+            ValueError: the image cannot be decoded, or has another size than annotated.
+            KeyError: an annotation that an expression points at is missing.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        image = read_image(dataset_dict["file_name"], self.image_format)
+        detection_utils.check_image_size(dataset_dict, image)
+        aug_input = T.AugInput(image)
+        transform = self.augmentations(aug_input)
+
+        annotations = {a["id"]: a for a in dataset_dict.pop("annotations")}
+        expressions = dataset_dict.pop("expressions")
+        if self.is_train and len(expressions) > self.max_queries:
+            drawn = np.random.permutation(len(expressions))[: self.max_queries]
+            expressions = [expressions[i] for i in sorted(drawn)]
+        described = [self._describe(e, annotations, dataset_dict) for e in expressions]
+
+        chw = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
+        dataset_dict["image"] = torch.as_tensor(chw)
+        dataset_dict["query"] = [e["query"] for e in expressions]
+        dataset_dict["expressions"] = described
+        if self.is_train:
+            size = aug_input.image.shape[:2]
+            dataset_dict["query_targets"] = [_target(e, transform, size) for e in described]
+        return dataset_dict
+
+    @staticmethod
+    def _describe(expression: dict, annotations: dict[int, dict], dataset_dict: dict) -> dict:
+        def box(ann_id: int) -> list[float]:
+            if ann_id not in annotations:
+                raise KeyError(
+                    f"expression {expression['sent_id']} of {dataset_dict['file_name']} points at "
+                    f"annotation {ann_id}, which the image does not have"
+                )
+            annotation = annotations[ann_id]
+            return list(
+                BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            )
+
+        context = expression["context_ann_ids"]
+        return {
+            "sent_id": expression["sent_id"],
+            "manner": expression["manner"],
+            "referent_box": box(expression["ann_id"]),
+            "context_boxes": None if context is None else [box(i) for i in context],
+        }
+
+
+def _target(described: dict, transform: T.Transform, image_size: tuple[int, int]) -> Instances:
+    boxes = np.array([described["referent_box"], *(described["context_boxes"] or [])])
+    target = Instances(image_size)
+    target.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)).float())
+    target.gt_boxes.clip(image_size)
+    return target
+
+
+def read_image(file_name: str, image_format: str) -> np.ndarray:
+    """Detectron2's `read_image` with an error that names the file.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not an image, or cut off.
+    """
+    try:
+        return detection_utils.read_image(file_name, format=image_format)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no image file {file_name}") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{file_name} cannot be read as an image ({error}); expected a complete JPEG, PNG or "
+            "other file that Pillow reads"
+        ) from error
