@@ -48,14 +48,14 @@ def test_without_a_query_it_is_the_stock_detector_to_the_bit(config, head):
     assert isinstance(ours, GeneralizedRCNN) and type(ours) is type(stock)
 
     inputs = [image_input(0), image_input(1, height=80)]
-    for mine, theirs in zip(run(ours, *inputs), run(stock, *inputs)):
+    for mine, theirs in zip(run(ours, *inputs), run(stock, *inputs), strict=True):
         assert len(theirs) > 3
         assert same_instances(mine, theirs)
 
 
 def test_an_image_without_a_query_is_stock_also_beside_one_with(config, head):
     model = build(config(head))
-    alone, other = run(model, image_input(0), image_input(1))
+    alone, _other = run(model, image_input(0), image_input(1))
     mixed, asked = run(model, image_input(0), image_input(1, query="red cup"))
     assert set(mixed.get_fields()) == set(alone.get_fields())
     assert torch.equal(mixed.pred_classes, alone.pred_classes)
@@ -79,7 +79,7 @@ def test_output_fields_and_order(model):
 def test_queries_of_one_image_do_not_touch_each_other(model):
     queries = ["red cup", "the left dog", "blue cup of the dog"]
     (together,) = run(model, image_input(0, query=queries))
-    for own, query in zip(split_by_query(together, 3), queries):
+    for own, query in zip(split_by_query(together, 3), queries, strict=True):
         (alone,) = run(model, image_input(0, query=query))
         assert torch.equal(own.pred_classes, alone.pred_classes)
         torch.testing.assert_close(own.scores, alone.scores)

@@ -39,9 +39,10 @@ class RelatednessBranch(nn.Module):
         Returns:
             Per image one TextFeatures.
         """
-        distinct = {text: i for i, text in enumerate(dict.fromkeys(sum(queries, [])))}
+        texts = dict.fromkeys(text for own in queries for text in own)
+        distinct = {text: i for i, text in enumerate(texts)}
         features = self.text_encoder(list(distinct))
-        return [features[[distinct[text] for text in texts]] for texts in queries]
+        return [features[[distinct[text] for text in own]] for own in queries]
 
     def score(self, visual: Tensor, text: TextFeatures) -> tuple[Tensor, RelatednessOutput]:
         """Relatedness of every box to every query.

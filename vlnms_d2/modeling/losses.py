@@ -21,7 +21,7 @@ def label_candidates(boxes: Tensor, foreground: list[Tensor], iou_threshold: flo
         float [Q, N].
     """
     labels = boxes.new_zeros(len(foreground), len(boxes))
-    for row, gt_boxes in zip(labels, foreground):
+    for row, gt_boxes in zip(labels, foreground, strict=True):
         if len(gt_boxes) and len(boxes):
             row[:] = (box_iou(gt_boxes, boxes) > iou_threshold).any(dim=0)
     return labels

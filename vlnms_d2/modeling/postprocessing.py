@@ -138,4 +138,4 @@ def split_by_query(instances: Instances, num_queries: int) -> list[Instances]:
         )
     counts = torch.bincount(query_index.cpu(), minlength=num_queries).tolist()
     ends = torch.tensor(counts).cumsum(0).tolist()
-    return [instances[end - count : end] for count, end in zip(counts, ends)]
+    return [instances[end - count : end] for count, end in zip(counts, ends, strict=True)]

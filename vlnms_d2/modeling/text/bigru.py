@@ -29,9 +29,7 @@ class BiGRU(TextEncoder):
     """
 
     @configurable
-    def __init__(
-        self, *, vocabulary: Vocabulary, embed_dim: int, hidden_dim: int, max_words: int
-    ):
+    def __init__(self, *, vocabulary: Vocabulary, embed_dim: int, hidden_dim: int, max_words: int):
         super().__init__()
         if max_words < 1:
             raise ValueError(f"MODEL.VLNMS.MAX_WORDS is {max_words}, expected at least 1")

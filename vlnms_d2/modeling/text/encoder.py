@@ -76,7 +76,7 @@ def pad_words(words: list[list[int]], device: torch.device) -> tuple[Tensor, Ten
     lengths = torch.tensor([len(w) for w in words], dtype=torch.int64)
     longest = int(lengths.max()) if len(words) else 0
     ids = torch.zeros(len(words), longest, dtype=torch.int64)
-    for row, query in zip(ids, words):
+    for row, query in zip(ids, words, strict=True):
         row[: len(query)] = torch.tensor(query, dtype=torch.int64)
     mask = torch.arange(longest) < lengths[:, None]
     return ids.to(device), mask.to(device)

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 
 
-def read_word_vectors(
-    path: str | Path, words: Collection[str], dim: int
-) -> dict[str, np.ndarray]:
+def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dict[str, np.ndarray]:
     """Vectors of `words` from a text file with one `word v1 ... vd` a line.
 
     Lines are parsed from the right, since a few "words" of GloVe 840B hold spaces.
