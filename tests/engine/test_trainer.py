@@ -1,0 +1,204 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO
+from detectron2.config import CfgNode, get_cfg
+
+from vlnms_d2 import add_vlnms_config
+from vlnms_d2.engine.checkpoint import AtomicCheckpointer
+from vlnms_d2.engine.trainer import VLNMSTrainer, build_vocabulary
+
+ITERATIONS = 6
+SMALL = {
+    "MODEL.WEIGHTS": "",
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.VLNMS.FC.HIDDEN_DIM": 32,
+    "MODEL.VLNMS.FC.DROPOUT": 0.5,
+    "MODEL.VLNMS.BIGRU.HIDDEN_DIM": 8,
+    "MODEL.VLNMS.MAX_QUERIES_PER_IMAGE": 5,
+    "MODEL.VLNMS.MAX_CANDIDATES": 60,
+    "INPUT.MIN_SIZE_TRAIN": (96, 112),
+    "INPUT.MIN_SIZE_TEST": 96,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": ITERATIONS,
+    "SOLVER.CHECKPOINT_PERIOD": 2,
+    "SEED": 5,
+}
+
+
+def settings(kind: str, tiny_refshapes: str, output_dir: Path, **more) -> list:
+    """KEY VALUE pairs that make configs/refshapes/{kind}.yaml small."""
+    train = f"{tiny_refshapes}_instances_train" if kind == "detector" else f"{tiny_refshapes}_train"
+    values = {**SMALL, "DATASETS.TRAIN": (train,), "DATASETS.TEST": (), **more}
+    return [x for pair in {**values, "OUTPUT_DIR": str(output_dir)}.items() for x in pair]
+
+
+def make_config(kind: str, tiny_refshapes: str, output_dir: Path, **more) -> CfgNode:
+    cfg = get_cfg()
+    add_vlnms_config(cfg)
+    cfg.merge_from_file(str(REPO / f"configs/refshapes/{kind}.yaml"))
+    cfg.merge_from_list(settings(kind, tiny_refshapes, output_dir, **more))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    build_vocabulary(cfg)
+    return cfg
+
+
+def trained(cfg: CfgNode, *, resume: bool = False, stop_before: int | None = None) -> VLNMSTrainer:
+    """Train; with `stop_before` the process "dies" when it comes to that iteration."""
+    torch.manual_seed(cfg.SEED)
+    trainer = VLNMSTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    step = trainer.run_step
+
+    def run_step():
+        if trainer.iter == stop_before:
+            raise KeyboardInterrupt
+        step()
+
+    trainer.run_step = run_step
+    if stop_before is None:
+        trainer.train()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    return trainer
+
+
+def assert_same_weights(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_workers"), [("vlnms_fc", 0), ("vlnms_fc", 1), ("detector", 1)]
+)
+def test_a_resumed_run_gives_the_weights_of_an_unbroken_one(
+    kind, num_workers, tiny_refshapes, tmp_path
+):
+    more = {"DATALOADER.NUM_WORKERS": num_workers}
+    whole = trained(make_config(kind, tiny_refshapes, tmp_path / "whole", **more))
+    cfg = make_config(kind, tiny_refshapes, tmp_path / "broken", **more)
+    trained(cfg, stop_before=1)  # before the first checkpoint
+    trained(cfg, resume=True, stop_before=3)  # between two
+    torch.rand(17)  # whatever else the process drew
+    resumed = trained(cfg, resume=True)
+    assert resumed.start_iter == 2
+    assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
+    first, second = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=False)
+        for name in ("whole", "broken")
+    )
+    assert first["iteration"] == second["iteration"] == ITERATIONS - 1
+    assert_same_weights(first["model"], second["model"])
+
+
+def test_a_killed_process_resumes_exactly(tiny_refshapes, tmp_path):
+    """SIGKILL, at a moment that the test does not choose."""
+
+    def command(output_dir: Path, *flags: str) -> list[str]:
+        opts = settings("vlnms_fc", tiny_refshapes, output_dir, **{"SOLVER.CHECKPOINT_PERIOD": 1})
+        config_file = str(REPO / "configs/refshapes/vlnms_fc.yaml")
+        script = [sys.executable, "-W", "ignore", str(REPO / "tests/engine/train_tiny.py")]
+        return [*script, "--config-file", config_file, *flags, *map(str, opts)]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    tag = tmp_path / "killed" / "last_checkpoint"
+    deadline = time.monotonic() + 120
+    while not tag.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert tag.exists()
+    subprocess.run(command(tmp_path / "killed", "--resume"), check=True, capture_output=True)
+    whole, resumed = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=False)["model"]
+        for name in ("whole", "killed")
+    )
+    assert_same_weights(whole, resumed)
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    checkpointer = AtomicCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_1", iteration=1)
+
+    def save_half(content, file):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save_half)
+    for name in ("model_1", "model_2"):
+        with pytest.raises(KeyboardInterrupt):
+            checkpointer.save(name, iteration=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_1.pth"]
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_1.pth")
+    assert checkpointer.load(checkpointer.get_checkpoint_file())["iteration"] == 1
+
+
+def test_the_frozen_detector_is_not_trained_and_parts_have_their_rates(tiny_refshapes, tmp_path):
+    more = {
+        "SOLVER.VLNMS.VISUAL_ENCODER_LR_FACTOR": 0.25,
+        "SOLVER.VLNMS.TEXT_ENCODER_LR_FACTOR": 0.5,
+        "SOLVER.BASE_LR": 0.4,
+    }
+    cfg = make_config("vlnms_fc", tiny_refshapes, tmp_path, **more)
+    model = VLNMSTrainer.build_model(cfg)
+    optimizer = VLNMSTrainer.build_optimizer(cfg, model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    branch = model.roi_heads.vlnms
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert {rates.pop(id(p)) for p in branch.visual_encoder.parameters()} == {0.1}
+    assert {rates.pop(id(p)) for p in branch.text_encoder.parameters()} == {0.2}
+    assert {rates.pop(id(p)) for p in branch.relatedness.parameters()} == {0.4}
+    assert not rates
+
+
+def test_an_unknown_optimizer_is_an_error(tiny_refshapes, tmp_path):
+    cfg = make_config("vlnms_fc", tiny_refshapes, tmp_path)
+    cfg.SOLVER.VLNMS.OPTIMIZER = "Sphinx"
+    with pytest.raises(ValueError, match="'Sphinx', expected 'Adam' or 'SGD'"):
+        VLNMSTrainer.build_optimizer(cfg, torch.nn.Linear(1, 1))
+
+
+def test_word_vectors_initialise_a_fresh_run_only(tiny_refshapes, tmp_path):
+    glove = tmp_path / "glove.txt"
+    glove.write_text("the " + " ".join(["0.5"] * 300) + "\n")
+    more = {"MODEL.VLNMS.WORD_VECTORS": str(glove), "SOLVER.MAX_ITER": 1}
+    cfg = make_config("vlnms_fc", tiny_refshapes, tmp_path / "run", **more)
+    trainer = VLNMSTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    encoder = trainer.model.roi_heads.vlnms.text_encoder
+    row = encoder.vocabulary.encode(["the"])[0]
+    assert torch.equal(encoder.embedding.weight[row], torch.full((300,), 0.5))
+    trainer.train()
+    glove.unlink()
+    cfg.SOLVER.MAX_ITER = 2
+    VLNMSTrainer(cfg).resume_or_load(resume=True)
+
+
+def test_evaluation_chooses_the_operating_point_on_the_first_data_set(tiny_refshapes, tmp_path):
+    test_sets = (f"{tiny_refshapes}_val", f"{tiny_refshapes}_testB")
+    cfg = make_config("vlnms_fc", tiny_refshapes, tmp_path, **{"DATASETS.TEST": test_sets})
+    model = VLNMSTrainer.build_model(cfg)
+    results = VLNMSTrainer.test(cfg, model)
+    assert list(results) == list(test_sets)
+    written = [tmp_path / "inference" / f"recall_{name}.json" for name in test_sets]
+    val, test_b = (json.loads(path.read_text()) for path in written)
+    assert val["thresholds"] == test_b["thresholds"]
+
+
+def test_data_sets_with_and_without_expressions_do_not_mix(tiny_refshapes, tmp_path):
+    names = (f"{tiny_refshapes}_train", f"{tiny_refshapes}_instances_train")
+    with pytest.raises(ValueError, match="mixes data sets with and without expressions"):
+        make_config("vlnms_fc", tiny_refshapes, tmp_path, **{"DATASETS.TRAIN": names})

@@ -1,0 +1,230 @@
+"""`DefaultTrainer` for detectors and for the relatedness branch, with exact resuming."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+)
+from detectron2.solver import build_optimizer
+from detectron2.solver.build import (
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+)
+from detectron2.utils import comm
+
+from ..data import GroundingMapper, build_grounding_test_loader, build_train_loader
+from ..data.refer import merge_by_image
+from ..evaluation import ProposalRecallEvaluator
+from ..modeling.text import Vocabulary
+from .checkpoint import AtomicCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+class VLNMSTrainer(DefaultTrainer):
+    """Trains what the config describes: a stock detector, or the branch on top of one.
+
+    Data sets with expressions (`evaluator_type` "refer") go through `GroundingMapper` and
+    `ProposalRecallEvaluator`, all others through Detectron2's own mapper and COCO evaluation.
+
+    With `SEED` >= 0 a run that is killed and resumed gives the weights of an unbroken one: the
+    order of the images and all random draws depend on the seed and the iteration alone.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        self.checkpointer = AtomicCheckpointer(
+            self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self._hooks.clear()
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """See `DefaultTrainer`; a run that starts afresh also reads the word vectors."""
+        super().resume_or_load(resume)
+        self.data_loader.batch_sampler.start_iter = self.start_iter
+        path = self.cfg.MODEL.VLNMS.WORD_VECTORS
+        if path and self.start_iter == 0:
+            encoder = _bare(self.model).roi_heads.vlnms.text_encoder
+            known = encoder.load_word_vectors(path)
+            logger.info(
+                "%d of %d words of the vocabulary have a vector in %s",
+                known,
+                len(encoder.vocabulary),
+                path,
+            )
+
+    def build_hooks(self) -> list[HookBase]:
+        seed = [SeedEveryIteration(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
+        return seed + super().build_hooks()
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Adam with the per-part learning rates of `SOLVER.VLNMS`, or Detectron2's SGD.
+
+        Raises:
+            ValueError: `SOLVER.VLNMS.OPTIMIZER` names neither.
+        """
+        name = cfg.SOLVER.VLNMS.OPTIMIZER
+        if name == "SGD":
+            return build_optimizer(cfg, model)
+        if name != "Adam":
+            raise ValueError(f"SOLVER.VLNMS.OPTIMIZER is {name!r}, expected 'Adam' or 'SGD'")
+        factors = {
+            "roi_heads.vlnms.visual_encoder.": cfg.SOLVER.VLNMS.VISUAL_ENCODER_LR_FACTOR,
+            "roi_heads.vlnms.text_encoder.": cfg.SOLVER.VLNMS.TEXT_ENCODER_LR_FACTOR,
+        }
+
+        def lr_factor(parameter_name: str) -> float:
+            matches = (f for part, f in factors.items() if parameter_name.startswith(part))
+            return next(matches, 1.0)
+
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            lr_factor_func=lr_factor,
+        )
+        return maybe_add_gradient_clipping(cfg, torch.optim.Adam)(parameters, lr=cfg.SOLVER.BASE_LR)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        if _has_expressions(cfg.DATASETS.TRAIN):
+            dataset_dicts = load_expressions(cfg.DATASETS.TRAIN)
+            mapper = GroundingMapper(cfg, is_train=True)
+        else:
+            dataset_dicts = get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            )
+            mapper = DatasetMapper(cfg, is_train=True)
+        return build_train_loader(
+            dataset_dicts,
+            mapper,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        if _has_expressions([dataset_name]):
+            mapper = GroundingMapper(cfg, is_train=False)
+            return build_grounding_test_loader(cfg, dataset_name, mapper)
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, thresholds: dict[str, float] | None = None
+    ) -> DatasetEvaluator:
+        """Recall for data sets with expressions, COCO evaluation for the others.
+
+        Args:
+            thresholds: the real operating point, chosen on another data set; None to choose it
+                on this one.
+        """
+        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if _has_expressions([dataset_name]):
+            return ProposalRecallEvaluator(
+                dataset_name,
+                output_dir=output_dir,
+                num_proposals=cfg.TEST.DETECTIONS_PER_IMAGE,
+                mean_proposals=cfg.TEST.VLNMS.MEAN_PROPOSALS,
+                thresholds=thresholds,
+            )
+        return COCOEvaluator(dataset_name, output_dir=output_dir)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> OrderedDict:
+        """Evaluate on `DATASETS.TEST` in turn.
+
+        The first data set with expressions is where the real operating point is chosen (put val
+        first); the others use it unchanged.
+        """
+        if evaluators is not None:
+            return super().test(cfg, model, evaluators)
+        results, thresholds = OrderedDict(), None
+        for name in cfg.DATASETS.TEST:
+            evaluator = cls.build_evaluator(cfg, name, thresholds)
+            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            if comm.is_main_process():
+                print_csv_format(results[name])
+            if isinstance(evaluator, ProposalRecallEvaluator):
+                thresholds = comm.all_gather(evaluator.thresholds)[0]
+        return results
+
+
+class SeedEveryIteration(HookBase):
+    """Seeds torch before each iteration, so that draws do not depend on what came before.
+
+    Args:
+        seed: `SEED` of the config.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_step(self) -> None:
+        torch.manual_seed((self.seed * 1_000_003 + self.trainer.iter) * 4093 + comm.get_rank())
+
+
+def load_expressions(dataset_names) -> list[dict]:
+    """The data sets' images, those that occur in several of them with all their expressions."""
+    return merge_by_image(*(DatasetCatalog.get(name) for name in dataset_names))
+
+
+def build_vocabulary(cfg: CfgNode) -> None:
+    """Give a config that trains a BiGRU without a vocabulary one, in place.
+
+    It is built from the training expressions and saved as `{OUTPUT_DIR}/vocab.json`; a run that
+    resumes finds it there.
+    """
+    if cfg.MODEL.VLNMS.VOCAB or not _has_expressions(cfg.DATASETS.TRAIN):
+        return
+    path = Path(cfg.OUTPUT_DIR) / "vocab.json"
+    if comm.is_main_process() and not path.is_file():
+        sentences = (
+            expression["query"]
+            for image in load_expressions(cfg.DATASETS.TRAIN)
+            for expression in image["expressions"]
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        vocabulary = Vocabulary.build(sentences, cfg.MODEL.VLNMS.VOCAB_MIN_COUNT)
+        vocabulary.save(path)
+        logger.info("Built a vocabulary of %d words: %s", len(vocabulary), path)
+    comm.synchronize()
+    cfg.MODEL.VLNMS.VOCAB = str(path)
+
+
+def _has_expressions(dataset_names) -> bool:
+    kinds = {MetadataCatalog.get(name).get("evaluator_type") == "refer" for name in dataset_names}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{tuple(dataset_names)} mixes data sets with and without expressions; train and test "
+            "them apart"
+        )
+    return kinds == {True}
+
+
+def _bare(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside DistributedDataParallel."""
+    return getattr(model, "module", model)
