@@ -1,0 +1,36 @@
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, build
+from detectron2.checkpoint import DetectionCheckpointer
+
+export = runpy.run_path(str(REPO / "tools" / "export_weights.py"))["export"]
+
+
+def test_the_exported_weights_load_and_are_small(config, tmp_path):
+    model = build(config())
+    checkpoint, exported = tmp_path / "model_final.pth", tmp_path / "models" / "small.pth"
+    torch.save({"model": model.state_dict(), "optimizer": torch.zeros(10**6)}, checkpoint)
+    size = export(checkpoint, exported)
+    assert size == exported.stat().st_size < checkpoint.stat().st_size / 2
+
+    loaded = build(config(), seed=1)
+    DetectionCheckpointer(loaded).load(str(exported))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    branch = "roi_heads.vlnms.text_encoder.vocabulary_fingerprint"
+    assert loaded.state_dict()[branch].equal(model.state_dict()[branch])
+
+
+def test_what_cannot_be_exported_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint .*absent.pth"):
+        export(tmp_path / "absent.pth", tmp_path / "out.pth")
+    torch.save({"weights": {}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match='no entry "model"'):
+        export(tmp_path / "other.pth", tmp_path / "out.pth")
+    torch.save({"model": {"w": torch.tensor([1e6])}}, tmp_path / "large.pth")
+    with pytest.raises(ValueError, match="half precision"):
+        export(tmp_path / "large.pth", tmp_path / "out.pth")
+    assert not Path(tmp_path / "out.pth").exists()
