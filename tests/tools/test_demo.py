@@ -1,0 +1,209 @@
+"""Tests of the demonstration, with a small model of random weights."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import build
+
+from vlnms_d2 import VLNMSPredictor
+
+_SPEC = importlib.util.spec_from_file_location(
+    "demo", Path(__file__).parents[2] / "tools" / "demo.py"
+)
+demo = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(demo)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("demo_model")
+
+
+@pytest.fixture
+def config_file(config, files) -> Path:
+    """A config with weights beside it; made once."""
+    path = files / "config.yaml"
+    if not path.is_file():
+        cfg = config()
+        torch.save({"model": build(cfg).state_dict()}, files / "weights.pth")
+        cfg.MODEL.WEIGHTS = "weights.pth"
+        cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.2
+        cfg.DATASETS.TEST = ("refshapes_val",)
+        path.write_text(cfg.dump())
+    return path
+
+
+@pytest.fixture
+def picture_folder(tmp_path) -> Path:
+    """Two images of one name, one of a single pixel, and a text file."""
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (60, 80)), ("a.jpg", (50, 40)), ("dot.PNG", (1, 1))):
+        cv2.imwrite(str(folder / name), rng.integers(0, 255, (*size, 3), dtype=np.uint8))
+    (folder / "notes.txt").write_text("no image")
+    (folder / "deeper.png").mkdir()
+    return folder
+
+
+def run(config_file, output, *arguments) -> int:
+    return demo.main(["--config-file", str(config_file), "--output", str(output), *arguments])
+
+
+# --- whole runs --------------------------------------------------------------------------------
+
+
+def test_own_images_and_queries(config_file, picture_folder, tmp_path, capsys):
+    output = tmp_path / "new" / "output"
+    queries = ["the red cup", "Привет, мир?", ""]
+    asked = [part for query in queries for part in ("--query", query)]
+    assert run(config_file, output, "--input", str(picture_folder), *asked) == 0
+
+    names = {path.name for path in output.iterdir()}
+    slugs = ("01_the-red-cup", "02_привет-мир", "03_query")
+    pictures = {f"{stem}_{s}.png" for stem in ("a", "a-2", "dot") for s in slugs}
+    assert names == pictures | {"proposals.json"}
+    for name in pictures:
+        assert cv2.imread(str(output / name)).shape[1] > 1280
+
+    images = json.loads((output / "proposals.json").read_text())["images"]
+    assert [Path(image["file"]).name for image in images] == ["a.jpg", "a.png", "dot.PNG"]
+    assert (images[1]["height"], images[1]["width"]) == (60, 80)
+    for image in images:
+        assert [record["query"] for record in image["queries"]] == queries
+        assert "referent" not in image["queries"][0]
+        assert {record["picture"] for record in image["queries"]} <= pictures
+    assert images[0]["queries"][1]["words"] == ["привет", "мир"]
+    attention = images[0]["queries"][0]["attention"]
+    assert len(attention) == 3 and sum(attention) == pytest.approx(1)
+    assert "the red cup" in capsys.readouterr().out
+
+
+def test_the_json_has_what_the_predictor_says(config_file, picture_folder, tmp_path):
+    file = picture_folder / "a.png"
+    assert run(config_file, tmp_path, "--input", str(file), "--query", "red dog") == 0
+    (image,) = json.loads((tmp_path / "proposals.json").read_text())["images"]
+
+    predictor = VLNMSPredictor(demo.setup(config_file, []))
+    stock, (aware,) = predictor.compare(cv2.imread(str(file)), "red dog")
+    found = image["queries"][0]["proposals"]
+    assert 0 < len(found) == len(aware)
+    for field, key in (("scores", "s"), ("cls_scores", "c"), ("relatedness", "r")):
+        assert [p[key] for p in found] == pytest.approx(aware.get(field).tolist())
+    np.testing.assert_allclose([p["box"] for p in found], aware.pred_boxes.tensor, rtol=1e-4)
+    assert [p["c"] for p in image["detector"]] == pytest.approx(stock.scores.tolist())
+    assert {p["class"] for p in found} <= {"ball", "cup", "key", "tree", "house"}
+
+
+def test_scenes_of_its_own_with_the_truth(config_file, tmp_path, capsys):
+    assert run(config_file, tmp_path) == 0
+    images = json.loads((tmp_path / "proposals.json").read_text())["images"]
+    records = [record for image in images for record in image["queries"]]
+    assert len(images) == 3 and len(records) == 9
+    assert len(list(tmp_path.glob("*.png"))) == 9
+    for image in images:
+        assert cv2.imread(image["file"]).shape == (288, 384, 3)
+        assert len({tuple(record["referent"]["box"]) for record in image["queries"]}) == 3
+    hits = sum(record["referent"]["hit_by_proposals"] for record in records)
+    assert f"{hits} with the query" in capsys.readouterr().out
+
+
+def test_queries_of_the_user_about_scenes_of_its_own(config_file, tmp_path):
+    assert run(config_file, tmp_path, "--masks", "--query", "red cup") == 0
+    images = json.loads((tmp_path / "proposals.json").read_text())["images"]
+    assert [[r["query"] for r in image["queries"]] for image in images] == [["red cup"]] * 3
+    assert all("referent" not in image["queries"][0] for image in images)
+
+
+def test_damaged_images_are_named_and_the_others_done(
+    config_file, picture_folder, tmp_path, capsys
+):
+    whole = (picture_folder / "a.jpg").read_bytes()
+    (picture_folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (picture_folder / "empty.png").touch()
+    output = tmp_path / "output"
+    status = run(config_file, output, "--input", str(picture_folder), "--query", "cup")
+    assert status == 1
+    error = capsys.readouterr().err
+    assert "2 of 5 files" in error and "cut.jpg" in error and "empty.png" in error
+    images = json.loads((output / "proposals.json").read_text())["images"]
+    assert len(images) == 3 and len(list(output.glob("*.png"))) == 3
+
+
+def test_nothing_but_damaged_images(config_file, picture_folder, tmp_path, capsys):
+    output, file = tmp_path / "output", str(picture_folder / "notes.txt")
+    assert run(config_file, output, "--input", file, "--query", "cup") == 1
+    assert list(output.iterdir()) == []
+    assert "notes.txt" in capsys.readouterr().err
+
+
+# --- what the user may get wrong -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--input", "{folder}"], '--input needs a question: add --query "the red cup"'),
+        (["--input", "{folder}/none.jpg", "--query", "a"], "no such file: {folder}/none.jpg"),
+        (["--input", "{folder}/*.bmp", "--query", "a"], "no such file: {folder}/*.bmp"),
+        (["--input", "{folder}/deeper", "--query", "a"], ".webp in {folder}/deeper"),
+        (["--output", "{folder}/notes.txt"], "notes.txt"),
+        (["--opts", "MODEL.NOTHING", "1"], "MODEL.NOTHING"),
+        (["--opts", "MODEL.WEIGHTS"], "MODEL.WEIGHTS"),
+        (["--opts", "MODEL.WEIGHTS", "gone.pth"], "no weights file 'gone.pth'"),
+        (["--opts", "MODEL.WEIGHTS", ""], "tools/train_net.py"),
+        (["--opts", "MODEL.VLNMS.VOCAB", "gone.json"], "gone.json"),
+        (["--opts", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "takes no queries"),
+        (["--config-file", "{folder}/gone.yaml"], "gone.yaml"),
+    ],
+)
+def test_errors_say_what_to_do(arguments, message, config_file, picture_folder, tmp_path, capsys):
+    arguments = [argument.format(folder=picture_folder) for argument in arguments]
+    with pytest.raises(SystemExit) as stopped:
+        run(config_file, tmp_path / "output", *arguments)
+    assert stopped.value.code == 2
+    assert message.format(folder=picture_folder) in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_picture_is_written_whole_or_not_at_all(
+    config_file, picture_folder, tmp_path, monkeypatch
+):
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(demo.cv2, "imencode", fail)
+    output = tmp_path / "output"
+    with pytest.raises(MemoryError):
+        run(config_file, output, "--input", str(picture_folder / "a.png"), "--query", "cup")
+    assert list(output.iterdir()) == []
+
+
+# --- parts -------------------------------------------------------------------------------------
+
+
+def test_images_are_found_once_in_order(picture_folder, monkeypatch):
+    monkeypatch.chdir(picture_folder)
+    found = demo.find_images(["dot.PNG", "a.*", "."])
+    assert [path.name for path in found] == ["dot.PNG", "a.jpg", "a.png"]
+    (picture_folder / "b[1].png").touch()
+    assert [path.name for path in demo.find_images(["b[1].png"])] == ["b[1].png"]
+
+
+def test_names_of_pictures_differ():
+    paths = [Path("x/a.png"), Path("y/a.png"), Path("a-2.png"), Path("z/a.jpg")]
+    stems = [job.stem for job in demo.make_jobs(paths, ["q"])]
+    assert len(set(stems)) == 4 and stems[0] == "a"
+
+
+@pytest.mark.parametrize(
+    "query, expected",
+    [("Red/../cup!", "red-cup"), ("", "query"), ("?!", "query"), ("naïve chat", "naïve-chat")],
+)
+def test_slugs(query, expected):
+    assert demo.slug(query) == expected
+    assert len(demo.slug("word " * 100)) <= 40
