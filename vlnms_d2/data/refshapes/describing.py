@@ -185,7 +185,7 @@ class Describer:
     def _sure_relations(self) -> list[tuple[str, SceneObject, float]]:
         """(kind, other object, weight) of all relations of the referent.
 
-        Near objects weigh more: people rather name those.
+        Near objects and those that catch the eye weigh more: people rather name those.
         """
         scene, referent = self.scene, self.referent
         diagonal = hypot(scene.width, scene.height)
@@ -195,7 +195,7 @@ class Describer:
                 continue
             dx = other.center[0] - referent.center[0]
             dy = other.center[1] - referent.center[1]
-            weight = 1 / (0.1 + hypot(dx, dy) / diagonal)
+            weight = other.prominence / (0.1 + hypot(dx, dy) / diagonal)
             for kind in self.habits.relations:
                 if relation_holds(scene, kind, referent, [other]).sure:
                     found.append((kind, other, weight))
@@ -224,5 +224,6 @@ class Describer:
         ]
         if not pairs:
             return None
-        pair = self.rng.choice(pairs)
+        weights = [one.prominence * other.prominence for one, other in pairs]
+        pair = self.rng.choices(pairs, weights)[0]
         return (Relation("between", tuple(self._looks(one, self.habits.context) for one in pair)),)

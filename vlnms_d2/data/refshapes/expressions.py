@@ -22,8 +22,6 @@ SENTENCES = (1, 2, 3)
 SENTENCES_WEIGHTS = (1, 2, 1)
 ATTEMPTS_PER_SENTENCE = 3
 MISSPELT_SHARE = 0.03
-HIDDEN_VISIBLE = 0.5
-HIDDEN_WEIGHT = 0.5  # objects that show less than that are referents half as often
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,8 @@ def describe_scene(
 
 
 def _shuffled(objects: Sequence[SceneObject], rng: Random) -> list[SceneObject]:
-    """Objects in random order; those mostly covered tend to come later."""
-
-    def key(one: SceneObject) -> float:
-        return rng.random() ** (1 / (HIDDEN_WEIGHT if one.visible < HIDDEN_VISIBLE else 1))
-
-    return sorted(objects, key=key, reverse=True)
+    """Objects in random order, those that catch the eye tending to come first."""
+    return sorted(objects, key=lambda one: rng.random() ** (1 / one.prominence), reverse=True)
 
 
 def _sentences(scene: Scene, referent: SceneObject, manner: str, rng: Random) -> list[Said]:

@@ -29,6 +29,8 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 PATTERNS = ("plain", "striped", "dotted", "checked")
 SIZES = ("small", "medium", "large")
 
+_SIZE_PROMINENCE = {"small": 1.0, "medium": 3.0, "large": 5.0}
+
 
 @dataclass(frozen=True)
 class SceneObject:
@@ -57,6 +59,15 @@ class SceneObject:
     def center(self) -> tuple[float, float]:
         x1, y1, x2, y2 = self.box
         return (x1 + x2) / 2, (y1 + y2) / 2
+
+    @property
+    def prominence(self) -> float:
+        """How readily people speak of the object, from above 0 to 5.
+
+        The referents of the real sets are large and in plain view: RefCOCOg asked for objects
+        that cover at least 5% of the image.
+        """
+        return _SIZE_PROMINENCE[self.size] * self.visible**4
 
 
 @dataclass(frozen=True)
