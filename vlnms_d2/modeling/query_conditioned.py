@@ -30,7 +30,8 @@ class QueryConditionedMixin(TakesQueries):
     """Adds text, relatedness and fused-score NMS to a Detectron2 ROI head.
 
     A subclass names the part of the detector that the visual encoder copies
-    (`visual_encoder_source`) and says how it detects (`_detect`) and pools (`_encode_boxes`).
+    (`visual_encoder_source`), says how it detects (`_detect`) and, where it has no box pooler,
+    how boxes are encoded (`_encode_boxes`).
 
     Args (besides those of the head it is mixed into):
         text_encoder: from strings to word features.
@@ -126,7 +127,8 @@ class QueryConditionedMixin(TakesQueries):
 
     def _encode_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
         """Pool boxes of all images and run the visual encoder: float [sum of N, D]."""
-        raise NotImplementedError
+        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
+        return self.vlnms.visual_encoder(pooled).flatten(1)
 
     # --- forward -------------------------------------------------------------------------------
 

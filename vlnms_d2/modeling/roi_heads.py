@@ -35,10 +35,6 @@ class VLNMSHead(QueryConditionedMixin, StandardROIHeads):
         box_features = self.box_head(box_features)
         return predict(self.box_predictor, box_features, proposals)
 
-    def _encode_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
-        return self.vlnms.visual_encoder(pooled).flatten(1)
-
 
 @ROI_HEADS_REGISTRY.register()
 class VLNMSRes5Head(QueryConditionedMixin, Res5ROIHeads):
@@ -86,7 +82,3 @@ class VLNMSCascadeHead(QueryConditionedMixin, CascadeROIHeads):
             for per_image in zip(*(stage.scores for stage in stages), strict=True)
         ]
         return Detections(stages[-1].boxes, scores, stages[-1].features)
-
-    def _encode_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
-        return self.vlnms.visual_encoder(pooled).flatten(1)
