@@ -25,12 +25,11 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 from tqdm import tqdm
 
 from vlnms_d2 import VLNMSPredictor, add_vlnms_config
 from vlnms_d2.config import resolve_paths
+from vlnms_d2.data.dataset_mapper import read_image
 from vlnms_d2.data.io import atomic_write, write_json
 from vlnms_d2.data.refshapes.expressions import describe_scene
 from vlnms_d2.data.refshapes.layout import SPLITS
@@ -183,18 +182,6 @@ def build_predictor(cfg: CfgNode, masks: bool) -> VLNMSPredictor:
 # --- what comes out ----------------------------------------------------------------------------
 
 
-def load_image(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3], BGR, turned as its EXIF data say.
-
-    Raises:
-        ValueError: the file is no image, or a damaged one.
-    """
-    try:
-        return np.ascontiguousarray(read_image(str(path), "BGR"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def answer(
     predictor: VLNMSPredictor,
     image: np.ndarray,
@@ -282,8 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     images, failures = [], []
     for job in tqdm(jobs, unit="image", disable=len(jobs) <= NUM_SCENES):
         try:
-            image = load_image(job.path)
-        except ValueError as error:
+            image = read_image(job.path, "BGR")
+        except (OSError, ValueError) as error:
             failures.append(str(error))
             continue
         images.append(answer(predictor, image, job, names, args.output, args.masks))

@@ -62,4 +62,9 @@ def _register_expressions(name: str, loader) -> None:
     MetadataCatalog.get(name).set(evaluator_type="refer", thing_classes=list(CATEGORIES))
 
 
-register_refshapes(Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "refshapes")
+def datasets_root() -> Path:
+    """The folder of all data sets, read as Detectron2 reads it."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+register_refshapes(datasets_root() / "refshapes")

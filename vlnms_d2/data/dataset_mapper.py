@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils
 from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
 
 
 class GroundingMapper:
@@ -112,28 +114,30 @@ class GroundingMapper:
 
 
 def _target(described: dict, transform: T.Transform, image_size: tuple[int, int]) -> Instances:
-    boxes = np.array([described["referent_box"], *(described["context_boxes"] or [])])
+    boxes = [described["referent_box"], *(described["context_boxes"] or [])]
+    # Transforms work in place: whole numbers would be cut off to whole numbers.
+    boxes = np.array(boxes, dtype=np.float64)
     target = Instances(image_size)
     target.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)).float())
     target.gt_boxes.clip(image_size)
     return target
 
 
-def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Detectron2's `read_image` with an error that names the file.
+def read_image(file_name: str | Path, image_format: str) -> np.ndarray:
+    """Detectron2's `read_image`, which turns as EXIF says, with errors that name the file.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not an image, or cut off.
+        ValueError: the file is not an image, is cut off, or claims an absurd size.
     """
     try:
-        return detection_utils.read_image(file_name, format=image_format)
+        return np.ascontiguousarray(detection_utils.read_image(str(file_name), image_format))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file {file_name}") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{file_name} cannot be read as an image ({error}); expected a complete JPEG, PNG or "
             "other file that Pillow reads"

@@ -55,14 +55,19 @@ def select_candidates(
 
     Returns:
         Candidates in the order of proposals, then classes, as stock Detectron2 goes through them.
+
+    Raises:
+        ValueError: `max_candidates` is below 1.
     """
+    if max_candidates < 1:
+        raise ValueError(f"MODEL.VLNMS.MAX_CANDIDATES is {max_candidates}, expected at least 1")
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     scores = torch.where(finite[:, None], scores[:, :-1], float("-inf"))
     if scores.numel() == 0 or not bool(finite.any()):
         nothing = torch.zeros(0, dtype=torch.int64, device=boxes.device)
         return Candidates(boxes.new_zeros(0, 4), scores.new_zeros(0), nothing, nothing)
 
-    pairs = (scores > reachable_threshold(score_thresh, float(scores.max()))).nonzero()
+    pairs = (scores > reachable_threshold(score_thresh, scores.max())).nonzero()
     confidence = scores[pairs[:, 0], pairs[:, 1]]
     if len(pairs) > max_candidates:
         # A stable sort, so that ties are cut the same way everywhere.
@@ -77,10 +82,13 @@ def select_candidates(
     )
 
 
-def reachable_threshold(score_thresh: float, best: float) -> float:
-    """`score_thresh`, lowered in steps of 0.005 until it is below `best`."""
+def reachable_threshold(score_thresh: float, best: Tensor) -> float:
+    """`score_thresh`, lowered in steps of 0.005 until it is below the scalar `best`.
+
+    Compared as tensors are: for Python, float32's 0.05 is above 0.05.
+    """
     steps = 0
-    while score_thresh - steps * DELTA_STEP >= best:
+    while not best > score_thresh - steps * DELTA_STEP:
         steps += 1
     return score_thresh - steps * DELTA_STEP
 

@@ -132,10 +132,14 @@ def split_by_query(instances: Instances, num_queries: int) -> list[Instances]:
             "these instances come from a forward without a query: they have no query_index"
         )
     query_index = instances.query_index
-    if len(query_index) and int(query_index.max()) >= num_queries:
-        raise ValueError(
-            f"query_index goes up to {int(query_index.max())}, more than {num_queries} queries"
-        )
+    if len(query_index):
+        first, last = int(query_index.min()), int(query_index.max())
+        if first < 0 or last >= num_queries:
+            raise ValueError(
+                f"query_index goes from {first} to {last}, which does not fit {num_queries} queries"
+            )
+        if bool((query_index[1:] < query_index[:-1]).any()):  # reordered since the forward
+            instances = instances[query_index.argsort(stable=True)]
     counts = torch.bincount(query_index.cpu(), minlength=num_queries).tolist()
     ends = torch.tensor(counts).cumsum(0).tolist()
     return [instances[end - count : end] for count, end in zip(counts, ends, strict=True)]

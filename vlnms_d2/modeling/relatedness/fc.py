@@ -102,8 +102,8 @@ class FC(Relatedness):
         product = box[None] * query
         if self.relu:
             product = product.relu()
-        m = self.dropout(F.normalize(product, dim=-1, eps=EPS))
-        return self.fc_r(m).squeeze(-1)
+        m = F.normalize(_at_least_float32(product), dim=-1, eps=EPS).to(product.dtype)
+        return self.fc_r(self.dropout(m)).squeeze(-1)
 
 
 def score_pairs(box: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -121,16 +121,23 @@ def score_pairs(box: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> Ten
     Returns:
         float [Q, N].
     """
-    numerator = (query * weight) @ box.T
-    squared_norm = (query * query) @ (box * box).T
-    # The clamp before the root keeps the gradient finite where a product is all zero.
-    return numerator / squared_norm.clamp(min=EPS**2).sqrt() + bias
+    # Squares leave the range of half precision, so autocast stays out of here.
+    box, query, weight, bias = map(_at_least_float32, (box, query, weight, bias))
+    with torch.autocast(box.device.type, enabled=False):
+        numerator = (query * weight) @ box.T
+        squared_norm = (query * query) @ (box * box).T
+        # The clamp before the root keeps the gradient finite where a product is all zero.
+        return numerator / squared_norm.clamp(min=EPS**2).sqrt() + bias
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last dimension where `mask` holds, 0 elsewhere; rows without any are 0."""
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1) * mask
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:

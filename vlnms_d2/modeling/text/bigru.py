@@ -80,6 +80,8 @@ class BiGRU(TextEncoder):
                 self.embedding(ids[rows]), lengths, batch_first=True, enforce_sorted=False
             )
             encoded, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
+            # Under autocast, cuDNN answers in half precision.
+            encoded = encoded.to(features.dtype)
             features = features.index_copy(0, torch.tensor(rows, device=device), encoded)
         return TextFeatures(features, mask)
 

@@ -14,12 +14,13 @@ from ...data.io import write_json
 
 VERSION = 1
 PAD, UNK = "<pad>", "<unk>"
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
 def tokenize(text: str) -> list[str]:
     """Lower-case words of `text`; punctuation is dropped, "man's" stays one word."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    straight = unicodedata.normalize("NFKC", text).replace("’", "'")
+    return _WORD.findall(straight.lower())
 
 
 class Vocabulary:
@@ -94,4 +95,7 @@ class Vocabulary:
             )
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError(f'{path}: "words" must be a list of strings')
-        return cls(words)
+        try:
+            return cls(words)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error

@@ -36,9 +36,12 @@ def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dic
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             # The word ends at the first space unless it holds spaces itself.
-            if line.split(" ", 1)[0] not in wanted:
+            if line.split(" ", 1)[0].rstrip() not in wanted:
                 continue
             word, *values = line.rstrip().rsplit(" ", dim)
+            first, *more = word.split(" ")
+            if more and all(map(_is_number, more)):  # too many numbers, not a longer word
+                word, values = first, more + values
             if word not in wanted or word in vectors:
                 continue
             try:
@@ -47,8 +50,16 @@ def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dic
                 vector = np.empty(0, dtype=np.float32)
             if vector.shape != (dim,) or not np.isfinite(vector).all():
                 raise ValueError(
-                    f"{path}, line {number}: expected {word!r} and {dim} numbers "
+                    f"{path}, line {number}: expected {word!r} and {dim} finite numbers "
                     f"(MODEL.VLNMS.BIGRU.EMBED_DIM), found {len(values)} fields after the word"
                 )
             vectors[word] = vector
     return vectors
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""The keys of the plugin."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from vlnms_d2 import add_vlnms_config
+from vlnms_d2.config import resolve_paths
+
+
+def make_config() -> CfgNode:
+    cfg = get_cfg()
+    add_vlnms_config(cfg)
+    return cfg
+
+
+def flatten(cfg: CfgNode, prefix: str = "") -> dict:
+    found = {}
+    for key, value in cfg.items():
+        name = f"{prefix}{key}"
+        found.update(flatten(value, f"{name}.") if isinstance(value, CfgNode) else {name: value})
+    return found
+
+
+# The comment above the key before them speaks of these too.
+DOCUMENTED_WITH_THE_KEY_BEFORE = {
+    "MODEL.VLNMS.FC.DROPOUT",
+    "MODEL.VLNMS.BIGRU.HIDDEN_DIM",
+    "MODEL.VLNMS.FUSION_WEIGHT",
+    "MODEL.VLNMS.POSITIVE_FRACTION",
+    "SOLVER.VLNMS.TEXT_ENCODER_LR_FACTOR",
+}
+
+
+def test_every_key_has_a_comment_line_above_it():
+    sections = {"vlnms": "MODEL.VLNMS", "solver": "SOLVER.VLNMS", "test": "TEST.VLNMS"}
+    body = inspect.getsource(add_vlnms_config).split('"""')[2]
+    above, found, bare = "", set(), set()
+    for line in map(str.strip, body.splitlines()):
+        key = re.match(r"(vlnms|solver|test)(\.[\w.]+) = (?!CfgNode\(\))", line)
+        if key:
+            name = sections[key[1]] + key[2]
+            found.add(name)
+            if not above.startswith("# ") or above.startswith("# ---"):
+                bare.add(name)
+        above = line
+    assert found == flatten(make_config()).keys() - flatten(get_cfg()).keys()
+    assert bare == DOCUMENTED_WITH_THE_KEY_BEFORE
+
+
+def test_keys_are_added_under_vlnms_alone_and_detectron2s_keep_their_values():
+    stock, ours = flatten(get_cfg()), flatten(make_config())
+    assert {name: ours[name] for name in stock} == stock
+    added = ours.keys() - stock.keys()
+    parts = ("MODEL.VLNMS.", "SOLVER.VLNMS.", "TEST.VLNMS.")
+    assert added and all(name.startswith(parts) for name in added)
+
+
+def test_a_config_can_be_written_and_read_back(tmp_path):
+    cfg = make_config()
+    cfg.MODEL.VLNMS.ATTENTION, cfg.TEST.VLNMS.MEAN_PROPOSALS = "additive", 9.5
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    read = make_config()
+    read.merge_from_file(str(tmp_path / "config.yaml"))
+    assert flatten(read.MODEL.VLNMS) == flatten(cfg.MODEL.VLNMS)
+    assert flatten(read.SOLVER.VLNMS) == flatten(cfg.SOLVER.VLNMS)
+    assert flatten(read.TEST.VLNMS) == flatten(cfg.TEST.VLNMS)
+
+
+# --- resolve_paths -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """`configs/` with a config, `models/` beside it, and another working directory."""
+    for name in ("configs", "models", "far/elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "models" / "model.pth").touch()
+    (tmp_path / "models" / "vocab.json").touch()
+    monkeypatch.chdir(tmp_path / "far" / "elsewhere")
+    return tmp_path
+
+
+def resolved(config_file, weights: str, vocab: str = "") -> tuple[str, str]:
+    cfg = make_config()
+    cfg.MODEL.WEIGHTS, cfg.MODEL.VLNMS.VOCAB = weights, vocab
+    resolve_paths(cfg, config_file)
+    return cfg.MODEL.WEIGHTS, cfg.MODEL.VLNMS.VOCAB
+
+
+def same_file(path: str, expected: Path) -> bool:
+    return Path(path).is_absolute() and Path(path).samefile(expected)
+
+
+def test_paths_are_relative_to_the_config_file(folder):
+    weights, vocab = resolved(
+        folder / "configs" / "config.yaml", "../models/model.pth", "../models/vocab.json"
+    )
+    assert same_file(weights, folder / "models" / "model.pth")
+    assert same_file(vocab, folder / "models" / "vocab.json")
+
+
+def test_the_config_files_path_may_be_relative_itself(folder):
+    weights, _ = resolved("../../configs/config.yaml", "../models/model.pth")
+    assert same_file(weights, folder / "models" / "model.pth")
+
+
+def test_a_path_that_exists_as_it_stands_wins(folder):
+    (folder / "far" / "elsewhere" / "model.pth").touch()
+    (folder / "configs" / "model.pth").touch()
+    assert resolved(folder / "configs" / "config.yaml", "model.pth")[0] == "model.pth"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "detectron2://COCO-Detection/model.pkl",
+        "https://example.org/model.pth",
+        "no/such/model.pth",
+        "/no/such/model.pth",
+    ],
+)
+def test_everything_else_is_left_as_it_was_written(folder, value):
+    config_file = folder / "configs" / "config.yaml"
+    assert resolved(config_file, value, value) == (value, value)
+
+
+def test_an_address_is_never_looked_for_beside_the_config_file(folder):
+    config_file = folder / "configs" / "config.yaml"
+    address = "https://example.org/model.pth"
+    (folder / "configs" / "https:" / "example.org").mkdir(parents=True)
+    (folder / "configs" / "https:" / "example.org" / "model.pth").touch()
+    assert resolved(config_file, address)[0] == address
+
+
+def test_an_absolute_path_stays(folder):
+    path = str(folder / "models" / "model.pth")
+    assert resolved(folder / "configs" / "config.yaml", path)[0] == path
