@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlnms_d2.data.io import atomic_write
+from vlnms_d2.file_io import atomic_write
 
 
 def to_half(value: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.MAX_CANDIDATES = 1000
 
     vlnms.FC = CfgNode()
-    # Hidden and output width of MLP_a and MLP_b; the output width is that of the word features.
+    # Hidden width of MLP_a and MLP_b; their output width is that of the word features.
     vlnms.FC.HIDDEN_DIM = 1024
     # ReLU before the L2 norm and dropout, both absent from the paper, present in the authors'
     # code (True and 0.5). With the ReLU the closed form of the score does not hold.

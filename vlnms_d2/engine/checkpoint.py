@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from ..data.io import atomic_write
+from ..file_io import atomic_write
 
 
 class AtomicCheckpointer(DetectionCheckpointer):

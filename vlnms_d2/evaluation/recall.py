@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from ..data.io import write_json
+from ..file_io import write_json
 from ..modeling.postprocessing import split_by_query
 from .matching import Match, MatchTable, match_proposals
 

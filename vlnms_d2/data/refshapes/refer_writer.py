@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..io import atomic_write, write_json
+from ...file_io import atomic_write, write_json
 from .scene import CATEGORIES, Scene, SceneObject
 from .writer import image_file_name
 

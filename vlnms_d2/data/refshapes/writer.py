@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from ..io import atomic_write, write_json
+from ...file_io import atomic_write, write_json
 from .layout import SPLITS
 from .painter import make_scene
 from .scene import CATEGORIES, Scene

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...data.io import write_json
+from ...file_io import write_json
 
 VERSION = 1
 PAD, UNK = "<pad>", "<unk>"

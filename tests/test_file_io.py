@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from vlnms_d2.data.io import atomic_write, write_json
+from vlnms_d2.file_io import atomic_write, write_json
 
 
 def test_atomic_write_leaves_only_the_finished_file(tmp_path):
