@@ -24,8 +24,16 @@ def test_the_exported_weights_load_and_are_small(config, tmp_path):
     assert loaded.state_dict()[branch].equal(model.state_dict()[branch])
 
 
+def test_the_detector_can_be_taken_out(config, tmp_path):
+    model = build(config())
+    torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
+    export(tmp_path / "model_final.pth", tmp_path / "detector.pth", detector_only=True)
+    names = torch.load(tmp_path / "detector.pth", weights_only=True)["model"].keys()
+    assert names == {name for name in model.state_dict() if ".vlnms." not in name}
+
+
 def test_what_cannot_be_exported_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint .*absent.pth"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*absent\.pth"):
         export(tmp_path / "absent.pth", tmp_path / "out.pth")
     torch.save({"weights": {}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match='no entry "model"'):
