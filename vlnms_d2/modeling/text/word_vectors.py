@@ -45,7 +45,8 @@ def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dic
             if word not in wanted or word in vectors:
                 continue
             try:
-                vector = np.array(values, dtype=np.float32)
+                with np.errstate(over="ignore"):  # infinite, hence refused below
+                    vector = np.array(values, dtype=np.float32)
             except ValueError:
                 vector = np.empty(0, dtype=np.float32)
             if vector.shape != (dim,) or not np.isfinite(vector).all():
