@@ -16,7 +16,7 @@ def process_group():
 def test_a_frozen_detector_trains_inside_distributed_data_parallel(config, head, process_group):
     """Queries pass the wrapper; no frozen parameter is waited for, and every other has a part."""
     model = build(config(head))
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(model)
     wrapped.train()
     target = Instances((96, 128))
     target.gt_boxes = Boxes(torch.tensor([[10.0, 10, 60, 60]]))

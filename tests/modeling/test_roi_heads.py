@@ -324,8 +324,9 @@ def test_training_uses_the_candidates_of_inference(config, head):
 
 def test_training_errors_say_what_is_missing(config):
     model = build(config()).train()
-    with pytest.raises(ValueError, match="FREEZE_DETECTOR is True and no image"):
-        model([image_input(0)])
+    for nothing in ({}, {"query": [], "query_targets": []}):
+        with pytest.raises(ValueError, match="FREEZE_DETECTOR is True and no image"):
+            model([image_input(0, **nothing)])
     with pytest.raises(ValueError, match='no "query_targets"'):
         model([image_input(0, query="dog")])
     with pytest.raises(ValueError, match="2 queries but query_targets has 1"):

@@ -167,7 +167,9 @@ class QueryConditionedMixin(TakesQueries):
         return results
 
     def _forward_training(self, images, features, proposals, targets, batch):
-        if self.freeze_detector and batch.is_empty:
+        # An image with an empty list of queries has nothing to learn from either.
+        asks = any(batch.queries)
+        if self.freeze_detector and not asks:
             raise ValueError(
                 "MODEL.VLNMS.FREEZE_DETECTOR is True and no image of the batch has a query: there "
                 'is nothing to train. Give batched_inputs[i]["query"] and ["query_targets"] '
@@ -176,7 +178,7 @@ class QueryConditionedMixin(TakesQueries):
         losses = {}
         if not self.freeze_detector:
             _, losses = super().forward(images, features, proposals, targets)
-        if not batch.is_empty:
+        if asks:
             losses["loss_relatedness"] = self._relatedness_loss(features, proposals, batch)
         return proposals, losses
 
