@@ -31,9 +31,7 @@ from vlnms_d2 import VLNMSPredictor, add_vlnms_config
 from vlnms_d2.config import resolve_paths
 from vlnms_d2.data.dataset_mapper import read_image
 from vlnms_d2.data.refshapes.expressions import describe_scene
-from vlnms_d2.data.refshapes.layout import SPLITS
-from vlnms_d2.data.refshapes.phrasing import MANNERS
-from vlnms_d2.data.refshapes.scene import Scene
+from vlnms_d2.data.refshapes.scene import MANNERS, SPLITS, Scene
 from vlnms_d2.data.refshapes.writer import Settings, image_file_name, write_images
 from vlnms_d2.file_io import atomic_write, write_json
 from vlnms_d2.modeling.queries import TakesQueries

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlnms_d2.data.refshapes.expressions import write_expressions
-from vlnms_d2.data.refshapes.layout import MIN_HEIGHT, MIN_WIDTH, SPLITS
+from vlnms_d2.data.refshapes.layout import MIN_HEIGHT, MIN_WIDTH
+from vlnms_d2.data.refshapes.scene import SPLITS
 from vlnms_d2.data.refshapes.writer import (
     Settings,
     is_finished,

@@ -6,7 +6,7 @@ from detectron2.structures import Boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlnms_d2.modeling.candidates import clip_boxes, select_candidates
+from vlnms_d2.modeling.candidates import clip_boxes_to_image, select_candidates
 
 STEP = 0.005
 
@@ -168,4 +168,4 @@ def test_clipping_is_that_of_boxes(rows, size):
     tensor = torch.tensor(rows).view(-1, 4)
     boxes = Boxes(tensor.clone())
     boxes.clip(size)
-    assert torch.equal(clip_boxes(tensor, size), boxes.tensor)
+    assert torch.equal(clip_boxes_to_image(tensor, size), boxes.tensor)

@@ -10,10 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from .refer import load_refer, merge_by_image
-from .refshapes.scene import CATEGORIES
-
-SPLITS = ("train", "val", "testA", "testB")
-MANNERS = ("refcoco", "refcoco+", "refcocog")
+from .refshapes.scene import CATEGORIES, MANNERS, SPLITS
 
 
 def register_refshapes(root: str | Path, name: str = "refshapes") -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 # SPEC section 2: how far delta is lowered at a time where an image has no candidate above it.
 DELTA_STEP = 0.005
@@ -29,6 +30,12 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __getitem__(self, index: Tensor) -> Candidates:
+        """The candidates at `index`, bool [N] or int64 [M]."""
+        return Candidates(
+            self.boxes[index], self.scores[index], self.classes[index], self.proposal_index[index]
+        )
 
 
 @torch.no_grad()
@@ -78,7 +85,7 @@ def select_candidates(
     per_class = boxes.view(len(boxes), -1, 4)
     column = torch.zeros_like(category) if per_class.shape[1] == 1 else category
     return Candidates(
-        clip_boxes(per_class[proposal, column], image_size), confidence, category, proposal
+        clip_boxes_to_image(per_class[proposal, column], image_size), confidence, category, proposal
     )
 
 
@@ -91,10 +98,3 @@ def reachable_threshold(score_thresh: float, best: Tensor) -> float:
     while not best > score_thresh - steps * DELTA_STEP:
         steps += 1
     return score_thresh - steps * DELTA_STEP
-
-
-def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Boxes [N, 4] xyxy clipped to an image of (height, width) pixels."""
-    height, width = image_size
-    limit = boxes.new_tensor([width, height, width, height])
-    return torch.minimum(boxes.clamp(min=0), limit)

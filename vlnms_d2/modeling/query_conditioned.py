@@ -206,14 +206,7 @@ class QueryConditionedMixin(TakesQueries):
             # Only boxes drawn for some query are pooled.
             used = chosen.any(dim=0)
             asked.append(i)
-            candidates.append(
-                Candidates(
-                    found.boxes[used],
-                    found.scores[used],
-                    found.classes[used],
-                    found.proposal_index[used],
-                )
-            )
+            candidates.append(found[used])
             labels.append(label[:, used])
             drawn.append(chosen[:, used])
         visual = self._visual_features(features, detections, candidates, asked)

@@ -16,9 +16,9 @@ from reading import read
 
 from vlnms_d2.data.refshapes.expressions import write_expressions
 from vlnms_d2.data.refshapes.lexicon import LOCATION_WORDS, words
-from vlnms_d2.data.refshapes.phrasing import MANNERS, WORDS_ALLOWED
+from vlnms_d2.data.refshapes.phrasing import WORDS_ALLOWED
 from vlnms_d2.data.refshapes.resolver import context_ids, resolve
-from vlnms_d2.data.refshapes.scene import CATEGORIES
+from vlnms_d2.data.refshapes.scene import CATEGORIES, MANNERS
 from vlnms_d2.data.safe_pickle import load_plain_pickle
 
 SCENES = {

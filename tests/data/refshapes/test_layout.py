@@ -11,11 +11,10 @@ from vlnms_d2.data.refshapes.layout import (
     MIN_PIXELS,
     MIN_VISIBLE,
     MIN_WIDTH,
-    SPLITS,
     sample_layout,
     visible_masks,
 )
-from vlnms_d2.data.refshapes.scene import CATEGORIES, COLORS, PATTERNS, SIZES
+from vlnms_d2.data.refshapes.scene import CATEGORIES, COLORS, PATTERNS, SIZES, SPLITS
 
 WIDTH, HEIGHT = 384, 288
 

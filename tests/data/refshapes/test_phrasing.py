@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from reading import read
 
 from vlnms_d2.data.refshapes import lexicon
-from vlnms_d2.data.refshapes.phrasing import MANNERS, misspell, phrase
+from vlnms_d2.data.refshapes.phrasing import misspell, phrase
 from vlnms_d2.data.refshapes.resolver import Description, Pick, Relation
-from vlnms_d2.data.refshapes.scene import CATEGORIES, COLORS, PATTERNS
+from vlnms_d2.data.refshapes.scene import CATEGORIES, COLORS, MANNERS, PATTERNS
 
 
 def test_the_lexicon_names_everything_a_scene_contains():

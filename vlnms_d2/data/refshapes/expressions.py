@@ -13,9 +13,9 @@ from pathlib import Path
 from random import Random
 
 from .describing import Describer, Expression
-from .phrasing import MANNERS, misspell
+from .phrasing import misspell
 from .refer_writer import Ref, Sentence, write_refer
-from .scene import Scene, SceneObject
+from .scene import MANNERS, Scene, SceneObject
 
 REFERENTS_PER_MANNER = 3
 SENTENCES = (1, 2, 3)

@@ -11,9 +11,8 @@ from .distractors import random_distractor
 from .icons import ICONS
 from .palette import MIN_CONTRAST
 from .raster import Stamp, rasterise
-from .scene import CATEGORIES, COLORS, PATTERNS, SIZES
+from .scene import CATEGORIES, COLORS, PATTERNS, SIZES, SPLITS
 
-SPLITS = ("train", "val", "testA", "testB")
 MIN_WIDTH, MIN_HEIGHT = 320, 240
 """Least image size in pixels that takes the fullest scene."""
 MIN_VISIBLE = 0.45

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 
 from .backgrounds import fractal_noise, paint_background
-from .layout import SPLITS, PlacedShape, sample_layout, visible_masks
+from .layout import PlacedShape, sample_layout, visible_masks
 from .masks import mask_box, mask_polygons
 from .palette import role_colors, second_tone
 from .raster import Role
-from .scene import Scene, SceneObject
+from .scene import SPLITS, Scene, SceneObject
 
 
 def make_scene(

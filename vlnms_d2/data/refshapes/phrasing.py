@@ -8,8 +8,6 @@ from random import Random
 from . import lexicon
 from .resolver import Description
 
-MANNERS = ("refcoco", "refcoco+", "refcocog")
-
 WORDS_ALLOWED = {"refcoco": (1, 8), "refcoco+": (1, 9), "refcocog": (6, 16)}
 """Fewest and most words of an expression in each manner."""
 
@@ -25,7 +23,7 @@ def phrase(description: Description, manner: str, rng: Random, unique: Sequence[
 
     Args:
         description: what to say.
-        manner: one of `MANNERS`.
+        manner: one of `scene.MANNERS`.
         rng: source of the choice between phrases.
         unique: for each contextual object, in order, whether its own description fits no other
             object of the scene; such an object gets "the", any other one "a".

@@ -28,6 +28,9 @@ CATEGORIES = (
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
 PATTERNS = ("plain", "striped", "dotted", "checked")
 SIZES = ("small", "medium", "large")
+SPLITS = ("train", "val", "testA", "testB")
+MANNERS = ("refcoco", "refcoco+", "refcocog")
+"""Manners of expression, named after the real set that each is like."""
 
 _SIZE_PROMINENCE = {"small": 1.0, "medium": 3.0, "large": 5.0}
 

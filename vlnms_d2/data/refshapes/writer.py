@@ -16,9 +16,8 @@ import cv2
 from tqdm import tqdm
 
 from ...file_io import atomic_write, write_json
-from .layout import SPLITS
 from .painter import make_scene
-from .scene import CATEGORIES, Scene
+from .scene import CATEGORIES, SPLITS, Scene
 
 VERSION = 1
 """Raised whenever the same settings give other files."""
