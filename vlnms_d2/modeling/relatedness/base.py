@@ -1,9 +1,12 @@
-"""What every relatedness module is: box features and words in, one logit per pair out."""
+"""What every relatedness module is: boxes and words in, one logit per pair out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
@@ -23,29 +26,84 @@ class RelatednessOutput:
     Attributes:
         logits: float [Q, N]; relatedness r is their sigmoid.
         attention: float [Q, L] where the word attention is the same for every box, [Q, N, L]
-            where it is not; rows sum to one over the words of a query.
+            where it is not; rows sum to one over the words of a query. None where the module
+            was not asked for it, or has none.
+        deltas: float [Q, N, 4], box refinement t = (tx, ty, tw, th) in the parameterisation of
+            the detector's box predictor; None where the module has none.
     """
 
     logits: Tensor
     attention: Tensor | None = None
+    deltas: Tensor | None = None
+
+    @staticmethod
+    def cat(parts: Sequence[RelatednessOutput]) -> RelatednessOutput:
+        """Parts for different queries as one; attentions are padded to the longest query."""
+        attention = deltas = None
+        if parts[0].attention is not None:
+            longest = max(part.attention.shape[-1] for part in parts)
+            padded = [F.pad(p.attention, (0, longest - p.attention.shape[-1])) for p in parts]
+            attention = torch.cat(padded)
+        if parts[0].deltas is not None:
+            deltas = torch.cat([part.deltas for part in parts])
+        return RelatednessOutput(torch.cat([part.logits for part in parts]), attention, deltas)
 
 
 class Relatedness(nn.Module):
-    """Base class of the relatedness modules."""
+    """Base class of the relatedness modules.
+
+    Attributes:
+        compares_boxes: whether a box's score depends on the other boxes of the image.
+    """
+
+    compares_boxes = False
 
     @classmethod
     def from_config(cls, cfg) -> dict:
         """The constructor's arguments that the config gives, all but the two widths."""
         raise NotImplementedError
 
-    def forward(self, visual: Tensor, text: TextFeatures) -> RelatednessOutput:
+    def forward(
+        self,
+        visual: Tensor,
+        locations: Tensor,
+        text: TextFeatures,
+        with_attention: bool = False,
+    ) -> RelatednessOutput:
         """Score every box against every query.
 
         Args:
             visual: float [N, visual_dim], features of the boxes of one image.
+            locations: float [N, 5], where they are; see `box_locations`.
             text: Q queries with words [Q, L, text_dim].
+            with_attention: give the word attention also where that costs extra.
         """
         raise NotImplementedError
+
+    def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
+        """About how many bytes of temporary tensors a query takes at inference."""
+        raise NotImplementedError
+
+
+def box_locations(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Location features of boxes (SPEC section 4).
+
+    Args:
+        boxes: float [N, 4], xyxy in pixels.
+        image_size: (height, width) in pixels.
+
+    Returns:
+        float [N, 5]: x1 / W, y1 / H, x2 / W, y2 / H, box area / image area.
+    """
+    height, width = image_size
+    corners = boxes / boxes.new_tensor([width, height, width, height])
+    area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    return torch.cat([corners, area[:, None]], dim=1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, raised from half precision: what layers give under autocast."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def build_relatedness(cfg, visual_dim: int, text_dim: int) -> Relatedness:

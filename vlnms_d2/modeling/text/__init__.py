@@ -1,11 +1,13 @@
 """Text encoders: from query strings to word features."""
 
+from .bert import BERT
 from .bigru import BiGRU
 from .encoder import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, build_text_encoder
 from .vocabulary import Vocabulary, tokenize
 from .word_vectors import read_word_vectors
 
 __all__ = [
+    "BERT",
     "TEXT_ENCODER_REGISTRY",
     "BiGRU",
     "TextEncoder",

@@ -28,6 +28,8 @@ class BiGRU(TextEncoder):
         max_words: longer queries are cut off after this many words.
     """
 
+    uses_vocabulary = True
+
     @configurable
     def __init__(self, *, vocabulary: Vocabulary, embed_dim: int, hidden_dim: int, max_words: int):
         super().__init__()

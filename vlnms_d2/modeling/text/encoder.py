@@ -29,7 +29,7 @@ class TextFeatures:
     def __len__(self) -> int:
         return len(self.mask)
 
-    def __getitem__(self, index: Tensor | list[int]) -> TextFeatures:
+    def __getitem__(self, index: Tensor | list[int] | slice) -> TextFeatures:
         """The queries at `index`, cut to the length of the longest among them."""
         mask = self.mask[index]
         length = int(mask.sum(dim=1).max()) if mask.numel() else 0
@@ -41,9 +41,12 @@ class TextEncoder(nn.Module):
 
     Attributes:
         output_dim: width D of the word features.
+        uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`; the trainer builds one where it is
+            empty.
     """
 
     output_dim: int
+    uses_vocabulary = False
 
     def tokenize(self, query: str) -> list[str]:
         """The words of `query` as the encoder sees them, cut to the longest length it takes."""
