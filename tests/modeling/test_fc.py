@@ -5,30 +5,17 @@ import torch
 from detectron2.config import get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_relatedness import TEXT, VISUAL, make_fc, make_text, make_visual, with_noisy_padding
 
 from vlnms_d2 import add_vlnms_config
-from vlnms_d2.modeling.relatedness import FC
+from vlnms_d2.modeling.relatedness import FC, RelatednessOutput
 from vlnms_d2.modeling.relatedness.fc import masked_softmax, score_pairs
 from vlnms_d2.modeling.text import TextFeatures
 
-VISUAL, TEXT = 7, 6
 
-
-def make_fc(**options) -> FC:
-    torch.manual_seed(0)
-    return FC(visual_dim=VISUAL, text_dim=TEXT, hidden_dim=9, **options).eval()
-
-
-def make_text(*lengths: int, seed: int = 0) -> TextFeatures:
-    generator = torch.Generator().manual_seed(seed)
-    longest = max(lengths, default=0)
-    mask = torch.arange(longest) < torch.tensor(lengths, dtype=torch.int64)[:, None]
-    words = torch.randn(len(lengths), longest, TEXT, generator=generator) * mask[:, :, None]
-    return TextFeatures(words, mask)
-
-
-def make_visual(num_boxes: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(num_boxes, VISUAL, generator=torch.Generator().manual_seed(seed))
+def run(fc: FC, visual: torch.Tensor, text: TextFeatures) -> RelatednessOutput:
+    """Without locations: FC does not look at them, and would give NaN if it did."""
+    return fc(visual, torch.full((len(visual), 5), torch.nan), text)
 
 
 def l2_norm(m: torch.Tensor) -> torch.Tensor:
@@ -128,9 +115,9 @@ def test_autocast_does_not_square_in_half_precision(dtype):
 @pytest.mark.parametrize("options", [{}, {"attention": "additive"}, {"relu": True}])
 def test_autocast_gives_finite_logits_close_to_full_precision(options):
     fc, visual, text = make_fc(**options), make_visual(4) * 300, make_text(3, 0, 1)
-    exact = fc(visual, text).logits
+    exact = run(fc, visual, text).logits
     with torch.autocast("cpu", dtype=torch.float16):
-        found = fc(visual, text).logits
+        found = run(fc, visual, text).logits
     torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
 
 
@@ -153,7 +140,7 @@ def test_linear_attention_is_eq_1_whatever_mlp_a_says_of_a_box():
         alphas.append(torch.stack(per_box))
         queries.append(torch.stack([alpha @ words[mask] for alpha in per_box]))
 
-    output = fc(visual, text)
+    output = run(fc, visual, text)
     assert output.attention.shape == (3, 4)
     for alpha, found, mask in zip(alphas, output.attention, text.mask, strict=True):
         # The box's term cancels in every row: all boxes have the weights of the closed form.
@@ -183,7 +170,7 @@ def additive_reference(fc: FC, visual, text):
 
 def test_additive_attention_equals_a_loop_over_pairs():
     fc, visual, text = make_fc(attention="additive"), make_visual(4), make_text(3, 1, 5)
-    output = fc(visual, text)
+    output = run(fc, visual, text)
     alphas, logits = additive_reference(fc, visual, text)
     assert output.attention.shape == (3, 4, 5)
     for alpha, found, mask in zip(alphas, output.attention, text.mask, strict=True):
@@ -193,11 +180,11 @@ def test_additive_attention_equals_a_loop_over_pairs():
 
 def test_additive_attention_looks_at_the_box_and_linear_does_not():
     visual, text = make_visual(2) * 3, make_text(4)
-    additive = make_fc(attention="additive")(visual, text).attention[0]
+    additive = run(make_fc(attention="additive"), visual, text).attention[0]
     assert (additive[0] - additive[1]).abs().max() > 0.01
     linear = make_fc()
     assert torch.equal(
-        linear(visual, text).attention, linear(make_visual(6, seed=9), text).attention
+        run(linear, visual, text).attention, run(linear, make_visual(6, seed=9), text).attention
     )
 
 
@@ -213,12 +200,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 def test_padding_never_matters(options):
     fc, visual, text = make_fc(**options), make_visual(3), make_text(4, 2, 3)
-    noise = torch.full((3, 5, TEXT), 50.0)
-    padded = TextFeatures(
-        torch.cat([text.words, noise], dim=1),
-        torch.cat([text.mask, torch.zeros(3, 5, dtype=torch.bool)], dim=1),
-    )
-    output, longer = fc(visual, text), fc(visual, padded)
+    output, longer = run(fc, visual, text), run(fc, visual, with_noisy_padding(text))
     torch.testing.assert_close(longer.logits, output.logits)
     assert (longer.attention[..., 4:] == 0).all()
 
@@ -226,9 +208,9 @@ def test_padding_never_matters(options):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_query_scores_the_same_alone_and_beside_longer_ones(options):
     fc, visual, text = make_fc(**options), make_visual(3), make_text(2, 7, 1)
-    together = fc(visual, text)
+    together = run(fc, visual, text)
     for i in range(3):
-        alone = fc(visual, text[[i]])
+        alone = run(fc, visual, text[[i]])
         length = int(text.mask[i].sum())
         assert alone.attention.shape[-1] == length
         torch.testing.assert_close(alone.logits[0], together.logits[i])
@@ -238,8 +220,8 @@ def test_a_query_scores_the_same_alone_and_beside_longer_ones(options):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_box_scores_the_same_alone_and_beside_others(options):
     fc, visual, text = make_fc(**options), make_visual(4), make_text(2, 3)
-    together = fc(visual, text).logits
-    alone = torch.cat([fc(v[None], text).logits for v in visual], dim=1)
+    together = run(fc, visual, text).logits
+    alone = torch.cat([run(fc, v[None], text).logits for v in visual], dim=1)
     torch.testing.assert_close(alone, together)
 
 
@@ -248,7 +230,7 @@ def test_a_box_scores_the_same_alone_and_beside_others(options):
     ("num_boxes", "lengths"), [(0, (2, 3)), (3, ()), (0, ()), (3, (0, 0)), (0, (0,))]
 )
 def test_without_boxes_queries_or_words(options, num_boxes, lengths):
-    output = make_fc(**options)(make_visual(num_boxes), make_text(*lengths))
+    output = run(make_fc(**options), make_visual(num_boxes), make_text(*lengths))
     assert output.logits.shape == (len(lengths), num_boxes)
     assert torch.isfinite(output.logits).all()
 
@@ -259,7 +241,7 @@ def test_a_query_without_words_gives_the_bias_and_finite_gradients(options, trai
     fc, visual, text = make_fc(**options).train(training), make_visual(3), make_text(0, 2)
     visual.requires_grad_()
     text.words.requires_grad_()
-    output = fc(visual, text)
+    output = run(fc, visual, text)
     assert (output.attention[0] == 0).all()
     torch.testing.assert_close(output.logits[0], fc.fc_r.bias.expand(3))
     output.logits.sum().backward()
@@ -269,7 +251,7 @@ def test_a_query_without_words_gives_the_bias_and_finite_gradients(options, trai
 
 def test_relu_comes_before_the_l2_norm():
     fc, visual, text = make_fc(relu=True), make_visual(3), make_text(2, 3)
-    output = fc(visual, text)
+    output = run(fc, visual, text)
     box = fc.mlp_b(visual)
     for i in range(2):
         query = output.attention[i] @ text.words[i]
@@ -277,28 +259,30 @@ def test_relu_comes_before_the_l2_norm():
             m = l2_norm((box[j] * query).relu())
             expected = (fc.fc_r.weight[0] * m).sum() + fc.fc_r.bias[0]
             torch.testing.assert_close(output.logits[i, j], expected)
-    assert not torch.allclose(output.logits, make_fc()(visual, text).logits)
+    assert not torch.allclose(output.logits, run(make_fc(), visual, text).logits)
 
 
 @pytest.mark.parametrize("attention", ["linear", "additive"])
 def test_dropout_acts_in_training_only(attention):
     visual, text = make_visual(3), make_text(2, 3)
     plain, dropping = make_fc(attention=attention), make_fc(attention=attention, dropout=0.5)
-    torch.testing.assert_close(dropping(visual, text).logits, plain(visual, text).logits)
+    torch.testing.assert_close(run(dropping, visual, text).logits, run(plain, visual, text).logits)
     dropping.train()
-    assert not torch.equal(dropping(visual, text).logits, dropping(visual, text).logits)
-    torch.testing.assert_close(plain.train()(visual, text).logits, plain(visual, text).logits)
+    assert not torch.equal(run(dropping, visual, text).logits, run(dropping, visual, text).logits)
+    torch.testing.assert_close(
+        run(plain.train(), visual, text).logits, run(plain, visual, text).logits
+    )
 
 
 def test_dropout_is_on_m_and_on_the_attentions_box_input():
     visual, text = make_visual(3), make_text(2, 3)
     everything = make_fc(attention="additive", dropout=1.0).train()
-    output = everything(visual, text)
+    output = run(everything, visual, text)
     assert torch.equal(output.logits, everything.fc_r.bias.expand(2, 3))
     assert torch.equal(output.attention[:, 0], output.attention[:, 2])
     with torch.no_grad():
         assert not torch.equal(
-            everything.eval()(visual, text).attention[:, 0], output.attention[:, 0]
+            run(everything.eval(), visual, text).attention[:, 0], output.attention[:, 0]
         )
 
 

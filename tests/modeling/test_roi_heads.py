@@ -3,16 +3,28 @@ import pickle
 
 import pytest
 import torch
-from conftest import HEADS, build, image_input, same_instances, stock_config
+from conftest import (
+    HEADS,
+    build,
+    image_input,
+    run,
+    run_raw,
+    same_instances,
+    stock_config,
+    targets,
+)
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torchvision.ops import batched_nms
 
 from vlnms_d2 import add_vlnms_config, split_by_query, use_queries
+from vlnms_d2.modeling.candidates import select_candidates
 from vlnms_d2.modeling.text import Vocabulary
 
 FIELDS = {
@@ -26,25 +38,20 @@ FIELDS = {
 }
 
 
-@torch.no_grad()
-def run(model, *inputs):
-    return [output["instances"] for output in model(list(inputs))]
+MODULES = ["FC", "Trans"]
 
 
-def targets(num_queries: int) -> list[Instances]:
-    found = []
-    for i in range(num_queries):
-        target = Instances((96, 128))
-        target.gt_boxes = Boxes(torch.tensor([[10.0 + i, 10, 60, 60], [5, 5, 120, 90]]))
-        found.append(target)
-    return found
-
-
-def test_without_a_query_it_is_the_stock_detector_to_the_bit(config, head):
-    ours = build(config(head))
+def stock_twin(model, head):
+    """The stock detector with the weights of ours."""
     stock = build(stock_config(HEADS[head]))
-    weights = {k: v for k, v in ours.state_dict().items() if ".vlnms." not in k}
-    stock.load_state_dict(weights)
+    stock.load_state_dict({k: v for k, v in model.state_dict().items() if ".vlnms." not in k})
+    return stock
+
+
+@pytest.mark.parametrize("relatedness", MODULES)
+def test_without_a_query_it_is_the_stock_detector_to_the_bit(config, head, relatedness):
+    ours = build(config(head, relatedness))
+    stock = stock_twin(ours, head)
     assert isinstance(ours, GeneralizedRCNN) and type(ours) is type(stock)
 
     inputs = [image_input(0), image_input(1, height=80)]
@@ -76,7 +83,9 @@ def test_output_fields_and_order(model):
         assert own.scores.tolist() == sorted(own.scores.tolist(), reverse=True)
 
 
-def test_queries_of_one_image_do_not_touch_each_other(model):
+@pytest.mark.parametrize("relatedness", MODULES)
+def test_queries_of_one_image_do_not_touch_each_other(config, head, relatedness):
+    model = build(config(head, relatedness))
     queries = ["red cup", "the left dog", "blue cup of the dog"]
     (together,) = run(model, image_input(0, query=queries))
     for own, query in zip(split_by_query(together, 3), queries, strict=True):
@@ -115,11 +124,19 @@ def same_scores(a, b) -> bool:
 
 
 @pytest.mark.parametrize("visual_encoder", ["finetune", "shared"])
-@pytest.mark.parametrize("attention", ["linear", "additive"])
-def test_every_variant_runs_and_trains(config, head, visual_encoder, attention):
-    cfg = config(head)
+@pytest.mark.parametrize(
+    ("relatedness", "key", "variant"),
+    [
+        ("FC", "ATTENTION", "linear"),
+        ("FC", "ATTENTION", "additive"),
+        ("Trans", "TRANS.FUSION", "joint"),
+        ("Trans", "TRANS.FUSION", "co_attention"),
+    ],
+)
+def test_every_variant_runs_and_trains(config, head, visual_encoder, relatedness, key, variant):
+    cfg = config(head, relatedness)
     cfg.MODEL.VLNMS.VISUAL_ENCODER = visual_encoder
-    cfg.MODEL.VLNMS.ATTENTION = attention
+    cfg.merge_from_list([f"MODEL.VLNMS.{key}", variant])
     cfg.MODEL.VLNMS.OUTPUT_ATTENTION = True
     model = build(cfg)
     (instances,) = run(model, image_input(0, query=["a red cup", "dog"]))
@@ -128,13 +145,161 @@ def test_every_variant_runs_and_trains(config, head, visual_encoder, attention):
 
     model.train()
     losses = model([image_input(0, query=["red cup", "dog"], query_targets=targets(2))])
-    assert set(losses) == {"loss_relatedness"}
-    losses["loss_relatedness"].backward()
+    refinement = {"loss_refinement"} if relatedness == "Trans" else set()
+    assert set(losses) == {"loss_relatedness"} | refinement
+    sum(losses.values()).backward()
     assert (model.roi_heads.vlnms.visual_encoder is None) == (visual_encoder == "shared")
     for name, parameter in model.named_parameters():
         learns = ".vlnms." in name
         assert parameter.requires_grad == learns, name
         assert (parameter.grad is not None) == learns, name
+
+
+# --- box refinement ----------------------------------------------------------------------------
+
+
+def spied(model):
+    """The candidates of an image and what the relatedness module says of them, as they pass."""
+    seen = {"outputs": []}
+    select = model.roi_heads._select
+
+    def select_and_keep(*args):
+        seen["candidates"] = select(*args)
+        return seen["candidates"]
+
+    model.roi_heads._select = select_and_keep
+    model.roi_heads.vlnms.relatedness.register_forward_hook(
+        lambda module, args, output: seen["outputs"].append(output)
+    )
+    return seen
+
+
+def refined(boxes, deltas, weights) -> torch.Tensor:
+    """[N, 4] boxes of one query, box after box, clipped to the image of 96 x 128."""
+    box2box = Box2BoxTransform(weights)
+    moved = []
+    for box, delta in zip(boxes, deltas, strict=True):
+        own = Boxes(box2box.apply_deltas(delta[None], box[None]))
+        own.clip((96, 128))
+        moved.append(own.tensor)
+    return torch.cat(moved)
+
+
+def bbox_reg_weights(cfg) -> tuple:
+    if cfg.MODEL.ROI_HEADS.NAME == "VLNMSCascadeHead":
+        return cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS[-1]
+    return cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
+
+
+def test_boxes_are_refined_per_query_before_the_nms(config, head):
+    cfg = config(head, "Trans")
+    model = build(cfg)
+    seen = spied(model)
+    queries = ["red cup", "the left dog", "cup"]
+    (instances,) = run_raw(model, image_input(0, query=queries))
+    found, [output] = seen["candidates"], seen["outputs"]
+    unlike_candidates = 0
+    for q, own in enumerate(split_by_query(instances, len(queries))):
+        boxes = refined(found.boxes, output.deltas[q], bbox_reg_weights(cfg))
+        scores = output.logits[q].sigmoid() * found.scores
+        thresh = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
+        keep = batched_nms(boxes, scores, found.classes, thresh)[:15]
+        on_candidates = batched_nms(found.boxes, scores, found.classes, thresh)[:15]
+        unlike_candidates += keep.tolist() != on_candidates.tolist()
+        torch.testing.assert_close(own.pred_boxes.tensor, boxes[keep], atol=1e-3, rtol=1e-5)
+        torch.testing.assert_close(own.scores, scores[keep])
+        torch.testing.assert_close(own.cls_scores, found.scores[keep])
+        assert torch.equal(own.pred_classes, found.classes[keep])
+        assert (boxes - found.boxes).abs().mean() > 2
+    assert unlike_candidates > 0  # else the NMS could have run on either
+
+
+def test_masks_are_those_of_the_refined_boxes(config, head):
+    model = build(config(head, "Trans"))
+    stock = stock_twin(model, head)
+    asked, _plain = run_raw(model, image_input(0, query=["red cup", "dog"]), image_input(1))
+    given = Instances((96, 128), pred_boxes=asked.pred_boxes, pred_classes=asked.pred_classes)
+    with torch.no_grad():
+        (expected,) = stock.inference([image_input(0)], [given], do_postprocess=False)
+    assert len(asked) > 10
+    torch.testing.assert_close(asked.pred_masks, expected.pred_masks, atol=1e-5, rtol=1e-4)
+
+
+def test_boxes_of_no_query_and_of_no_candidate(config, head):
+    model = build(config(head, "Trans"))
+    (nothing,) = run(model, image_input(0, query=[]))
+    assert len(nothing) == 0 and set(nothing.get_fields()) == FIELDS
+    model.roi_heads._select = lambda detections, i, size: select_candidates(
+        detections.boxes[i][:0], detections.scores[i][:0], size, score_thresh=0, max_candidates=9
+    )
+    (nothing,) = run(model, image_input(0, query=["red", "dog"]))
+    assert len(nothing) == 0 and set(nothing.get_fields()) == FIELDS
+
+
+def test_without_a_weight_there_is_no_refinement(config, head):
+    cfg = config(head, "Trans")
+    cfg.MODEL.VLNMS.REG_WEIGHT = 0.0
+    model = build(cfg)
+    seen = spied(model)
+    (instances,) = run_raw(model, image_input(0, query=["red cup", "dog"]))
+    candidates = {tuple(box) for box in seen["candidates"].boxes.tolist()}
+    assert {tuple(box) for box in instances.pred_boxes.tensor.tolist()} <= candidates
+    losses = model.train()([image_input(0, query="red cup", query_targets=targets(1))])
+    assert set(losses) == {"loss_relatedness"}
+
+
+# --- precision and memory ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("relatedness", MODULES)
+def test_half_precision_is_for_the_branch_alone(config, head, relatedness):
+    cfg = config(head, relatedness)
+    cfg.MODEL.VLNMS.MAX_CANDIDATES = cfg.MODEL.VLNMS.TRAIN_CANDIDATES = 20
+    single = build(cfg)
+    cfg.MODEL.VLNMS.PRECISION = "bfloat16"
+    half = build(cfg)
+    half.load_state_dict(single.state_dict())
+    seen = spied(half)
+    plain, asked = image_input(1), image_input(0, query=["red cup", "dog"])
+    assert same_instances(run(half, plain)[0], run(single, plain)[0])
+    expected = spied(single)
+    run(single, asked)
+    (instances,) = run(half, asked)
+    for field in ("scores", "relatedness", "cls_scores"):
+        assert instances.get(field).dtype == torch.float32
+    assert torch.equal(seen["candidates"].boxes, expected["candidates"].boxes)
+    assert torch.equal(seen["candidates"].scores, expected["candidates"].scores)
+    r, exact = (each["outputs"][-1].logits.sigmoid() for each in (seen, expected))
+    assert 0 < (r - exact).abs().max() < 0.05
+
+    losses = half.train()([image_input(0, query=["red cup", "dog"], query_targets=targets(2))])
+    sum(losses.values()).backward()
+    for name, parameter in half.roi_heads.vlnms.relatedness.named_parameters():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize(
+    ("relatedness", "attention"), [("FC", "linear"), ("FC", "additive"), ("Trans", "linear")]
+)
+def test_little_memory_gives_the_same_result(config, relatedness, attention):
+    cfg = config(relatedness=relatedness)
+    cfg.MODEL.VLNMS.ATTENTION = attention
+    cfg.MODEL.VLNMS.OUTPUT_ATTENTION = True
+    queries = ["red cup", "the left dog of the cup", "", "cup", "zyx"]
+    results, calls = [], []
+    for megabytes in (256, 0):
+        cfg.MODEL.VLNMS.CHUNK_MEMORY_MB = megabytes
+        model = build(cfg)
+        seen = spied(model)
+        results += run_raw(model, image_input(0, query=queries))
+        calls.append(len(seen["outputs"]))
+    assert calls == [1, 5]
+    large, small = (result.get_fields() for result in results)
+    assert large.keys() == small.keys()
+    for name, value in large.items():
+        a, b = (getattr(x, "tensor", x) for x in (value, small[name]))
+        torch.testing.assert_close(a, b, atol=1e-3 if name == "pred_boxes" else 1e-5, rtol=1e-5)
 
 
 def test_masks_are_computed_once_per_distinct_box(config, monkeypatch):
@@ -173,13 +338,15 @@ def test_bad_queries_say_what_and_where(config):
         run(model, image_input(0, query=["dog", None]))
 
 
+@pytest.mark.parametrize("relatedness", MODULES)
 @pytest.mark.parametrize("query", ["", "   ", "?!"])
-def test_an_empty_query_leaves_the_detectors_order(config, head, query):
-    model = build(config(head))
+def test_an_empty_query_leaves_the_detectors_boxes_and_order(config, head, relatedness, query):
+    model = build(config(head, relatedness))
     alone, asked = run(model, image_input(0), image_input(0, query=query))
     assert torch.equal(asked.relatedness, torch.ones(len(asked)))
     assert torch.equal(asked.pred_classes, alone.pred_classes)
     torch.testing.assert_close(asked.scores, alone.scores)
+    torch.testing.assert_close(asked.pred_boxes.tensor, alone.pred_boxes.tensor)
 
 
 def test_unknown_words_and_very_long_queries_are_answered(config):
@@ -413,11 +580,13 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint_is_an_error(config, tmp_p
     [
         ("TEXT_ENCODER", "BiGRU"),
         ("RELATEDNESS", "FC"),
+        ("RELATEDNESS", "Trans"),
         ("POSTPROCESSOR", "VLNMSPostprocessor"),
         ("ATTENTION", "additive"),
         ("VISUAL_ENCODER", "shared"),
         ("FUSION", "weighted_sum"),
         ("LOSS", "bce"),
+        ("PRECISION", "bfloat16"),
     ],
 )
 def test_an_unknown_name_in_the_config_lists_the_known_ones(config, key, registered):

@@ -33,6 +33,7 @@ class GroundingMapper:
         augmentations: of the image; resizing only.
         image_format: see `detection_utils.read_image`.
         max_queries: expressions of an image that share a forward in training.
+        with_context: contextual objects are foreground as well; else the referent alone.
     """
 
     @configurable
@@ -43,11 +44,13 @@ class GroundingMapper:
         augmentations: list[T.Augmentation],
         image_format: str,
         max_queries: int,
+        with_context: bool = True,
     ):
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.max_queries = max_queries
+        self.with_context = with_context
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
@@ -60,6 +63,7 @@ class GroundingMapper:
             "augmentations": [T.ResizeShortestEdge(*size, sampling)],
             "image_format": cfg.INPUT.FORMAT,
             "max_queries": cfg.MODEL.VLNMS.MAX_QUERIES_PER_IMAGE,
+            "with_context": cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -88,7 +92,9 @@ class GroundingMapper:
         dataset_dict["expressions"] = described
         if self.is_train:
             size = aug_input.image.shape[:2]
-            dataset_dict["query_targets"] = [_target(e, transform, size) for e in described]
+            dataset_dict["query_targets"] = [
+                self._target(expression, transform, size) for expression in described
+            ]
         return dataset_dict
 
     @staticmethod
@@ -112,15 +118,18 @@ class GroundingMapper:
             "context_boxes": None if context is None else [box(i) for i in context],
         }
 
-
-def _target(described: dict, transform: T.Transform, image_size: tuple[int, int]) -> Instances:
-    boxes = [described["referent_box"], *(described["context_boxes"] or [])]
-    # Transforms work in place: whole numbers would be cut off to whole numbers.
-    boxes = np.array(boxes, dtype=np.float64)
-    target = Instances(image_size)
-    target.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)).float())
-    target.gt_boxes.clip(image_size)
-    return target
+    def _target(
+        self, described: dict, transform: T.Transform, image_size: tuple[int, int]
+    ) -> Instances:
+        boxes = [described["referent_box"]]
+        if self.with_context:
+            boxes += described["context_boxes"] or []
+        # Transforms work in place: whole numbers would be cut off to whole numbers.
+        boxes = np.array(boxes, dtype=np.float64)
+        target = Instances(image_size)
+        target.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)).float())
+        target.gt_boxes.clip(image_size)
+        return target
 
 
 def read_image(file_name: str | Path, image_format: str) -> np.ndarray:

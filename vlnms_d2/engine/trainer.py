@@ -36,7 +36,8 @@ from detectron2.utils import comm
 from ..data import GroundingMapper, build_grounding_test_loader, build_train_loader
 from ..data.refer import merge_by_image
 from ..evaluation import ProposalRecallEvaluator
-from ..modeling.text import Vocabulary
+from ..modeling.text import TEXT_ENCODER_REGISTRY, BiGRU, Vocabulary
+from ..modeling.text.encoder import lookup
 from .checkpoint import AtomicCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,12 @@ class VLNMSTrainer(DefaultTrainer):
         path = self.cfg.MODEL.VLNMS.WORD_VECTORS
         if path and self.start_iter == 0:
             encoder = _bare(self.model).roi_heads.vlnms.text_encoder
+            if not isinstance(encoder, BiGRU):
+                raise ValueError(
+                    f"MODEL.VLNMS.WORD_VECTORS is {path!r}, but MODEL.VLNMS.TEXT_ENCODER "
+                    f"{self.cfg.MODEL.VLNMS.TEXT_ENCODER!r} has no word vectors to initialise; "
+                    'leave it empty, or use "BiGRU"'
+                )
             known = encoder.load_word_vectors(path)
             logger.info(
                 "%d of %d words of the vocabulary have a vector in %s",
@@ -199,12 +206,15 @@ def load_expressions(dataset_names) -> list[dict]:
 
 
 def build_vocabulary(cfg: CfgNode) -> None:
-    """Give a config that trains a BiGRU without a vocabulary one, in place.
+    """Give a config that trains a text encoder without its vocabulary one, in place.
 
     It is built from the training expressions and saved as `{OUTPUT_DIR}/vocab.json`; a run that
     resumes finds it there.
     """
-    if cfg.MODEL.VLNMS.VOCAB or not _has_expressions(cfg.DATASETS.TRAIN):
+    encoder = lookup(TEXT_ENCODER_REGISTRY, cfg.MODEL.VLNMS.TEXT_ENCODER, "TEXT_ENCODER")
+    if cfg.MODEL.VLNMS.VOCAB or not encoder.uses_vocabulary:
+        return
+    if not _has_expressions(cfg.DATASETS.TRAIN):
         return
     path = Path(cfg.OUTPUT_DIR) / "vocab.json"
     if comm.is_main_process() and not path.is_file():

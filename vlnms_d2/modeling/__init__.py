@@ -1,5 +1,6 @@
 """The query-conditioned model: heads, candidates, relatedness and the postprocessor."""
 
+from .cached_rcnn import CachedRCNN
 from .candidates import Candidates, select_candidates
 from .postprocessing import POSTPROCESSOR_REGISTRY, VLNMSPostprocessor, split_by_query
 from .queries import use_queries
@@ -11,6 +12,7 @@ __all__ = [
     "POSTPROCESSOR_REGISTRY",
     "RELATEDNESS_REGISTRY",
     "TEXT_ENCODER_REGISTRY",
+    "CachedRCNN",
     "Candidates",
     "VLNMSCascadeHead",
     "VLNMSHead",

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .candidates import Candidates
 from .postprocessing import Selection
-from .relatedness import RelatednessOutput
 
 
 class QueryResult:
@@ -15,44 +14,50 @@ class QueryResult:
 
     Args:
         candidates: the N candidates of the image.
+        boxes: float [N, 4], their boxes, or [Q, N, 4] where they differ by query.
         relatedness: float [Q, N], r.
         selection: what the postprocessor kept.
-        output: raw output of the relatedness module, for its word attention.
+        attention: word attention to add to the output, [Q, L] or [Q, N, L], or None.
     """
 
     def __init__(
         self,
         candidates: Candidates,
+        boxes: Tensor,
         relatedness: Tensor,
         selection: Selection,
-        output: RelatednessOutput,
+        attention: Tensor | None = None,
     ):
         self.candidates = candidates
         self.query_index, self.candidate_index = selection.flatten()
-        self.distinct, self.position = self.candidate_index.unique(return_inverse=True)
+        if boxes.dim() == 2:
+            self.distinct, self.position = self.candidate_index.unique(return_inverse=True)
+            self.boxes = boxes[self.distinct]
+        else:  # no two of these boxes are known to be the same
+            self.distinct, self.position = self.candidate_index, slice(None)
+            self.boxes = boxes[self.query_index, self.candidate_index]
         self.scores = selection.scores[self.query_index, self.candidate_index]
         self.relatedness = relatedness[self.query_index, self.candidate_index]
-        self.output = output
+        self.attention = attention
 
     def distinct_instances(self, image_size: tuple[int, int]) -> Instances:
         """Every kept box once, for the mask and keypoint heads."""
         instances = Instances(image_size)
-        instances.pred_boxes = Boxes(self.candidates.boxes[self.distinct])
+        instances.pred_boxes = Boxes(self.boxes)
         instances.cls_scores = self.candidates.scores[self.distinct]
         instances.pred_classes = self.candidates.classes[self.distinct]
         return instances
 
-    def per_query(self, distinct: Instances, with_attention: bool) -> Instances:
+    def per_query(self, distinct: Instances) -> Instances:
         """The queries' proposals one after the other, each sorted by fused score."""
         instances = distinct[self.position]
         instances.scores = self.scores
         instances.relatedness = self.relatedness
         instances.query_index = self.query_index
-        if with_attention and self.output.attention is not None:
-            attention = self.output.attention
+        if self.attention is not None:
             instances.word_attention = (
-                attention[self.query_index]
-                if attention.dim() == 2
-                else attention[self.query_index, self.candidate_index]
+                self.attention[self.query_index]
+                if self.attention.dim() == 2
+                else self.attention[self.query_index, self.candidate_index]
             )
         return instances

@@ -17,6 +17,8 @@ class RelatednessBranch(nn.Module):
             of the detector itself is used ("shared").
         text_encoder: from strings to word features.
         relatedness: from box and word features to logits.
+        chunk_bytes: the queries of an image are scored so many at a time that the module's
+            temporary tensors stay below this.
     """
 
     def __init__(
@@ -24,11 +26,13 @@ class RelatednessBranch(nn.Module):
         visual_encoder: nn.Module | None,
         text_encoder: TextEncoder,
         relatedness: Relatedness,
+        chunk_bytes: int = 256 << 20,
     ):
         super().__init__()
         self.visual_encoder = visual_encoder
         self.text_encoder = text_encoder
         self.relatedness = relatedness
+        self.chunk_bytes = chunk_bytes
 
     def encode_queries(self, queries: list[list[str]]) -> list[TextFeatures]:
         """Encode the queries of several images, each distinct query once.
@@ -44,19 +48,34 @@ class RelatednessBranch(nn.Module):
         features = self.text_encoder(list(distinct))
         return [features[[distinct[text] for text in own]] for own in queries]
 
-    def score(self, visual: Tensor, text: TextFeatures) -> tuple[Tensor, RelatednessOutput]:
-        """Relatedness of every box to every query.
+    def score(
+        self,
+        visual: Tensor,
+        locations: Tensor,
+        text: TextFeatures,
+        with_attention: bool = False,
+    ) -> tuple[Tensor, RelatednessOutput]:
+        """Relatedness of every box to every query, at inference.
 
-        An empty query mentions nothing, so nothing speaks against a box: r = 1, and the fused
-        score leaves the detector's order as it is.
+        An empty query mentions nothing, so nothing speaks against a box: r = 1 and no box
+        refinement, and the fused score leaves the detector's order as it is.
 
         Args:
             visual: float [N, D], box features of one image.
+            locations: float [N, 5]; see `box_locations`.
             text: its Q queries.
+            with_attention: see `Relatedness.forward`.
 
         Returns:
-            r, float [Q, N], and the module's raw output.
+            r, float [Q, N], and the module's output.
         """
-        output = self.relatedness(visual, text)
+        cost = self.relatedness.bytes_per_query(len(visual), text.mask.shape[1])
+        step = max(1, self.chunk_bytes // max(1, cost))
+        chunks = [text[i : i + step] for i in range(0, max(1, len(text)), step)]
+        output = RelatednessOutput.cat(
+            [self.relatedness(visual, locations, chunk, with_attention) for chunk in chunks]
+        )
         empty = ~text.mask.any(dim=1, keepdim=True)
+        if output.deltas is not None:
+            output.deltas = output.deltas.masked_fill(empty[..., None], 0.0)
         return torch.where(empty, 1.0, output.logits.sigmoid()), output

@@ -21,12 +21,14 @@ class Candidates:
         scores: float [N], class confidence c.
         classes: int64 [N].
         proposal_index: int64 [N], the proposal that each comes from.
+        pooled: float [N, ...], what the visual encoder makes features of; None before pooling.
     """
 
     boxes: Tensor
     scores: Tensor
     classes: Tensor
     proposal_index: Tensor
+    pooled: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -34,8 +36,17 @@ class Candidates:
     def __getitem__(self, index: Tensor) -> Candidates:
         """The candidates at `index`, bool [N] or int64 [M]."""
         return Candidates(
-            self.boxes[index], self.scores[index], self.classes[index], self.proposal_index[index]
+            self.boxes[index],
+            self.scores[index],
+            self.classes[index],
+            self.proposal_index[index],
+            None if self.pooled is None else self.pooled[index],
         )
+
+    def to(self, device: torch.device) -> Candidates:
+        """The candidates on `device`."""
+        fields = vars(self).items()
+        return Candidates(**{k: None if v is None else v.to(device) for k, v in fields})
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from detectron2.config import configurable
@@ -12,16 +13,17 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from .assembly import QueryResult
 from .branch import RelatednessBranch
 from .candidates import Candidates, select_candidates
+from .criterion import Criterion
 from .detections import Detections
-from .losses import label_candidates, relatedness_bce, sample_candidates
 from .postprocessing import build_postprocessor
 from .queries import QueryBatch, TakesQueries
-from .relatedness import Relatedness, build_relatedness
-from .text import TextEncoder, build_text_encoder
+from .relatedness import Relatedness, box_locations, build_relatedness
+from .text import TextEncoder, TextFeatures, build_text_encoder
 
 Features = dict[str, Tensor]
 
@@ -31,19 +33,19 @@ class QueryConditionedMixin(TakesQueries):
 
     A subclass names the part of the detector that the visual encoder copies
     (`visual_encoder_source`), says how it detects (`_detect`) and, where it has no box pooler,
-    how boxes are encoded (`_encode_boxes`).
+    how boxes are pooled (`_pool_boxes`) and encoded (`_encode_pooled`).
 
     Args (besides those of the head it is mixed into):
         text_encoder: from strings to word features.
         relatedness: from box and word features to logits.
         postprocessor: fusion, NMS and final cut; see `VLNMSPostprocessor`.
+        criterion: draws candidates in training and computes the losses.
         visual_encoder: "finetune" or "shared".
         score_thresh: delta of the candidates.
         max_candidates: most candidates an image.
         freeze_detector: train the branch only.
-        batch_size_per_query: candidates drawn for the loss per query.
-        query_positive_fraction: largest share of positives among them.
-        foreground_iou: a candidate is positive above this IoU with a foreground box.
+        precision: "float32" or "bfloat16", of the branch's layers.
+        chunk_bytes: most temporary memory for scoring; see `RelatednessBranch`.
         output_attention: add the word attention to the output.
     """
 
@@ -54,13 +56,13 @@ class QueryConditionedMixin(TakesQueries):
         text_encoder: TextEncoder,
         relatedness: Relatedness,
         postprocessor,
+        criterion: Criterion,
         visual_encoder: str = "finetune",
         score_thresh: float = 0.05,
         max_candidates: int = 1000,
         freeze_detector: bool = True,
-        batch_size_per_query: int = 32,
-        query_positive_fraction: float = 0.5,
-        foreground_iou: float = 0.5,
+        precision: str = "float32",
+        chunk_bytes: int = 256 << 20,
         output_attention: bool = False,
         **kwargs,
     ):
@@ -69,6 +71,11 @@ class QueryConditionedMixin(TakesQueries):
             raise ValueError(
                 f"MODEL.VLNMS.VISUAL_ENCODER is {visual_encoder!r}, expected 'finetune' or 'shared'"
             )
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"MODEL.VLNMS.PRECISION is {precision!r}, expected 'float32' or 'bfloat16'"
+            )
+        self.precision = precision
         self.freeze_detector = freeze_detector
         if freeze_detector:
             self.requires_grad_(False)
@@ -76,21 +83,17 @@ class QueryConditionedMixin(TakesQueries):
         if visual_encoder == "finetune":
             own_copy = copy.deepcopy(self.get_submodule(self.visual_encoder_source))
             own_copy.requires_grad_(True)
-        self.vlnms = RelatednessBranch(own_copy, text_encoder, relatedness)
+        self.vlnms = RelatednessBranch(own_copy, text_encoder, relatedness, chunk_bytes)
         self.postprocessor = postprocessor
+        self.criterion = criterion
         self.score_thresh = score_thresh
         self.max_candidates = max_candidates
-        self.batch_size_per_query = batch_size_per_query
-        self.query_positive_fraction = query_positive_fraction
-        self.foreground_iou = foreground_iou
         self.output_attention = output_attention
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         ret = super().from_config(cfg, input_shape)
         vlnms = cfg.MODEL.VLNMS
-        if vlnms.LOSS != "bce":
-            raise ValueError(f"MODEL.VLNMS.LOSS is {vlnms.LOSS!r}, expected 'bce'")
         text_encoder = build_text_encoder(cfg)
         predictor = ret["box_predictors"][-1] if "box_predictors" in ret else ret["box_predictor"]
         ret.update(
@@ -99,13 +102,13 @@ class QueryConditionedMixin(TakesQueries):
                 cfg, predictor.cls_score.in_features, text_encoder.output_dim
             ),
             postprocessor=build_postprocessor(cfg),
+            criterion=Criterion(cfg),
             visual_encoder=vlnms.VISUAL_ENCODER,
             score_thresh=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             max_candidates=vlnms.MAX_CANDIDATES,
             freeze_detector=vlnms.FREEZE_DETECTOR,
-            batch_size_per_query=vlnms.BATCH_SIZE_PER_QUERY,
-            query_positive_fraction=vlnms.POSITIVE_FRACTION,
-            foreground_iou=vlnms.IOU_THRESHOLD,
+            precision=vlnms.PRECISION,
+            chunk_bytes=int(vlnms.CHUNK_MEMORY_MB * 2**20),
             output_attention=vlnms.OUTPUT_ATTENTION,
         )
         return ret
@@ -125,9 +128,12 @@ class QueryConditionedMixin(TakesQueries):
         """Run the detector's head on the proposals, no threshold and no NMS."""
         raise NotImplementedError
 
-    def _encode_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        """Pool boxes of all images and run the visual encoder: float [sum of N, D]."""
-        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
+    def _pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
+        """Pool boxes of all images: float [sum of N, C, height, width]."""
+        return self.box_pooler([features[f] for f in self.box_in_features], boxes)
+
+    def _encode_pooled(self, pooled: Tensor) -> Tensor:
+        """Run the visual encoder: float [N, D]."""
         return self.vlnms.visual_encoder(pooled).flatten(1)
 
     # --- forward -------------------------------------------------------------------------------
@@ -149,75 +155,137 @@ class QueryConditionedMixin(TakesQueries):
         sizes = [p.image_size for p in proposals]
         asked = [i for i, queries in enumerate(batch.queries) if queries is not None]
         candidates = [self._select(detections, i, sizes[i]) for i in asked]
-        visual = self._visual_features(features, detections, candidates, asked)
-        text = self.vlnms.encode_queries([batch.queries[i] for i in asked])
-
+        self._pool(features, detections, candidates, asked)
+        answers = self.answer(
+            candidates, [sizes[i] for i in asked], [batch.queries[i] for i in asked]
+        )
         results = self._stock_results(detections, sizes, skip=asked)
-        query_results = []
-        for i, found, box_features, queries in zip(asked, candidates, visual, text, strict=True):
-            relatedness, output = self.vlnms.score(box_features, queries)
-            selection = self.postprocessor(found.boxes, found.scores, relatedness, found.classes)
-            query_result = QueryResult(found, relatedness, selection, output)
-            query_results.append(query_result)
-            results[i] = query_result.distinct_instances(sizes[i])
+        for i, answer in zip(asked, answers, strict=True):
+            results[i] = answer.distinct_instances(sizes[i])
         # Masks and keypoints: once per distinct box, whatever the number of queries.
         results = self.forward_with_given_boxes(features, results)
-        for i, query_result in zip(asked, query_results, strict=True):
-            results[i] = query_result.per_query(results[i], self.output_attention)
+        for i, answer in zip(asked, answers, strict=True):
+            results[i] = answer.per_query(results[i])
         return results
 
+    @torch.no_grad()
+    def detect(
+        self, features: Features, proposals: list[Instances]
+    ) -> tuple[list[Candidates], list[Instances]]:
+        """All that does not depend on the queries: per image its candidates, pooled, and the
+        stock detector's result, boxes only."""
+        with self._detector_in_eval_mode():
+            detections = self._detect(features, proposals)
+        sizes = [p.image_size for p in proposals]
+        everything = list(range(len(proposals)))
+        candidates = [self._select(detections, i, sizes[i]) for i in everything]
+        self._pool(features, detections, candidates, everything)
+        return candidates, self._stock_results(detections, sizes, skip=[])
+
+    def answer(
+        self,
+        candidates: list[Candidates],
+        image_sizes: list[tuple[int, int]],
+        queries: list[list[str]],
+    ) -> list[QueryResult]:
+        """All that depends on the queries: score, refine, fuse, NMS, cut.
+
+        Args:
+            candidates: per image, pooled.
+            image_sizes: per image (height, width) in pixels of the network's input.
+            queries: per image.
+        """
+        with self._own_precision():
+            visual = self._encode(candidates)
+            text = self.vlnms.encode_queries(queries)
+        everything = zip(candidates, image_sizes, visual, text, strict=True)
+        return [self._answer_image(*own) for own in everything]
+
+    def _answer_image(
+        self,
+        found: Candidates,
+        image_size: tuple[int, int],
+        visual: Tensor,
+        text: TextFeatures,
+    ) -> QueryResult:
+        locations = box_locations(found.boxes, image_size)
+        with self._own_precision():
+            relatedness, output = self.vlnms.score(visual, locations, text, self.output_attention)
+        boxes = found.boxes
+        if output.deltas is not None:
+            boxes = self._refine(boxes, output.deltas, image_size)
+        selection = self.postprocessor(boxes, found.scores, relatedness, found.classes)
+        attention = output.attention if self.output_attention else None
+        return QueryResult(found, boxes, relatedness, selection, attention)
+
     def _forward_training(self, images, features, proposals, targets, batch):
+        self.check_trainable(batch)
+        losses = {}
+        if not self.freeze_detector:
+            _, losses = super().forward(images, features, proposals, targets)
+        if any(batch.queries):
+            with torch.no_grad(), self._detector_in_eval_mode():
+                detections = self._detect(features, proposals)
+            asked = [i for i, queries in enumerate(batch.queries) if queries]
+            candidates = [self._select(detections, i, proposals[i].image_size) for i in asked]
+            pool = partial(self._pool, features, detections, asked=asked)
+            sizes = [proposals[i].image_size for i in asked]
+            losses.update(self.query_losses(candidates, sizes, batch, pool))
+        return proposals, losses
+
+    def check_trainable(self, batch: QueryBatch) -> None:
+        """Refuse a training batch that has nothing to learn from, or queries without targets.
+
+        Raises:
+            ValueError: saying what is missing.
+        """
         # An image with an empty list of queries has nothing to learn from either.
-        asks = any(batch.queries)
-        if self.freeze_detector and not asks:
+        if self.freeze_detector and not any(batch.queries):
             raise ValueError(
                 "MODEL.VLNMS.FREEZE_DETECTOR is True and no image of the batch has a query: there "
                 'is nothing to train. Give batched_inputs[i]["query"] and ["query_targets"] '
                 "(vlnms_d2.data does), or set FREEZE_DETECTOR to False to train the detector."
             )
-        losses = {}
-        if not self.freeze_detector:
-            _, losses = super().forward(images, features, proposals, targets)
-        if asks:
-            losses["loss_relatedness"] = self._relatedness_loss(features, proposals, batch)
-        return proposals, losses
-
-    def _relatedness_loss(
-        self, features: Features, proposals: list[Instances], batch: QueryBatch
-    ) -> Tensor:
-        """The mean loss over the images that have queries."""
-        with torch.no_grad(), self._detector_in_eval_mode():
-            detections = self._detect(features, proposals)
-        asked, candidates, labels, drawn = [], [], [], []
         for i, (queries, targets) in enumerate(zip(batch.queries, batch.targets, strict=True)):
-            if not queries:
-                continue
-            if targets is None:
+            if queries and targets is None:
                 raise ValueError(
                     f'batched_inputs[{i}] has queries but no "query_targets"; training needs one '
                     "Instances with gt_boxes per query"
                 )
-            found = self._select(detections, i, proposals[i].image_size)
-            foreground = [t.gt_boxes.tensor.to(found.boxes.device) for t in targets]
-            label = label_candidates(found.boxes, foreground, self.foreground_iou)
-            chosen = sample_candidates(
-                label, self.batch_size_per_query, self.query_positive_fraction
-            )
-            # Only boxes drawn for some query are pooled.
-            used = chosen.any(dim=0)
-            asked.append(i)
-            candidates.append(found[used])
-            labels.append(label[:, used])
-            drawn.append(chosen[:, used])
-        visual = self._visual_features(features, detections, candidates, asked)
-        text = self.vlnms.encode_queries([batch.queries[i] for i in asked])
-        losses = [
-            relatedness_bce(self.vlnms.relatedness(box_features, queries).logits, label, chosen)
-            for box_features, queries, label, chosen in zip(
-                visual, text, labels, drawn, strict=True
-            )
+
+    def query_losses(
+        self,
+        candidates: list[Candidates],
+        image_sizes: list[tuple[int, int]],
+        batch: QueryBatch,
+        pool: Callable[[list[Candidates]], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of the images that have queries; see `Criterion.losses`.
+
+        Args:
+            candidates, image_sizes: of those images.
+            batch: queries and targets of all images.
+            pool: gives candidates what is pooled for them, in place, after those that take part
+                have been drawn; None where they have it.
+        """
+        asked = [i for i, queries in enumerate(batch.queries) if queries]
+        drawn = [
+            self.criterion.draw(found, batch.targets[i], self.vlnms.relatedness.compares_boxes)
+            for i, found in zip(asked, candidates, strict=True)
         ]
-        return torch.stack(losses).mean()
+        candidates = [own.candidates for own in drawn]
+        if pool is not None:
+            pool(candidates)
+        with self._own_precision():
+            visual = self._encode(candidates)
+            text = self.vlnms.encode_queries([batch.queries[i] for i in asked])
+            outputs = [
+                self.vlnms.relatedness(box_features, box_locations(found.boxes, size), own)
+                for box_features, found, size, own in zip(
+                    visual, candidates, image_sizes, text, strict=True
+                )
+            ]
+        return self.criterion.losses(outputs, drawn, self._last_predictor.box2box_transform)
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -230,24 +298,52 @@ class QueryConditionedMixin(TakesQueries):
             max_candidates=self.max_candidates,
         )
 
-    def _visual_features(
+    def _pool(
         self,
         features: Features,
         detections: Detections,
         candidates: list[Candidates],
         asked: list[int],
-    ) -> list[Tensor]:
-        """Per asked image float [N, D], the visual features of its candidates."""
+    ) -> None:
+        """Give the candidates of the asked images what the visual encoder takes, in place."""
         if self.vlnms.visual_encoder is None:
-            return [
-                detections.features[i][c.proposal_index]
-                for i, c in zip(asked, candidates, strict=True)
-            ]
+            for i, found in zip(asked, candidates, strict=True):
+                found.pooled = detections.features[i][found.proposal_index]
+            return
         boxes = [Boxes(next(iter(features.values())).new_zeros(0, 4)) for _ in detections.boxes]
         for i, found in zip(asked, candidates, strict=True):
             boxes[i] = Boxes(found.boxes)
-        encoded = self._encode_boxes(features, boxes)
+        pooled = self._pool_boxes(features, boxes).split([len(found) for found in candidates])
+        for found, own in zip(candidates, pooled, strict=True):
+            found.pooled = own
+
+    def _encode(self, candidates: list[Candidates]) -> list[Tensor]:
+        """Per image float [N, D], the visual features of its candidates."""
+        if self.vlnms.visual_encoder is None:
+            return [found.pooled for found in candidates]
+        if not candidates:
+            return []
+        encoded = self._encode_pooled(torch.cat([found.pooled for found in candidates]))
         return list(encoded.split([len(found) for found in candidates]))
+
+    def _own_precision(self) -> torch.autocast:
+        device = next(self.vlnms.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def _refine(self, boxes: Tensor, deltas: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """The boxes [N, 4] of each query after its refinement [Q, N, 4]: float [Q, N, 4].
+
+        A refinement of zeros leaves a box as it is, to the bit, and so does one that would move
+        all of it out of the image: Detectron2 drops empty boxes, and the query may have no other.
+        """
+        box2box = self._last_predictor.box2box_transform
+        # Detectron2's transform takes several deltas per box side by side: [N, Q * 4].
+        refined = box2box.apply_deltas(deltas.transpose(0, 1).flatten(1), boxes)
+        refined = refined.unflatten(1, (len(deltas), 4)).transpose(0, 1)
+        refined = clip_boxes_to_image(refined, image_size)
+        some_area = (refined[..., 2:] > refined[..., :2]).all(dim=-1)
+        applies = some_area & deltas.any(dim=-1)
+        return torch.where(applies[..., None], refined, boxes)
 
     def _stock_results(
         self, detections: Detections, image_sizes: list[tuple[int, int]], skip: list[int]

@@ -50,8 +50,10 @@ class VLNMSRes5Head(QueryConditionedMixin, Res5ROIHeads):
         )
         return predict(self.box_predictor, box_features.mean(dim=[2, 3]), proposals)
 
-    def _encode_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        pooled = self.pooler([features[f] for f in self.in_features], boxes)
+    def _pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
+        return self.pooler([features[f] for f in self.in_features], boxes)
+
+    def _encode_pooled(self, pooled: Tensor) -> Tensor:
         return self.vlnms.visual_encoder(pooled).mean(dim=[2, 3])
 
 

@@ -1,12 +1,21 @@
 """Relatedness modules: how likely does the query mention the box? Plain torch."""
 
-from .base import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, build_relatedness
+from .base import (
+    RELATEDNESS_REGISTRY,
+    Relatedness,
+    RelatednessOutput,
+    box_locations,
+    build_relatedness,
+)
 from .fc import FC
+from .trans import Trans
 
 __all__ = [
     "FC",
     "RELATEDNESS_REGISTRY",
     "Relatedness",
     "RelatednessOutput",
+    "Trans",
+    "box_locations",
     "build_relatedness",
 ]

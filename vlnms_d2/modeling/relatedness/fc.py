@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..text.encoder import TextFeatures
-from .base import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput
+from .base import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
 
 # F.normalize's default: norms below it count as this.
 EPS = 1e-12
@@ -67,7 +67,15 @@ class FC(Relatedness):
             "dropout": vlnms.FC.DROPOUT,
         }
 
-    def forward(self, visual: Tensor, text: TextFeatures) -> RelatednessOutput:
+    def forward(
+        self,
+        visual: Tensor,
+        locations: Tensor,
+        text: TextFeatures,
+        with_attention: bool = False,
+    ) -> RelatednessOutput:
+        """See `Relatedness.forward`; FC does not look at the locations, and gives the attention
+        in any case."""
         attention = self.word_attention(visual, text)
         # q: [Q, D] with linear attention, [Q, N, D] with additive attention
         if attention.dim() == 2:
@@ -80,7 +88,15 @@ class FC(Relatedness):
             logits = score_pairs(box, query, self.fc_r.weight[0], self.fc_r.bias)
         else:
             logits = self._score_directly(box, query)
-        return RelatednessOutput(logits, attention)
+        return RelatednessOutput(at_least_float32(logits), attention)
+
+    def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
+        floats = 4 * num_boxes
+        if self.attention == "additive":
+            floats += num_boxes * (3 * num_words + self.fc_r.in_features)
+        if self.relu:
+            floats += 3 * num_boxes * self.fc_r.in_features
+        return 4 * floats
 
     def word_attention(self, visual: Tensor, text: TextFeatures) -> Tensor:
         """Softmax over the words: [Q, L] (linear) or [Q, N, L] (additive); padding gets 0."""
@@ -102,7 +118,7 @@ class FC(Relatedness):
         product = box[None] * query
         if self.relu:
             product = product.relu()
-        m = F.normalize(_at_least_float32(product), dim=-1, eps=EPS).to(product.dtype)
+        m = F.normalize(at_least_float32(product), dim=-1, eps=EPS).to(product.dtype)
         return self.fc_r(self.dropout(m)).squeeze(-1)
 
 
@@ -122,7 +138,7 @@ def score_pairs(box: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> Ten
         float [Q, N].
     """
     # Squares leave the range of half precision, so autocast stays out of here.
-    box, query, weight, bias = map(_at_least_float32, (box, query, weight, bias))
+    box, query, weight, bias = map(at_least_float32, (box, query, weight, bias))
     with torch.autocast(box.device.type, enabled=False):
         numerator = (query * weight) @ box.T
         squared_norm = (query * query) @ (box * box).T
@@ -134,10 +150,6 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last dimension where `mask` holds, 0 elsewhere; rows without any are 0."""
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1) * mask
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:

@@ -1,0 +1,139 @@
+"""Transformer relatedness with box refinement (paper, Eq. 3; SPEC section 4)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..text.encoder import TextFeatures
+from .attention import CoAttentionLayer, JointLayer, key_bias
+from .base import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
+
+LAYERS = {"joint": JointLayer, "co_attention": CoAttentionLayer}
+
+
+@RELATEDNESS_REGISTRY.register()
+class Trans(Relatedness):
+    """Words and boxes as tokens; layers that fuse both; per box r and a refinement t.
+
+    The paper's "two-layer Transformer and co-attention" can be read in two ways, so there are
+    both: "joint", self-attention over one sequence of words and boxes, and "co_attention", two
+    streams that attend to each other. The layers normalise before each block, which trains
+    without a long warm-up.
+
+    Args:
+        visual_dim: width of the box features.
+        text_dim: width of the word features.
+        hidden_dim: width of the tokens.
+        num_heads, ffn_dim, num_layers, dropout: of the layers.
+        fusion: "joint" or "co_attention".
+        refine: whether there is a box refinement, MLP_t.
+
+    Raises:
+        ValueError: an unknown `fusion`, or heads that do not divide the width.
+    """
+
+    compares_boxes = True
+
+    def __init__(
+        self,
+        *,
+        visual_dim: int,
+        text_dim: int,
+        hidden_dim: int = 768,
+        num_heads: int = 12,
+        ffn_dim: int = 3072,
+        num_layers: int = 2,
+        dropout: float = 0.1,
+        fusion: str = "joint",
+        refine: bool = True,
+    ):
+        super().__init__()
+        if fusion not in LAYERS:
+            raise ValueError(
+                f"MODEL.VLNMS.TRANS.FUSION is {fusion!r}, expected 'joint' or 'co_attention'"
+            )
+        if hidden_dim % num_heads:
+            raise ValueError(
+                f"MODEL.VLNMS.TRANS.HIDDEN_DIM is {hidden_dim}, not a multiple of "
+                f"MODEL.VLNMS.TRANS.NUM_HEADS, {num_heads}"
+            )
+        self.hidden_dim, self.ffn_dim = hidden_dim, ffn_dim
+        self.visual_token = nn.Sequential(
+            nn.LayerNorm(visual_dim), nn.Linear(visual_dim, hidden_dim)
+        )
+        self.location_token = nn.Linear(5, hidden_dim)
+        self.word_token = nn.Linear(text_dim, hidden_dim)
+        self.layers = nn.ModuleList(
+            LAYERS[fusion](hidden_dim, num_heads, ffn_dim, dropout, last=i == num_layers - 1)
+            for i in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.fc_r = nn.Linear(hidden_dim, 1)
+        self.mlp_t = _mlp_t(hidden_dim) if refine else None
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        trans = cfg.MODEL.VLNMS.TRANS
+        return {
+            "hidden_dim": trans.HIDDEN_DIM,
+            "num_heads": trans.NUM_HEADS,
+            "ffn_dim": trans.FFN_DIM,
+            "num_layers": trans.NUM_LAYERS,
+            "dropout": trans.DROPOUT,
+            "fusion": trans.FUSION,
+            "refine": cfg.MODEL.VLNMS.REG_WEIGHT > 0,
+        }
+
+    def forward(
+        self,
+        visual: Tensor,
+        locations: Tensor,
+        text: TextFeatures,
+        with_attention: bool = False,
+    ) -> RelatednessOutput:
+        shape = (len(text), len(visual))
+        if 0 in shape:  # attention wants at least one key; of nothing the heads make nothing
+            hidden = visual.new_zeros(*shape, self.hidden_dim)
+            attention = visual.new_zeros(*shape, text.mask.shape[1]) if with_attention else None
+        else:
+            hidden, attention = self._fuse(visual, locations, text, with_attention)
+        logits = at_least_float32(self.fc_r(hidden).squeeze(-1))
+        deltas = None if self.mlp_t is None else at_least_float32(self.mlp_t(hidden))
+        return RelatednessOutput(logits, attention, deltas)
+
+    def _fuse(
+        self, visual: Tensor, locations: Tensor, text: TextFeatures, with_attention: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the layers make of the boxes, [Q, N, hidden_dim], and the word attention."""
+        words, mask = text.words, text.mask
+        num_words = mask.shape[1]
+        if num_words == 0:  # empty queries alone; attention wants at least one key
+            words, mask = F.pad(words, (0, 0, 0, 1)), F.pad(mask, (0, 1))
+        words = self.word_token(words)
+        # boxes: [1, N, D], the same for every query before the first layer; then [Q, N, D]
+        boxes = (self.visual_token(visual) + self.location_token(locations))[None]
+        word_bias, box_bias = key_bias(mask), key_bias(mask.new_ones(len(mask), len(visual)))
+        attention = None
+        for layer in self.layers:
+            if with_attention and layer is self.layers[-1]:
+                attention = layer.word_attention(words, boxes, word_bias) * mask[:, None]
+                attention = attention[..., :num_words]
+            words, boxes = layer(words, boxes, word_bias, box_bias)
+        return self.norm(boxes), attention
+
+    def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
+        # Of a layer where it is widest, measured: its input, its sum so far, its normed input and
+        # its output; with these, in the attention, queries, keys and values before and after words
+        # and boxes are put together, and what was mixed of them; in the feed-forward block hidden
+        # units and gates, the gates after the ReLU, and their product.
+        widest = 4 * self.hidden_dim + max(8 * self.hidden_dim, 4 * self.ffn_dim)
+        return 4 * (num_boxes + num_words) * widest
+
+
+def _mlp_t(dim: int) -> nn.Sequential:
+    """Two ReLU layers and a linear one that starts with next to no refinement."""
+    last = nn.Linear(dim, 4)
+    nn.init.normal_(last.weight, std=0.001)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), last)
