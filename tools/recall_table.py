@@ -11,15 +11,18 @@ of one experiment. How many misses are cut is computed per seed, then averaged.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from vlnms_d2.evaluation.recall import RESULTS_VERSION
+from vlnms_d2.evaluation.seeds import (
+    check_comparable,
+    format_mean,
+    mean_and_deviation,
+    read_results,
+)
 
 ROWS = {
     "detector": "detector",
@@ -29,32 +32,11 @@ ROWS = {
     "misses_cut_matched": "misses cut (%) of matched*",
 }
 COLUMNS = ("proposals", "referent", "context")
-# Seeds that differ in one of these are not runs of one experiment.
-SETTINGS = ("num_proposals", "mean_proposals", "iou_threshold", "thresholds_chosen_here")
 NOTE = (
     "*: with the threshold that gives the detector as many proposals as VL-NMS has on these very "
     "expressions; for comparison only."
 )
 CHOSEN_HERE = "†: the thresholds of the real cut were chosen on this data set."
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """One file of `ProposalRecallEvaluator`.
-
-    Raises:
-        ValueError: it is not such a file, or of another version.
-    """
-    try:
-        results = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
-    version = results.get("version") if isinstance(results, dict) else None
-    if version != RESULTS_VERSION or "overall" not in results:
-        raise ValueError(
-            f"{path}: expected version {RESULTS_VERSION} of ProposalRecallEvaluator's results, "
-            f"found {version!r}; evaluate again"
-        )
-    return results
 
 
 def group_by_dataset(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
@@ -69,28 +51,10 @@ def group_by_dataset(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     for path in paths:
         results = read_results(path)
         group = groups.setdefault(results["dataset"], [])
-        for name in SETTINGS:
-            if group and results[name] != group[0][name]:
-                raise ValueError(
-                    f"{path}: {name} is {results[name]}, but {group[0][name]} in another file of "
-                    f"{results['dataset']}"
-                )
-        if group and results["overall"]["expressions"] != group[0]["overall"]["expressions"]:
-            raise ValueError(f"{path}: other expressions than in another file of this data set")
+        if group:
+            check_comparable(path, results, group[0])
         group.append(results)
     return groups
-
-
-def mean_and_deviation(values: Sequence[float | None]) -> str:
-    """Mean ± sample standard deviation; "-" where no seed has a value.
-
-    A seed without a value (None: the detector missed nothing) is left out.
-    """
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def table_rows(name: str, seeds: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
@@ -102,7 +66,9 @@ def table_rows(name: str, seeds: Sequence[dict[str, Any]]) -> Iterator[list[str]
     """
     for row, label in ROWS.items():
         cells = [
-            mean_and_deviation([seed[point].get(row, {}).get(column) for seed in seeds])
+            format_mean(
+                *mean_and_deviation([seed[point].get(row, {}).get(column) for seed in seeds])
+            )
             for point in ("top", "real")
             for column in COLUMNS
         ]

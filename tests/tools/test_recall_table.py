@@ -99,11 +99,6 @@ def test_by_manner(write, capsys):
     assert "†" not in text
 
 
-def test_seeds_without_a_value_are_left_out():
-    assert recall_table.mean_and_deviation([None, 1.0, 3.0]) == "2.00 ± 1.41"
-    assert recall_table.mean_and_deviation([None]) == "-"
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,0 +1,88 @@
+"""How much time queries take on top of the detector."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+
+from ..data import GroundingMapper
+
+WARM_UP_IMAGES = 2
+
+
+def measure_extra_time(cfg: CfgNode, num_images: int) -> dict[str, Any]:
+    """Time the detector alone, with one expression, and with all expressions of an image.
+
+    Masks are off, as in the evaluation of recall.
+
+    Args:
+        cfg: of a trained model; its weights are loaded.
+        num_images: the first so many images of the last test set.
+
+    Returns:
+        Medians over the images, in ms, and what they were measured on.
+    """
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model.roi_heads.mask_on = False
+    mapper = GroundingMapper(cfg, is_train=False)
+    images = [mapper(d) for d in DatasetCatalog.get(cfg.DATASETS.TEST[-1])[:num_images]]
+    for image in images[:WARM_UP_IMAGES]:
+        _time_image(model, image)
+    times = [_time_image(model, image) for image in images]
+    alone, one, every = (1000 * statistics.median(column) for column in zip(*times, strict=True))
+    return {
+        "detector_ms": alone,
+        "one_query_ms": one,
+        "all_queries_ms": every,
+        "queries_per_image": statistics.fmean(len(image["query"]) for image in images),
+        "images": len(images),
+        "dataset": cfg.DATASETS.TEST[-1],
+        "machine": describe_machine(model.device),
+    }
+
+
+@torch.no_grad()
+def _time_image(model: torch.nn.Module, image: dict) -> list[float]:
+    """Seconds without a query, with the first one, with all."""
+    alone = {key: image[key] for key in ("image", "height", "width")}
+    seconds = []
+    for more in ({}, {"query": image["query"][:1]}, {"query": image["query"]}):
+        start = time.perf_counter()
+        model([alone | more])
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a measurement was made on."""
+    return {
+        "device": device.type,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "detectron2": detectron2.__version__,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, as Linux knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
