@@ -13,9 +13,16 @@ def process_group():
     dist.destroy_process_group()
 
 
-def test_a_frozen_detector_trains_inside_distributed_data_parallel(config, head, process_group):
+@pytest.mark.parametrize(
+    ("relatedness", "fusion"), [("FC", "joint"), ("Trans", "joint"), ("Trans", "co_attention")]
+)
+def test_a_frozen_detector_trains_inside_distributed_data_parallel(
+    config, head, relatedness, fusion, process_group
+):
     """Queries pass the wrapper; no frozen parameter is waited for, and every other has a part."""
-    model = build(config(head))
+    cfg = config(head, relatedness)
+    cfg.MODEL.VLNMS.TRANS.FUSION = fusion
+    model = build(cfg)
     wrapped = DistributedDataParallel(model)
     wrapped.train()
     target = Instances((96, 128))

@@ -314,7 +314,9 @@ def test_a_spoiled_file_is_named_and_made_anew_once_deleted(twins, folder, spoil
     assert files(folder) == [path]
 
 
-@pytest.mark.parametrize("content", [{}, [], {"image_size": (96, 128)}, {"candidates": {}}])
+@pytest.mark.parametrize(
+    "content", [{}, [], torch.ones(2), {"image_size": (96, 128)}, {"candidates": {}}]
+)
 def test_a_file_of_something_else_is_named(twins, folder, content):
     ours = twins[1]
     run(ours, image_input(0))
@@ -353,6 +355,10 @@ def test_what_cannot_be_cached_is_refused(without_masks, folder):
         cfg.merge_from_list([key, value])
         with pytest.raises(ValueError, match=r"VL-NMS head .* on a frozen detector"):
             cached(cfg, folder)
+    cfg = without_masks()
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
+    with pytest.raises(ValueError, match=r"PROPOSAL_GENERATOR\.NAME is PrecomputedProposals"):
+        cached(cfg, folder)
 
 
 @pytest.mark.parametrize("from_cached", [True, False])

@@ -234,6 +234,11 @@ def test_an_unknown_loss_is_refused():
         Criterion(loss="Sphinx")
 
 
+def test_no_candidates_to_train_on_are_refused():
+    with pytest.raises(ValueError, match=r"MODEL\.VLNMS\.TRAIN_CANDIDATES is 0"):
+        Criterion(max_candidates=0)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "attribute"),
     [

@@ -236,6 +236,18 @@ def test_boxes_of_no_query_and_of_no_candidate(config, head):
     assert len(nothing) == 0 and set(nothing.get_fields()) == FIELDS
 
 
+def test_a_refinement_out_of_the_image_leaves_the_box_and_every_query_has_a_proposal(config, head):
+    model = build(config(head, "Trans"))
+    with torch.no_grad():
+        model.roi_heads.vlnms.relatedness.mlp_t[-1].bias[0] = 200.0
+    seen = spied(model)
+    (instances,) = run(model, image_input(0, query=["red cup", "dog"]))
+    candidates = {tuple(box) for box in seen["candidates"].boxes.tolist()}
+    for own in split_by_query(instances, 2):
+        assert len(own) > 0
+        assert {tuple(box) for box in own.pred_boxes.tensor.tolist()} <= candidates
+
+
 def test_without_a_weight_there_is_no_refinement(config, head):
     cfg = config(head, "Trans")
     cfg.MODEL.VLNMS.REG_WEIGHT = 0.0

@@ -116,10 +116,10 @@ def _kept_boxes(boxes: Tensor, order: Tensor, classes: Tensor, iou_threshold: fl
     num_boxes = order.shape[1]
     positions = torch.arange(num_boxes, dtype=torch.int32, device=order.device)
     rank = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, positions.expand_as(order))
+    groups = classes
     if 4 * num_boxes <= (_TRICK_MAX_NUMEL_CPU if boxes.is_cpu else _TRICK_MAX_NUMEL_CUDA):
-        boxes, groups = _shifted_by_class(boxes, classes), None
-    else:
-        groups = classes
+        boxes, apart = _shifted_by_class(boxes, classes)
+        groups = classes if apart else None
 
     if boxes.dim() == 2:
         src, dst = _suppression_pairs(boxes[None], groups, iou_threshold)
@@ -135,10 +135,14 @@ def _kept_boxes(boxes: Tensor, order: Tensor, classes: Tensor, iou_threshold: fl
     return torch.cat(kept)
 
 
-def _shifted_by_class(boxes: Tensor, classes: Tensor) -> Tensor:
-    """Boxes [..., N, 4] moved apart by class, in the arithmetic of torchvision's trick."""
+def _shifted_by_class(boxes: Tensor, classes: Tensor) -> tuple[Tensor, bool]:
+    """Boxes [..., N, 4] moved apart by class, in the arithmetic of torchvision's trick, and
+    whether it is certain that boxes of different classes do not overlap then."""
     stride = boxes.amax(dim=(-2, -1)) + 1
-    return boxes + (classes.to(boxes) * stride[..., None])[..., None]
+    # Up to here the rounding of a coordinate is smaller than half of the gap between classes.
+    limit = 0.5 / torch.finfo(boxes.dtype).eps
+    apart = (boxes >= 0).all() & (stride.max() * (classes.abs().max() + 1) <= limit)
+    return boxes + (classes.to(boxes) * stride[..., None])[..., None], bool(apart)
 
 
 def _suppression_pairs(
@@ -156,17 +160,24 @@ def _suppression_pairs(
     """
     num_sets, num_boxes, _ = boxes.shape
     threshold = _kernel_threshold(iou_threshold, boxes)
+    positions = torch.arange(num_boxes, device=boxes.device)
     set_start = torch.arange(num_sets, device=boxes.device) * num_boxes
     rows = max(1, _MAX_ELEMENTS // (num_sets * num_boxes))
     src, dst = [], []
-    for start in range(0, num_boxes, rows):
-        first, second = boxes[:, start : start + rows, None], boxes[:, None]
-        pairs = _iou(first, second, fused=boxes.is_cuda) > threshold
+    for own in positions.split(rows):
+        # The fused IoU depends on which box is the better one, the other is found once a pair.
+        asked = own[:, None] != positions if boxes.is_cuda else own[:, None] < positions
         if classes is not None:
-            pairs &= classes[start : start + rows, None] == classes
-        which, i, j = pairs.nonzero(as_tuple=True)
-        src.append(set_start[which] + start + i)
-        dst.append(set_start[which] + j)
+            asked &= classes[own, None] == classes
+        i, j = asked.nonzero(as_tuple=True)
+        i = own[i]
+        which, pair = (_iou(boxes[:, i], boxes[:, j], boxes.is_cuda) > threshold).nonzero(
+            as_tuple=True
+        )
+        src.append(set_start[which] + i[pair])
+        dst.append(set_start[which] + j[pair])
+    if not boxes.is_cuda:
+        src, dst = src + dst, dst + src
     return torch.cat(src), torch.cat(dst)
 
 
