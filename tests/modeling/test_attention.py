@@ -133,6 +133,21 @@ def test_autocast_is_near_full_precision(dtype):
 
 
 @torch.no_grad()
+def test_padding_alone_is_finite_in_half_precision_too():
+    attention, (tokens, context, _) = make_attention(), random_case(5, 3, 7, 1)
+    mask = torch.zeros(context.shape[:2], dtype=torch.bool)
+    with torch.autocast("cpu", dtype=torch.float16):
+        query, key, value = attention.queries(tokens), *attention.keys_and_values(context)
+        bias = key_bias(mask)
+        assert torch.isfinite(attention.attend(query, key, value, bias)).all()
+        # All keys alike, as in full precision.
+        even = value.mean(dim=2, keepdim=True).expand_as(query).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(
+            attention.attend(query * 0, key, value, bias), attention.out(even), atol=0.02, rtol=0
+        )
+
+
+@torch.no_grad()
 def test_feed_forward_is_a_linear_unit_times_a_relu_gate():
     torch.manual_seed(0)
     ffn, x = FeedForward(DIM, 5).double(), random_normal(2, 3, DIM, seed=0).double()

@@ -17,8 +17,8 @@ class RelatednessBranch(nn.Module):
             of the detector itself is used ("shared").
         text_encoder: from strings to word features.
         relatedness: from box and word features to logits.
-        chunk_bytes: the queries of an image are scored so many at a time that the module's
-            temporary tensors stay below this.
+        chunk_bytes: the queries of an image are scored so many at a time that the memory that
+            this takes for a while stays below it.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class RelatednessBranch(nn.Module):
             r, float [Q, N], and the module's output.
         """
         cost = self.relatedness.bytes_per_query(len(visual), text.mask.shape[1])
-        step = max(1, self.chunk_bytes // max(1, cost))
+        # Three fifths for tensors; the rest is for what the allocator keeps of freed memory.
+        step = max(1, self.chunk_bytes * 3 // 5 // max(1, cost))
         chunks = [text[i : i + step] for i in range(0, max(1, len(text)), step)]
         output = RelatednessOutput.cat(
             [self.relatedness(visual, locations, chunk, with_attention) for chunk in chunks]

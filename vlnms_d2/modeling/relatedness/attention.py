@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -52,7 +51,8 @@ class Attention(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """The second half of `forward`, from what the other two methods gave."""
         query, key, value = (x.expand(len(bias), -1, -1, -1) for x in (query, key, value))
-        bias = bias[:, None, None].to(query.dtype)
+        # Finite in half precision as well.
+        bias = bias[:, None, None].clamp(min=torch.finfo(query.dtype).min / 2).to(query.dtype)
         with _training_kernel(query):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).flatten(2))
@@ -141,20 +141,26 @@ class JointLayer(nn.Module):
         Returns:
             words [Q, L, D] and boxes [Q, N, D].
         """
-        normed = self.norm_attention(words), self.norm_attention(boxes)
-        keys, values = zip(*map(self.attention.keys_and_values, normed), strict=True)
-        # What asks: words and boxes, or boxes alone.
-        asking = slice(1 if self.last else 0, None)
-        queries = map(self.attention.queries, normed[asking])
-        bias = torch.cat([word_bias, box_bias], dim=1)
-        attended = self.attention.attend(
-            *(_one_sequence(parts) for parts in (tuple(queries), keys, values)), bias
-        )
-        tokens = _one_sequence((words, boxes)[asking]) + self.dropout(attended)
+        tokens = boxes if self.last else _one_sequence(words, boxes)
+        tokens = tokens + self.dropout(self._attend(words, boxes, word_bias, box_bias))
         tokens = tokens + self.dropout(self.ffn(self.norm_ffn(tokens)))
         if self.last:
             return words, tokens
         return tokens.tensor_split([words.shape[1]], dim=1)
+
+    def _attend(self, words: Tensor, boxes: Tensor, word_bias: Tensor, box_bias: Tensor) -> Tensor:
+        """What the attention adds to words and boxes, or in the last layer to the boxes."""
+        words, boxes = self.norm_attention(words), self.norm_attention(boxes)
+        queries = self.attention.queries(boxes)
+        if not self.last:
+            queries = _one_sequence(self.attention.queries(words), queries)
+        keys, values = map(
+            _one_sequence,
+            self.attention.keys_and_values(words),
+            self.attention.keys_and_values(boxes),
+        )
+        bias = torch.cat([word_bias, box_bias], dim=1)
+        return self.attention.attend(queries, keys, values, bias)
 
     def word_attention(self, words: Tensor, boxes: Tensor, word_bias: Tensor) -> Tensor:
         """How the boxes share out their attention among the words: float [Q, N, L]."""
@@ -162,12 +168,9 @@ class JointLayer(nn.Module):
         return self.attention.weights(boxes, words, word_bias)
 
 
-def _one_sequence(parts: Sequence[Tensor]) -> Tensor:
-    """Tokens [Q or 1, ..., T, D] of one or two kinds behind each other."""
-    if len(parts) == 1:
-        return parts[0]
-    first, second = parts
-    return torch.cat([first, second.expand(len(first), *second.shape[1:])], dim=-2)
+def _one_sequence(words: Tensor, boxes: Tensor) -> Tensor:
+    """Words [Q, ..., L, D] and boxes [Q or 1, ..., N, D] behind each other."""
+    return torch.cat([words, boxes.expand(len(words), *boxes.shape[1:])], dim=-2)
 
 
 class StreamLayer(nn.Module):

@@ -123,11 +123,11 @@ class Trans(Relatedness):
         return self.norm(boxes), attention
 
     def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
-        # Of a layer where it is widest, measured: its input, its sum so far, its normed input and
-        # its output; with these, in the attention, queries, keys and values before and after words
-        # and boxes are put together, and what was mixed of them; in the feed-forward block hidden
-        # units and gates, the gates after the ReLU, and their product.
-        widest = 4 * self.hidden_dim + max(8 * self.hidden_dim, 4 * self.ffn_dim)
+        # A layer where it is widest. In the attention: the layer's input, that input and its norm
+        # in one sequence, queries, keys and values before and after that, and three of what comes
+        # out. In the feed-forward block: the input before and after the attentions, four of their
+        # norms, the output, hidden units, gates before and after the ReLU, and their product.
+        widest = max(12 * self.hidden_dim, 7 * self.hidden_dim + 4 * self.ffn_dim)
         return 4 * (num_boxes + num_words) * widest
 
 
