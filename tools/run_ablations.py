@@ -153,8 +153,8 @@ def _clock(seconds: float) -> str:
 
 
 def measure_all(runs: Sequence[Run], num_images: int) -> None:
-    """Measure the first finished run of each config, unless that has been done."""
-    first = {run.name: run for run in reversed(runs) if run.done()}
+    """Measure the first finished run of each config that has its weights, unless that is done."""
+    first = {run.name: run for run in reversed(runs) if run.done() and run.weights.is_file()}
     for run in sorted(first.values(), key=runs.index):
         path = run.folder.parent / "timing.json"
         if path.is_file():
@@ -171,7 +171,7 @@ def _final_config(run: Run) -> CfgNode:
     """The trained model of a finished run, as a plain detector without the cache."""
     cfg = run.cfg.clone()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-    cfg.MODEL.WEIGHTS = str(run.folder / "model_final.pth")
+    cfg.MODEL.WEIGHTS = str(run.weights)
     vocabulary = run.folder / "vocab.json"
     if not cfg.MODEL.VLNMS.VOCAB and vocabulary.is_file():
         cfg.MODEL.VLNMS.VOCAB = str(vocabulary)

@@ -50,6 +50,11 @@ class Run:
     def title(self) -> str:
         return f"{self.name} seed {self.seed}"
 
+    @property
+    def weights(self) -> Path:
+        """Those that it ends with."""
+        return self.folder / "model_final.pth"
+
     @functools.cached_property
     def cfg(self) -> CfgNode:
         """The config as tools/train_net.py merges it."""
