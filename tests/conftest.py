@@ -106,7 +106,7 @@ def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
     # Loading lets the visual encoder start from the calibrated head.
     own = {k: v for k, v in model.state_dict().items() if ".vlnms." not in k}
     model.load_state_dict(own, strict=False)
-    refinements = [m.mlp_t[-1] for m in model.modules() if isinstance(m, Trans) and m.mlp_t]
+    refinements = [m.mlp_t.out for m in model.modules() if isinstance(m, Trans) and m.mlp_t]
     for refinement in refinements:
         # Such that boxes move by about 0.3 of their size, in the units of the last predictor.
         calibrate(refinement, 0.3 * predictors[-1].box2box_transform.weights[0])

@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from vlnms_d2 import add_vlnms_config
-from vlnms_d2.config import resolve_paths
+from vlnms_d2.config import load_config
 from vlnms_d2.evaluation.memory import measure_memory
 from vlnms_d2.file_io import write_json
 
@@ -31,11 +30,7 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "refshapes" / "vlnms_tr
 
 def setup(config_file: Path, opts: Sequence[str]) -> CfgNode:
     """The config of the command line, on the CPU and without weights."""
-    cfg = get_cfg()
-    add_vlnms_config(cfg)
-    cfg.merge_from_file(str(config_file))
-    cfg.merge_from_list(list(opts))
-    resolve_paths(cfg, config_file)
+    cfg = load_config(config_file, opts)
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
     return cfg
 

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from vlnms_d2 import VLNMSPredictor, add_vlnms_config
-from vlnms_d2.config import resolve_paths
+from vlnms_d2 import VLNMSPredictor
+from vlnms_d2.config import load_config
 from vlnms_d2.data.dataset_mapper import read_image
 from vlnms_d2.data.refshapes.expressions import describe_scene
 from vlnms_d2.data.refshapes.scene import MANNERS, SPLITS, Scene
@@ -136,14 +136,10 @@ def setup(config_file: Path, opts: Sequence[str]) -> CfgNode:
     Raises:
         ValueError: config file, options or weights are not as they should be.
     """
-    cfg = get_cfg()
-    add_vlnms_config(cfg)
     try:
-        cfg.merge_from_file(str(config_file))
-        cfg.merge_from_list(list(opts))
+        cfg = load_config(config_file, opts)
     except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(f"{config_file}, {' '.join(opts) or 'no options'}: {error}") from error
-    resolve_paths(cfg, config_file)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.VLNMS.OUTPUT_ATTENTION = True

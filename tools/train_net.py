@@ -9,21 +9,16 @@ python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/mod
 from __future__ import annotations
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 
-from vlnms_d2 import add_vlnms_config
-from vlnms_d2.config import resolve_paths
+from vlnms_d2.config import load_config
 from vlnms_d2.engine.trainer import VLNMSTrainer, build_vocabulary
 
 
 def setup(args) -> CfgNode:
     """The config that the command line describes; writes it to the output folder."""
-    cfg = get_cfg()
-    add_vlnms_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    resolve_paths(cfg, args.config_file)
+    cfg = load_config(args.config_file, args.opts)
     # Evaluation looks at every operating point, so nothing may be cut before.
     cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
     if not args.eval_only:

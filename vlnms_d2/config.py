@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 
 def add_vlnms_config(cfg: CfgNode) -> None:
@@ -55,12 +56,15 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # "joint": self-attention over words and boxes in one sequence; "co_attention": two streams
     # that attend to each other.
     vlnms.TRANS.FUSION = "joint"
-    # Width of the tokens, attention heads (they share the width), hidden width of the
-    # feed-forward blocks, and how many layers fuse words and boxes.
+    # Width of the tokens.
     vlnms.TRANS.HIDDEN_DIM = 768
+    # Attention heads; they share the width.
     vlnms.TRANS.NUM_HEADS = 12
+    # Hidden width of the feed-forward blocks.
     vlnms.TRANS.FFN_DIM = 3072
+    # How many layers fuse words and boxes.
     vlnms.TRANS.NUM_LAYERS = 2
+    # On what each block of a layer adds.
     vlnms.TRANS.DROPOUT = 0.1
 
     vlnms.BERT = CfgNode()
@@ -94,8 +98,9 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.FREEZE_DETECTOR = True
     # Relatedness loss: "bce" (binary cross-entropy) or "ranking".
     vlnms.LOSS = "bce"
-    # Ranking: the margin, and how many negatives each positive is compared with.
+    # Ranking: the margin.
     vlnms.RANK_MARGIN = 0.1
+    # Ranking: how many negatives each positive is compared with, those of highest r.
     vlnms.RANK_TOP_H = 100
     # Lambda, the weight of the box refinement's loss; 0 builds a module without box refinement.
     # Of the modules here, Trans has one.
@@ -136,6 +141,23 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # The real operating point is the threshold at which this many proposals per expression remain
     # on the first data set of DATASETS.TEST; the others use it unchanged.
     test.MEAN_PROPOSALS = 8.0
+
+
+def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's defaults with those of VL-NMS, a config file and KEY VALUE pairs.
+
+    Paths may be relative to the file, see `resolve_paths`.
+
+    Raises:
+        AssertionError, KeyError, ValueError: what Detectron2's configs raise at a wrong key, value
+            or number of `opts`.
+    """
+    cfg = get_cfg()
+    add_vlnms_config(cfg)
+    cfg.merge_from_file(str(config_file))
+    cfg.merge_from_list(list(opts))
+    resolve_paths(cfg, config_file)
+    return cfg
 
 
 def resolve_paths(cfg: CfgNode, config_file: str | Path) -> None:

@@ -125,8 +125,11 @@ def plain_trans(
     logits = torch.cat([linear(trans.fc_r, h) for h in hidden])
     if trans.mlp_t is None:
         return logits, attention, None
-    first, _, second, _, last = trans.mlp_t
-    deltas = [
-        linear(last, linear(second, linear(first, h).clamp(min=0)).clamp(min=0)) for h in hidden
-    ]
+    mlp_t = trans.mlp_t
+    norm, first, _, second = mlp_t.from_visual
+    deltas = []
+    for h, v in zip(hidden, visual, strict=True):
+        own = linear(second, linear(first, layer_norm(norm, v)).clamp(min=0))
+        both = (linear(mlp_t.from_hidden, h) + own).clamp(min=0)
+        deltas.append(linear(mlp_t.out, linear(mlp_t.hidden, both).clamp(min=0)))
     return logits, attention, torch.stack(deltas)

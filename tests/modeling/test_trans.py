@@ -235,6 +235,16 @@ def test_training_and_inference_give_the_same_numbers_without_dropout(fusion):
 
 
 @both_fusions
+def test_the_refinement_leaves_what_fuses_words_and_boxes_alone(fusion):
+    trans = make_trans(fusion=fusion).train()
+    visual = make_visual(4).requires_grad_()
+    trans(visual, make_locations(4), make_text(3, 1)).deltas.sum().backward()
+    learning = {name for name, p in trans.named_parameters() if p.grad is not None}
+    assert learning == {name for name, _ in trans.named_parameters() if name.startswith("mlp_t.")}
+    assert visual.grad.any(dim=1).all()  # but the visual encoder learns from it
+
+
+@both_fusions
 def test_dropout_acts_in_training_only(fusion):
     plain, dropping = (make_trans(fusion=fusion, dropout=p) for p in (0.0, 0.5))
     text = make_text(3, 2)
@@ -277,7 +287,7 @@ def test_extreme_features_give_finite_outputs_and_gradients(training, scale, fus
 def test_autocast_is_finite_and_near_full_precision(training, fusion):
     torch.manual_seed(0)
     trans = Trans(visual_dim=VISUAL, text_dim=TEXT, hidden_dim=24, ffn_dim=48, fusion=fusion)
-    trans.mlp_t[-1].weight.data *= 300  # refinements of the size of a trained module's
+    trans.mlp_t.out.weight.data *= 300  # refinements of the size of a trained module's
     trans.eval().requires_grad_(training)
     text = make_text(3, 0, 5)
     exact = run(trans, 6, text)

@@ -33,6 +33,8 @@ def make_trans(**options) -> Trans:
     torch.manual_seed(0)
     for parameter in trans.parameters():
         torch.nn.init.normal_(parameter)
+    if trans.mlp_t is not None:  # about as large as real ones
+        torch.nn.init.normal_(trans.mlp_t.out.weight, std=0.03)
     return trans
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from ..config import add_vlnms_config, resolve_paths
+from ..config import add_vlnms_config, load_config
 from ..file_io import write_json
 
 # Settings that do not change what a run gives.
@@ -58,10 +58,7 @@ class Run:
     @functools.cached_property
     def cfg(self) -> CfgNode:
         """The config as tools/train_net.py merges it."""
-        cfg = _default_config()
-        cfg.merge_from_file(str(self.config_file))
-        cfg.merge_from_list(list(self.opts))
-        resolve_paths(cfg, self.config_file)
+        cfg = load_config(self.config_file, self.opts)
         cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
         return cfg
 

@@ -51,8 +51,9 @@ class Attention(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """The second half of `forward`, from what the other two methods gave."""
         query, key, value = (x.expand(len(bias), -1, -1, -1) for x in (query, key, value))
+        bias = bias[:, None, None].to(query.dtype)
         # Finite in half precision as well.
-        bias = bias[:, None, None].clamp(min=torch.finfo(query.dtype).min / 2).to(query.dtype)
+        bias = bias.clamp(min=torch.finfo(query.dtype).min / 2)
         with _training_kernel(query):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).flatten(2))
