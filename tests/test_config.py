@@ -8,7 +8,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from vlnms_d2 import add_vlnms_config
-from vlnms_d2.config import resolve_paths
+from vlnms_d2.config import load_config, resolve_paths
 
 
 def make_config() -> CfgNode:
@@ -140,3 +140,15 @@ def test_an_address_is_never_looked_for_beside_the_config_file(folder):
 def test_an_absolute_path_stays(folder):
     path = str(folder / "models" / "model.pth")
     assert resolved(folder / "configs" / "config.yaml", path)[0] == path
+
+
+def test_a_config_is_loaded_with_its_opts_and_its_paths(folder):
+    config_file = folder / "configs" / "own.yaml"
+    config_file.write_text(
+        "VERSION: 2\nMODEL: {WEIGHTS: ../models/model.pth, VLNMS: {MAX_WORDS: 7, LOSS: ranking}}\n"
+    )
+    cfg = load_config(config_file, ["MODEL.VLNMS.MAX_WORDS", "9"])
+    assert same_file(cfg.MODEL.WEIGHTS, folder / "models" / "model.pth")
+    assert (cfg.MODEL.VLNMS.MAX_WORDS, cfg.MODEL.VLNMS.LOSS) == (9, "ranking")
+    with pytest.raises(AssertionError, match="NO_SUCH_KEY"):
+        load_config(config_file, ["MODEL.VLNMS.NO_SUCH_KEY", "9"])

@@ -235,16 +235,6 @@ def test_training_and_inference_give_the_same_numbers_without_dropout(fusion):
 
 
 @both_fusions
-def test_the_refinement_leaves_what_fuses_words_and_boxes_alone(fusion):
-    trans = make_trans(fusion=fusion).train()
-    visual = make_visual(4).requires_grad_()
-    trans(visual, make_locations(4), make_text(3, 1)).deltas.sum().backward()
-    learning = {name for name, p in trans.named_parameters() if p.grad is not None}
-    assert learning == {name for name, _ in trans.named_parameters() if name.startswith("mlp_t.")}
-    assert visual.grad.any(dim=1).all()  # but the visual encoder learns from it
-
-
-@both_fusions
 def test_dropout_acts_in_training_only(fusion):
     plain, dropping = (make_trans(fusion=fusion, dropout=p) for p in (0.0, 0.5))
     text = make_text(3, 2)

@@ -132,11 +132,10 @@ class Trans(Relatedness):
 
 
 class Refinement(nn.Module):
-    """MLP_t of the paper, from a box's token and its visual feature to its refinement t.
+    """MLP_t of the paper, from a box's token, and beside that from its visual feature.
 
-    How a box is off shows in its visual feature, of which little is left in a token that was
-    trained to tell what is mentioned. Both come without their gradients: the refinement does not
-    compete with the relatedness, which it costs 1.5 points of recall on RefShapes otherwise.
+    How a box is off shows in the visual feature; a token has hardly room for it besides what is
+    mentioned. What the feature gives is worked out once an image.
 
     Args:
         hidden_dim: width D of the tokens.
