@@ -66,7 +66,7 @@ def batch(criterion: Criterion) -> list:
 # --- drawing -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("most", "expected"), [(0, 0), (7, 7), (20, 20), (21, 20), (-1, 20)])
+@pytest.mark.parametrize(("most", "expected"), [(1, 1), (7, 7), (20, 20), (21, 20), (-1, 20)])
 def test_at_most_so_many_candidates_take_part(most, expected):
     criterion = Criterion(max_candidates=most, batch_size_per_query=-1)
     candidates = make_candidates(random_boxes(20))

@@ -239,7 +239,7 @@ def test_boxes_of_no_query_and_of_no_candidate(config, head):
 def test_a_refinement_out_of_the_image_leaves_the_box_and_every_query_has_a_proposal(config, head):
     model = build(config(head, "Trans"))
     with torch.no_grad():
-        model.roi_heads.vlnms.relatedness.mlp_t.out.bias[0] = 200.0
+        model.roi_heads.vlnms.relatedness.mlp_t.out.bias[0] = 1e4
     seen = spied(model)
     (instances,) = run(model, image_input(0, query=["red cup", "dog"]))
     candidates = {tuple(box) for box in seen["candidates"].boxes.tolist()}

@@ -435,7 +435,7 @@ def test_a_real_run_whose_evaluation_was_cut_off(tiny_refshapes, tmp_path, monke
     measured = json.loads((out / "small/timing.json").read_text())
     assert measured["images"] == 2
     assert measured["machine"]["python"] == sys.version.split()[0]
-    assert 0 < measured["detector_ms"] < measured["all_queries_ms"]
+    assert measured["detector_ms"] > 0 and measured["all_queries_ms"] > 0
 
     files[1].unlink()
     final = (folder / "model_final.pth").stat().st_mtime_ns

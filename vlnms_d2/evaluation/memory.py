@@ -59,8 +59,13 @@ def _peak_of_answering(config_text: str, num_candidates: int, num_queries: int) 
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.VLNMS.MAX_CANDIDATES = num_candidates
     model = build_model(cfg).eval()
-    images = model.preprocess_image([{"image": torch.rand(3, *IMAGE_SIZE) * 255}])
-    features = model.backbone(images.tensor)
+    images = model.preprocess_image([{"image": torch.zeros(3, *IMAGE_SIZE)}])
+    # Not from the backbone: with random weights a deep one gives infinities.
+    height, width = images.tensor.shape[-2:]
+    features = {
+        name: torch.randn(1, spec.channels, height // spec.stride, width // spec.stride)
+        for name, spec in model.backbone.output_shape().items()
+    }
     proposals, _ = model.proposal_generator(images, features, None)
     candidates, _ = model.roi_heads.detect(features, proposals)
     if len(candidates[0]) != num_candidates:
