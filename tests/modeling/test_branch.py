@@ -110,9 +110,9 @@ def test_a_query_of_two_images_gets_the_gradients_of_both():
 def test_scores_in_chunks_equal_those_at_once(queries_per_chunk, kind):
     module, text = make(kind), make_text(2, 5, 0, 0, 1, 3, 4)
     cost = module.bytes_per_query(4, 5)
-    # Three fifths of the bound are for tensors.
-    at_once = make_branch(module, chunk_bytes=20 * cost)
-    chunked = make_branch(module, chunk_bytes=math.ceil(queries_per_chunk * cost * 5 / 3))
+    # Two fifths of the bound are for tensors.
+    at_once = make_branch(module, chunk_bytes=30 * cost)
+    chunked = make_branch(module, chunk_bytes=math.ceil(queries_per_chunk * cost * 5 / 2))
     calls = []
     module.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[2])))
     r, output = score(at_once, 4, text)
@@ -135,12 +135,12 @@ def test_scores_in_chunks_equal_those_at_once(queries_per_chunk, kind):
     ("chunk_bytes", "calls"),
     [
         (0, [1, 1, 1, 1, 1]),
-        (165, [1, 1, 1, 1, 1]),
-        (170, [1, 1, 1, 1, 1]),
-        (333, [1, 1, 1, 1, 1]),
-        (334, [2, 2, 1]),
-        (665, [3, 2]),
-        (834, [5]),
+        (249, [1, 1, 1, 1, 1]),
+        (250, [1, 1, 1, 1, 1]),
+        (499, [1, 1, 1, 1, 1]),
+        (500, [2, 2, 1]),
+        (999, [3, 2]),
+        (1250, [5]),
         (1 << 40, [5]),
     ],
 )

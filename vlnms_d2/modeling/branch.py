@@ -70,8 +70,8 @@ class RelatednessBranch(nn.Module):
             r, float [Q, N], and the module's output.
         """
         cost = self.relatedness.bytes_per_query(len(visual), text.mask.shape[1])
-        # Three fifths for tensors; the rest is for what the allocator keeps of freed memory.
-        step = max(1, self.chunk_bytes * 3 // 5 // max(1, cost))
+        # Two fifths for tensors; the rest is for what the allocator keeps of freed memory.
+        step = max(1, self.chunk_bytes * 2 // 5 // max(1, cost))
         chunks = [text[i : i + step] for i in range(0, max(1, len(text)), step)]
         output = RelatednessOutput.cat(
             [self.relatedness(visual, locations, chunk, with_attention) for chunk in chunks]
