@@ -143,8 +143,15 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     test.MEAN_PROPOSALS = 8.0
 
 
+def default_config() -> CfgNode:
+    """Detectron2's defaults with those of VL-NMS."""
+    cfg = get_cfg()
+    add_vlnms_config(cfg)
+    return cfg
+
+
 def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's defaults with those of VL-NMS, a config file and KEY VALUE pairs.
+    """The defaults with a config file and KEY VALUE pairs.
 
     Paths may be relative to the file, see `resolve_paths`.
 
@@ -152,8 +159,7 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         AssertionError, KeyError, ValueError: what Detectron2's configs raise at a wrong key, value
             or number of `opts`.
     """
-    cfg = get_cfg()
-    add_vlnms_config(cfg)
+    cfg = default_config()
     cfg.merge_from_file(str(config_file))
     cfg.merge_from_list(list(opts))
     resolve_paths(cfg, config_file)

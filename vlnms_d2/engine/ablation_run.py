@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_vlnms_config, load_config
+from ..config import default_config, load_config
 from ..file_io import write_json
 
 # Settings that do not change what a run gives.
@@ -95,12 +95,6 @@ class Run:
         write_json(self.folder / "done.json", {"digest": self.digest(), "seconds": seconds})
 
 
-def _default_config() -> CfgNode:
-    cfg = get_cfg()
-    add_vlnms_config(cfg)
-    return cfg
-
-
 def plan(
     out: Path, config_files: Sequence[Path], seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[Run]:
@@ -175,7 +169,7 @@ def check_settings(run: Run) -> None:
             )
         return
     # A key that the code has learned since had its default's effect before.
-    before = settings(_default_config()) | json.loads(path.read_text())
+    before = settings(default_config()) | json.loads(path.read_text())
     now = settings(run.cfg)
     changes = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from ..config import add_vlnms_config
+from ..config import default_config
 from .timing import describe_machine
 
 IMAGE_SIZE = (480, 640)
@@ -52,8 +52,7 @@ def measure_memory(cfg: CfgNode, num_candidates: int, counts: Sequence[int]) -> 
 
 @torch.no_grad()
 def _peak_of_answering(config_text: str, num_candidates: int, num_queries: int) -> float:
-    cfg = get_cfg()
-    add_vlnms_config(cfg)
+    cfg = default_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(config_text))
     # Of a detector with random weights nothing is unlikely: it fills up the candidates.
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
