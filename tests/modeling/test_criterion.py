@@ -37,10 +37,16 @@ def near(boxes: list[list[float]], num: int, seed: int = 0) -> Tensor:
     return whole + torch.rand(whole.shape, generator=generator) * 20 - 10
 
 
-def target(boxes: list[list[float]], reliable: list[bool] | None = None) -> Instances:
+def target(
+    boxes: list[list[float]],
+    reliable: list[bool] | None = None,
+    classes: list[int] | None = None,
+) -> Instances:
     instances = Instances((100, 130), gt_boxes=Boxes(torch.tensor(boxes).view(-1, 4)))
     if reliable is not None:
         instances.gt_reliable = torch.tensor(reliable, dtype=torch.bool)
+    if classes is not None:
+        instances.gt_classes = torch.tensor(classes)
     return instances
 
 
@@ -147,13 +153,30 @@ def test_unreliable_foreground_has_a_soft_label_and_weight_and_no_regression(sof
     assert labels.regress.tolist() == [[True, False, False], [True, True, False]]
 
 
+def test_only_candidates_of_the_class_of_the_box_are_regressed():
+    box, loose, other = [0.0, 0, 10, 10], [0.0, 0, 10, 7], [40.0, 40, 60, 60]
+    candidates = make_candidates(torch.tensor([box, box, loose, other]))  # of classes 0, 1, 2, 0
+    criterion = Criterion(batch_size_per_query=-1)
+    targets = [
+        target([box, other], classes=[1, -1]),
+        target([box, loose], classes=[0, 2]),
+        target([loose, box, other], [True, False, True], classes=[1, 0, 1]),
+    ]
+    labels = criterion.draw(candidates, targets, keep_others=True).labels
+    assert labels.labels.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert labels.regress.int().tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 0]]
+    assert labels.matched_boxes[1].tolist() == [box, [0.0] * 4, loose, box]
+
+
 # --- losses ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reg_weight", [1.0, 0.3])
+@pytest.mark.parametrize("beta", [1.0, 0.1])
 @pytest.mark.parametrize("batch_size", [-1, 8])
-def test_refinement_equals_a_loop(reg_weight, batch_size):
-    criterion = Criterion(reg_weight=reg_weight, batch_size_per_query=batch_size)
+def test_refinement_equals_a_loop(reg_weight, beta, batch_size):
+    """All positives that take part are regressed, drawn or not."""
+    criterion = Criterion(reg_weight=reg_weight, reg_beta=beta, batch_size_per_query=batch_size)
     box2box = Box2BoxTransform(WEIGHTS)
     drawn = batch(criterion)
     outputs = [output(own, seed) for seed, own in enumerate(drawn)]
@@ -162,13 +185,13 @@ def test_refinement_equals_a_loop(reg_weight, batch_size):
         before = count
         for q in range(own.drawn.shape[0]):
             for n in range(own.drawn.shape[1]):
-                if not (own.drawn[q, n] and own.labels.regress[q, n]):
+                if not own.labels.regress[q, n]:
                     continue
                 box, matched = own.candidates.boxes[n], own.labels.matched_boxes[q, n]
                 wanted = box2box.get_deltas(box[None], matched[None])[0]
                 for k in range(4):
                     d = abs(said.deltas[q, n, k].item() - wanted[k].item())
-                    total += 0.5 * d * d if d < 1 else d - 0.5
+                    total += 0.5 * d * d / beta if d < beta else d - 0.5 * beta
                 count += 1
         per_image.append(count - before)
     assert min(per_image) > 2 and per_image[0] != per_image[1]
@@ -178,8 +201,7 @@ def test_refinement_equals_a_loop(reg_weight, batch_size):
 
     losses["loss_refinement"].backward()
     for said, own in zip(outputs, drawn, strict=True):
-        learns = own.drawn & own.labels.regress
-        assert torch.equal(said.deltas.grad.abs().sum(dim=2) > 0, learns)
+        assert torch.equal(said.deltas.grad.abs().sum(dim=2) > 0, own.labels.regress)
         assert said.logits.grad is None
 
 

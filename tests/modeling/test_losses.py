@@ -1,6 +1,7 @@
 """Labels, sampling and losses of the relatedness branch, against plain loops."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -45,18 +46,40 @@ whole_boxes = st.lists(whole_box, max_size=5)
 queries = st.lists(st.lists(st.tuples(whole_box, st.booleans()), max_size=4), max_size=4)
 
 
-def label(boxes: list, query_list: list, **kwargs) -> CandidateLabels:
+def unknown_class(box: list[float]) -> int:
+    return -1
+
+
+def label(
+    boxes: list, query_list: list, class_of: Callable = unknown_class, **kwargs
+) -> CandidateLabels:
+    """Labels where `class_of` says the class of a box, of either kind."""
     foreground = [as_boxes([box for box, _ in query]) for query in query_list]
     reliable = [as_flags([flag for _, flag in query]) for query in query_list]
-    return label_candidates(as_boxes(boxes), foreground, reliable, **kwargs)
+    classes = torch.tensor([abs(class_of(box)) for box in boxes], dtype=torch.int64)
+    foreground_classes = [
+        torch.tensor([class_of(box) for box, _ in query], dtype=torch.int64) for query in query_list
+    ]
+    return label_candidates(
+        as_boxes(boxes), foreground, reliable, classes, foreground_classes, **kwargs
+    )
+
+
+def by_height(box: list[float]) -> int:
+    """Class 0 for low boxes, 1 for higher ones, and not known (candidates: 1) for the highest."""
+    return (0, 0, 0, 1, 1, -1)[int(box[3] - box[1])]
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    whole_boxes, queries, st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.sampled_from([0.25, 0.5, 1.0])
+    whole_boxes,
+    queries,
+    st.sampled_from([unknown_class, by_height]),
+    st.sampled_from([0.0, 0.3, 0.5, 0.9]),
+    st.sampled_from([0.25, 0.5, 1.0]),
 )
-def test_labels_equal_a_loop(boxes, query_list, threshold, soft):
-    result = label(boxes, query_list, iou_threshold=threshold, unreliable_label=soft)
+def test_labels_equal_a_loop(boxes, query_list, class_of, threshold, soft):
+    result = label(boxes, query_list, class_of, iou_threshold=threshold, unreliable_label=soft)
     for field in FIELDS:
         value = getattr(result, field)
         assert value.shape[:2] == (len(query_list), len(boxes)), field
@@ -71,11 +94,13 @@ def test_labels_equal_a_loop(boxes, query_list, threshold, soft):
             assert result.labels[q, n] == (1 if hard else soft if positive else 0)
             assert result.weights[q, n] == (soft if positive and not hard else 1)
             assert result.iou[q, n].item() == pytest.approx(best, abs=1e-6)
-            assert result.regress[q, n] == hard
+            own = [gt for gt in trusted if class_of(gt) in (-1, abs(class_of(box)))]
+            best_own = max((iou(gt, box) for gt in own), default=0.0)
+            assert result.regress[q, n] == (best_own > threshold)
             matched = result.matched_boxes[q, n].tolist()
             # Which of several of equal IoU is open.
-            assert matched in (trusted or [[0.0] * 4])
-            assert iou(matched, box) == best_trusted
+            assert matched in (own or [[0.0] * 4])
+            assert iou(matched, box) == best_own
 
 
 def test_an_iou_at_the_threshold_is_negative_and_empty_boxes_are_too():
@@ -108,15 +133,20 @@ def test_indexing_takes_candidates(index):
 
 def test_labels_carry_no_gradient():
     boxes = as_boxes([[0.0, 0, 10, 10]]).requires_grad_()
-    result = label_candidates(boxes, [boxes * 0.9], [as_flags([True])])
+    one = torch.zeros(1, dtype=torch.int64)
+    result = label_candidates(boxes, [boxes * 0.9], [as_flags([True])], one, [one])
     assert not any(getattr(result, field).requires_grad for field in FIELDS)
 
 
 @pytest.mark.parametrize("reliable", [[], [[True]], [[True], [True, True]]])
 def test_flags_that_do_not_fit_the_boxes_are_refused(reliable):
     foreground = [as_boxes([[0.0, 0, 1, 1]] * 2), as_boxes([[0.0, 0, 1, 1]])]
-    with pytest.raises(ValueError, match=r"\[2, 1\] boxes per query"):
-        label_candidates(foreground[0], foreground, [as_flags(flags) for flags in reliable])
+    flags = [as_flags(of_query) for of_query in reliable]
+    right = [as_flags([True, True]), as_flags([True])]
+    classes = torch.zeros(2, dtype=torch.int64)
+    for first, second in ((flags, right), (right, flags)):
+        with pytest.raises(ValueError, match=r"\[2, 1\] boxes per query"):
+            label_candidates(foreground[0], foreground, first, classes, [f.long() for f in second])
 
 
 # --- sampling ----------------------------------------------------------------------------------
@@ -350,18 +380,18 @@ offsets = st.lists(st.floats(-5, 5), min_size=4, max_size=4)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(offsets, offsets), max_size=5))
-def test_box_regression_equals_a_loop(pairs):
+@given(st.lists(st.tuples(offsets, offsets), max_size=5), st.sampled_from([1.0, 0.1]))
+def test_box_regression_equals_a_loop(pairs, beta):
     total = 0.0
     for predicted, target in pairs:
         for p, t in zip(predicted, target, strict=True):
             d = abs(p - t)
-            total += 0.5 * d * d if d < 1 else d - 0.5
+            total += 0.5 * d * d / beta if d < beta else d - 0.5 * beta
     predicted = as_boxes([p for p, _ in pairs]).requires_grad_()
     target = as_boxes([t for _, t in pairs]).requires_grad_()
-    loss = box_regression_loss(predicted, target)
+    loss = box_regression_loss(predicted, target, beta)
     loss.backward()
     assert loss.item() == pytest.approx(total / max(len(pairs), 1), rel=1e-5, abs=1e-5)
-    expected = (predicted - target).detach().clamp(-1, 1) / max(len(pairs), 1)
+    expected = ((predicted - target).detach() / beta).clamp(-1, 1) / max(len(pairs), 1)
     torch.testing.assert_close(predicted.grad, expected)
     assert target.grad is None

@@ -44,6 +44,7 @@ class Criterion:
         loss: "bce" or "ranking".
         rank_margin, rank_top_h: of the ranking loss.
         reg_weight: lambda, weight of the box refinement's loss.
+        reg_beta: of its smooth L1.
         batch_size_per_query: candidates drawn per query; negative for all.
         positive_fraction: largest share of positives among them.
         iou_threshold: a candidate is positive above this IoU with a foreground box.
@@ -62,6 +63,7 @@ class Criterion:
         rank_margin: float = 0.1,
         rank_top_h: int = 100,
         reg_weight: float = 1.0,
+        reg_beta: float = 0.1,
         batch_size_per_query: int = 32,
         positive_fraction: float = 0.5,
         iou_threshold: float = 0.5,
@@ -79,6 +81,7 @@ class Criterion:
         self.rank_margin = rank_margin
         self.rank_top_h = rank_top_h
         self.reg_weight = reg_weight
+        self.reg_beta = reg_beta
         self.batch_size_per_query = batch_size_per_query
         self.positive_fraction = positive_fraction
         self.iou_threshold = iou_threshold
@@ -93,6 +96,7 @@ class Criterion:
             "rank_margin": vlnms.RANK_MARGIN,
             "rank_top_h": vlnms.RANK_TOP_H,
             "reg_weight": vlnms.REG_WEIGHT,
+            "reg_beta": vlnms.REG_BETA,
             "batch_size_per_query": vlnms.BATCH_SIZE_PER_QUERY,
             "positive_fraction": vlnms.POSITIVE_FRACTION,
             "iou_threshold": vlnms.IOU_THRESHOLD,
@@ -108,7 +112,8 @@ class Criterion:
         Args:
             candidates: N of them.
             targets: per query an `Instances` with `gt_boxes` and, where some of them cannot be
-                relied on, `gt_reliable` (bool).
+                relied on, `gt_reliable` (bool); where their classes are known, `gt_classes`
+                (int64).
             keep_others: candidates that no query drew take part as well, as what the others are
                 compared with.
         """
@@ -120,7 +125,9 @@ class Criterion:
         labels = label_candidates(
             candidates.boxes,
             [target.gt_boxes.tensor.to(device) for target in targets],
-            [_reliable(target).to(device) for target in targets],
+            [_field(target, "gt_reliable", True).to(device) for target in targets],
+            candidates.classes,
+            [_field(target, "gt_classes", -1).to(device) for target in targets],
             iou_threshold=self.iou_threshold,
             unreliable_label=self.unreliable_label,
         )
@@ -145,7 +152,8 @@ class Criterion:
 
         Returns:
             "loss_relatedness", the mean over images, and "loss_refinement" where the module
-            refines boxes: lambda times the mean over all positives with a reliable box.
+            refines boxes: lambda times the mean over all positives that take part and have a
+            reliable box of their class, drawn or not.
         """
         relatedness = [self._relatedness(o, d) for o, d in zip(outputs, drawn, strict=True)]
         losses = {"loss_relatedness": torch.stack(relatedness).mean()}
@@ -165,22 +173,21 @@ class Criterion:
             top_h=self.rank_top_h,
         )
 
-    @staticmethod
     def _refinement(
+        self,
         outputs: list[RelatednessOutput],
         drawn: list[DrawnCandidates],
         box2box: Box2BoxTransform,
     ) -> Tensor:
         predicted, wanted = [], []
         for output, own in zip(outputs, drawn, strict=True):
-            query, candidate = (own.labels.regress & own.drawn).nonzero(as_tuple=True)
+            query, candidate = own.labels.regress.nonzero(as_tuple=True)
             boxes = own.candidates.boxes[candidate]
             predicted.append(output.deltas[query, candidate])
             wanted.append(box2box.get_deltas(boxes, own.labels.matched_boxes[query, candidate]))
-        return box_regression_loss(torch.cat(predicted), torch.cat(wanted))
+        return box_regression_loss(torch.cat(predicted), torch.cat(wanted), self.reg_beta)
 
 
-def _reliable(target: Instances) -> Tensor:
-    if target.has("gt_reliable"):
-        return target.gt_reliable
-    return torch.ones(len(target), dtype=torch.bool)
+def _field(target: Instances, name: str, default: bool | int) -> Tensor:
+    """A field [F], of the default where the target has none."""
+    return target.get(name) if target.has(name) else torch.full((len(target),), default)

@@ -27,9 +27,9 @@ class CandidateLabels:
         weights: float [Q, N], the weight in the binary cross-entropy: `unreliable_label` where
             the label comes from an unreliable box only, else 1.
         iou: float [Q, N], rho: the best IoU with any foreground box, 0 where there is none.
-        matched_boxes: float [Q, N, 4], xyxy in pixels, the reliable foreground box of highest
-            IoU, zeros where the query has no reliable box: what regression aims at.
-        regress: bool [Q, N], the positives of a reliable box: those that regression learns from.
+        matched_boxes: float [Q, N, 4], xyxy in pixels, what regression aims at: of the reliable
+            foreground boxes of the candidate's class the one of highest IoU, zeros without any.
+        regress: bool [Q, N], the positives of such a box: those that regression learns from.
     """
 
     labels: Tensor
@@ -54,16 +54,25 @@ def label_candidates(
     boxes: Tensor,
     foreground: list[Tensor],
     reliable: list[Tensor],
+    classes: Tensor,
+    foreground_classes: list[Tensor],
     *,
     iou_threshold: float = 0.5,
     unreliable_label: float = 0.5,
 ) -> CandidateLabels:
     """Compare the candidates of one image with the foreground boxes of its queries (paper, 3.4).
 
+    A label does not ask for the class, as in the paper. Regression does, which the paper leaves
+    open: the many candidates that say "dog" of a cat and have a loose box would teach it most, but
+    those that are kept say "cat".
+
     Args:
         boxes: float [N, 4], xyxy in pixels.
         foreground: per query float [F, 4], xyxy in pixels; F may be 0.
         reliable: per query bool [F]: False for pseudo ground truth of WSPG.
+        classes: int64 [N].
+        foreground_classes: per query int64 [F], negative where it is not known; such a box is of
+            any class.
         iou_threshold: a candidate is positive above it; the paper's is 0.5.
         unreliable_label: label and weight of a positive of unreliable boxes only.
 
@@ -71,18 +80,21 @@ def label_candidates(
         CandidateLabels, without gradient.
 
     Raises:
-        ValueError: `foreground` and `reliable` differ in length, of the lists or of a query's.
+        ValueError: `foreground`, `reliable` and `foreground_classes` differ in length, of the
+            lists or of a query's.
     """
     counts = [len(gt_boxes) for gt_boxes in foreground]
-    if counts != [len(flags) for flags in reliable]:
-        raise ValueError(
-            f"foreground has {counts} boxes per query, "
-            f"reliable has {[len(flags) for flags in reliable]} flags"
-        )
+    for name, others in (("reliable", reliable), ("foreground_classes", foreground_classes)):
+        if counts != [len(other) for other in others]:
+            raise ValueError(
+                f"foreground has {counts} boxes per query, {name} has "
+                f"{[len(other) for other in others]} entries"
+            )
     # One more box than there are, empty and unreliable: what queries of few boxes are padded with.
     total = sum(counts)
     gt_boxes = torch.cat([*foreground, boxes.new_zeros(1, 4)])
     is_reliable = torch.cat([*reliable, boxes.new_zeros(1, dtype=torch.bool)])
+    gt_classes = torch.cat([*foreground_classes, classes.new_full((1,), -1)])
     numbers = [*torch.arange(total).split(counts), torch.tensor([total])]
     table = pad_sequence(numbers, batch_first=True, padding_value=total)[:-1]
     table = table.to(boxes.device)  # [Q, max F, at least 1], rows of gt_boxes
@@ -90,18 +102,20 @@ def label_candidates(
     # Two empty boxes have the IoU 0 / 0.
     iou = box_iou(gt_boxes, boxes).nan_to_num(nan=0.0)[table]  # [Q, max F, N]
     best_iou = iou.amax(dim=1)
-    reliable_iou, match = iou.masked_fill(~is_reliable[table][:, :, None], -1.0).max(dim=1)
+    reliable_iou = iou.masked_fill(~is_reliable[table][:, :, None], -1.0)  # [Q, max F, N]
+    of_class = (gt_classes[:, None] == classes) | (gt_classes[:, None] < 0)
+    matched_iou, match = reliable_iou.masked_fill(~of_class[table], -1.0).max(dim=1)
     matched_boxes = gt_boxes[table.gather(1, match)]  # [Q, N, 4]
-    matched_boxes = matched_boxes.masked_fill((reliable_iou < 0)[:, :, None], 0.0)
+    matched_boxes = matched_boxes.masked_fill((matched_iou < 0)[:, :, None], 0.0)
 
-    regress = reliable_iou > iou_threshold
-    unreliable = (best_iou > iou_threshold) & ~regress
+    positive = reliable_iou.amax(dim=1) > iou_threshold
+    unreliable = (best_iou > iou_threshold) & ~positive
     return CandidateLabels(
-        labels=regress.to(iou.dtype).masked_fill(unreliable, unreliable_label),
+        labels=positive.to(iou.dtype).masked_fill(unreliable, unreliable_label),
         weights=torch.ones_like(best_iou).masked_fill(unreliable, unreliable_label),
         iou=best_iou,
         matched_boxes=matched_boxes,
-        regress=regress,
+        regress=matched_iou > iou_threshold,
     )
 
 
@@ -197,16 +211,17 @@ def ranking_loss(
     return hinge.sum() / is_pair.sum().clamp(min=1)
 
 
-def box_regression_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Smooth L1 with beta 1 (paper, Eq. 6 and 7): the sum over coordinates and boxes, divided
-    by the number of boxes.
+def box_regression_loss(predicted: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    """Smooth L1 (paper, Eq. 6 and 7): the sum over coordinates and boxes, divided by the number
+    of boxes.
 
     Args:
         predicted: float [M, 4], offsets t of the positives with reliable boxes (`regress`).
         target: float [M, 4], offsets of their matched boxes; gets no gradient.
+        beta: the difference from which on it is linear; the paper's is 1. 0: L1.
 
     Returns:
         float scalar; 0 with a gradient of 0 for M = 0.
     """
-    loss = F.smooth_l1_loss(predicted, target.detach(), reduction="sum", beta=1.0)
+    loss = F.smooth_l1_loss(predicted, target.detach(), reduction="sum", beta=beta)
     return loss / max(len(predicted), 1)

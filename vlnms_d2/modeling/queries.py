@@ -26,8 +26,9 @@ class QueryBatch:
     Attributes:
         queries: per image its query strings, or None for an image that the stock detector handles.
         targets: per image one `Instances` per query with `gt_boxes` (the foreground boxes of
-            the query, in pixels of the network's input) and, where some of them are pseudo
-            ground truth that cannot be relied on, `gt_reliable` (bool); or None. Used in training.
+            the query, in pixels of the network's input), where their classes are known
+            `gt_classes` (int64, negative: not known), and, where some of them are pseudo ground
+            truth that cannot be relied on, `gt_reliable` (bool); or None. Used in training.
     """
 
     queries: list[list[str] | None]
