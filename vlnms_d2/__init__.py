@@ -1,7 +1,7 @@
 """VL-NMS for Detectron2: query-aware proposals from any Mask R-CNN.
 
 Importing this package registers every component (ROI heads, text encoders, relatedness modules,
-the postprocessor and the RefShapes data sets).
+the postprocessor and the data sets).
 """
 
 import importlib.util
@@ -15,6 +15,7 @@ if importlib.util.find_spec("detectron2") is None:
         "https://github.com/facebookresearch/detectron2."
     )
 
+from . import data
 from .config import add_vlnms_config
 from .engine.predictor import VLNMSPredictor
 from .modeling import (
@@ -39,6 +40,7 @@ __all__ = [
     "VLNMSPredictor",
     "VLNMSRes5Head",
     "add_vlnms_config",
+    "data",
     "split_by_query",
     "use_queries",
 ]

@@ -28,7 +28,7 @@ def image(tmp_path):
 
 
 def annotation(ann_id: int, *bbox, mode=BoxMode.XYWH_ABS) -> dict:
-    return {"id": ann_id, "bbox": list(bbox), "bbox_mode": mode, "category_id": 0}
+    return {"id": ann_id, "bbox": list(bbox), "bbox_mode": mode, "category_id": 10 + ann_id}
 
 
 def expression(sent_id: int, ann_id: int, context=()) -> dict:
@@ -92,6 +92,7 @@ def test_foreground_boxes_are_xyxy_scaled_with_the_image_referent_first(image):
         [boxes[3]],
         [boxes[2]],
     ]
+    assert [t.gt_classes.tolist() for t in targets] == [[11, 13, 12], [13], [12]]
 
 
 def test_each_side_has_its_own_scale(image):
@@ -134,6 +135,46 @@ def test_expressions_are_described_in_pixels_of_the_file(image, is_train):
         },
     ]
     assert ("query_targets" in found) == is_train
+
+
+def test_an_expression_without_a_referent_has_its_contextual_objects_for_foreground(image):
+    expressions = [expression(1, None, [3, 2]), expression(2, None, [])]
+    for with_context in (True, False):  # False leaves out what is beside a referent
+        found = make_mapper(with_context=with_context)(dataset_dict(image, *expressions))
+        first, second = found["query_targets"]
+        assert first.gt_boxes.tensor.tolist() == [[0.75, 0.375, 15.75, 31.125], [16.5, 1.5, 30, 12]]
+        assert first.gt_classes.tolist() == [13, 12]
+        assert (
+            second.gt_boxes.tensor.shape == (0, 4) and second.gt_boxes.tensor.dtype == torch.float
+        )
+        assert second.gt_classes.shape == (0,) and second.gt_classes.dtype == torch.int64
+        assert [e["referent_box"] for e in found["expressions"]] == [None, None]
+        assert [e["context_boxes"] for e in found["expressions"]] == [
+            [[0.5, 0.25, 10.5, 20.75], [11, 1, 20, 8]],
+            [],
+        ]
+
+
+def test_an_unknown_class_is_passed_on(image):
+    unknown = [annotation(1, 3, 5, 4, 6) | {"category_id": -1}]
+    found = make_mapper()(dataset_dict(image, expression(1, 1), annotations=unknown))
+    assert found["query_targets"][0].gt_classes.tolist() == [-1]
+
+
+def test_an_expression_of_which_nothing_is_annotated(image):
+    given = dataset_dict(image, expression(5, None, None))
+    described = make_mapper(is_train=False)(given)["expressions"]
+    assert [(e["referent_box"], e["context_boxes"]) for e in described] == [(None, None)]
+    with pytest.raises(ValueError, match=f"expression 5 of {image} has neither a referent nor"):
+        make_mapper()(given)
+
+
+def test_a_data_set_that_does_not_know_the_sizes_of_its_images(image):
+    given = dataset_dict(image, expression(1, 1))
+    del given["height"], given["width"]
+    found = make_mapper(is_train=False)(given)
+    assert (found["height"], found["width"]) == (HEIGHT, WIDTH)
+    assert "height" not in given
 
 
 def test_the_dataset_dict_is_left_as_it_was(image):

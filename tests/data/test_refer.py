@@ -49,7 +49,9 @@ INSTANCES = {
         {"id": 11, "image_id": 1, "bbox": [50, 10, 30, 50], "category_id": 1},
         {"id": 30, "image_id": 3, "bbox": [10, 10, 30, 50], "category_id": 3},
     ],
-    "categories": [],
+    "categories": [
+        {"id": 18, "name": "dog"}, {"id": 1, "name": "person"}, {"id": 3, "name": "car"},
+    ],
 }  # fmt: skip
 CONTEXTS = {"version": 1, "contexts": {"11": [], "12": [20], "13": [11], "14": []}}
 
@@ -94,9 +96,9 @@ def test_images_of_the_split_with_annotations_and_expressions(files, tmp_path):
         "height": 100,
         "width": 120,
         "annotations": [
-            {"id": 20, "bbox": [0, 0, 5, 5], "bbox_mode": XYWH_ABS, "category_id": 18,
+            {"id": 20, "bbox": [0, 0, 5, 5], "bbox_mode": XYWH_ABS, "category_id": 2,
              "iscrowd": 1},
-            {"id": 21, "bbox": [10, 10, 30, 50], "bbox_mode": XYWH_ABS, "category_id": 3,
+            {"id": 21, "bbox": [10, 10, 30, 50], "bbox_mode": XYWH_ABS, "category_id": 1,
              "iscrowd": 0, "segmentation": SQUARE, "area": 1500.0},
         ],
         "expressions": [
@@ -112,6 +114,16 @@ def test_images_of_the_split_with_annotations_and_expressions(files, tmp_path):
 def test_the_box_mode_is_that_of_detectron2():
     structures = pytest.importorskip("detectron2.structures")
     assert structures.BoxMode.XYWH_ABS == XYWH_ABS
+
+
+def test_given_classes_are_used_and_the_files_categories_are_not_read(files):
+    instances = changed(INSTANCES, "categories", ...)
+    classes = {1: 0, 2: 1, 3: 2, 18: 16}
+    first, second = load_refer(**files(instances=instances), split="train", classes=classes)
+    assert [a["category_id"] for a in first["annotations"]] == [2, 0]
+    assert [a["category_id"] for a in second["annotations"]] == [16, 2]
+    with pytest.raises(ValueError, match=r"'category_id' is 18, expected an id .* \(1, 3\)"):
+        load_refer(**files(instances=instances), classes={1: 0, 3: 1})
 
 
 def test_without_a_split_all_refs_are_read(files):
@@ -191,6 +203,12 @@ def test_damaged_refs(files, path, message):
         (("annotations", 1, "bbox", [0, 0, float("nan"), 1]), r"annotation 21: 'bbox' is .*nan"),
         (("annotations", 1, "bbox", [0, 0, "1", 1]), r"annotation 21: 'bbox' is .*Repair"),
         (("annotations", 1, "category_id", ...), r"annotation 21 has no 'category_id'"),
+        (
+            ("annotations", 1, "category_id", 4),
+            r"annotation 21: 'category_id' is 4, expected an id",
+        ),
+        (("categories", ...), r"has no 'categories'"),
+        (("categories", 0, "id", "18"), r"category number 0: 'id' is '18'"),
     ],
 )
 def test_damaged_instances(files, path, message):

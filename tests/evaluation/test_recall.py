@@ -161,6 +161,68 @@ def test_expressions_without_context_are_left_out_of_its_recall():
     assert overall["top"]["vlnms"]["context"] == 50.0
 
 
+def test_expressions_without_a_referent_are_left_out_of_its_recall():
+    expressions = [expression(1, None, [A, B]), expression(2, A, []), expression(3, None, None)]
+    # The first finds B, the second nothing, the third is not annotated at all.
+    asked = proposals([B, FAR, FAR], [0.9, 0.9, 0.9], [0, 1, 2])
+    evaluator, _ = evaluated(batch(1, expressions, proposals([A], [0.5]), asked))
+    overall = evaluator.results["overall"]
+    counts = {key: overall[key] for key in overall if key.startswith("expressions")}
+    assert counts == {
+        "expressions": 3,
+        "expressions_with_referent": 1,
+        "expressions_with_context": 1,
+    }
+    assert overall["top"]["vlnms"] == {
+        "referent": 0.0,
+        "context": 50.0,
+        "proposals": 1.0,
+        "best_iou": 0.0,
+    }
+    assert overall["top"]["detector"] == {
+        "referent": 100.0,
+        "context": 50.0,
+        "proposals": 1.0,
+        "best_iou": 1.0,
+    }
+
+
+def test_no_referent_anywhere(tmp_path):
+    # An empty proposal in the corner does not hit a referent that is not there.
+    alone, asked = proposals([[0, 0, 0, 0], A], [0.9, 0.8]), proposals([A, B], [0.5, 0.4], [0, 0])
+    one = batch(1, [expression(1, None, [A, B], manner=None)], alone, asked)
+    evaluator, flat = evaluated(one, output_dir=str(tmp_path))
+    vlnms = evaluator.results["overall"]["top"]["vlnms"]
+    assert (vlnms["referent"], vlnms["context"], vlnms["best_iou"]) == (None, 100.0, None)
+    assert evaluator.results["overall"]["top"]["misses_cut"] == {"referent": None, "context": 100.0}
+    assert np.isnan(flat["recall"]["real_vlnms_referent"])
+    assert "-" in format_table(evaluator.results)
+    assert json.loads((tmp_path / "recall_toy.json").read_text()) == evaluator.results
+
+
+def test_expressions_without_a_referent_change_nothing_for_the_others():
+    batches = random_batches(0)
+    with_captions = []
+    for inputs, (alone, asked) in batches:
+        expressions = inputs[1]["expressions"]
+        caption = expression(10_000 + inputs[0]["image_id"], None, None, manner="caption")
+        inputs, _ = batch(inputs[0]["image_id"], [*expressions, caption], None, None)
+        with_captions.append((inputs, [alone, asked]))
+    thresholds = {"detector": 0.4, "vlnms": 0.6}
+    plain, _ = evaluated(*batches, thresholds=thresholds)
+    more, _ = evaluated(*with_captions, thresholds=thresholds)
+    for point in ("top", "real"):
+        for method in METHODS:
+            for key in ("referent", "context", "best_iou"):
+                assert (
+                    more.results["overall"][point][method][key]
+                    == plain.results["overall"][point][method][key]
+                )
+    by_manner = {**more.results["by_manner"]}
+    assert by_manner.pop("caption")["top"]["vlnms"]["referent"] is None
+    assert by_manner == plain.results["by_manner"]
+
+
 def test_no_context_anywhere():
     one = batch(1, [expression(1, A, None)], proposals([A], [0.5]), proposals([A], [0.5], [0]))
     evaluator, flat = evaluated(one)

@@ -1,62 +1,78 @@
-"""Registers the data sets that come with the plugin, under `$DETECTRON2_DATASETS`."""
+"""Registers the data sets that the plugin knows by name, under `$DETECTRON2_DATASETS`.
+
+`datasets/README.md` shows the tree of folders.
+"""
 
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from .register import (
+    register_flickr30k_entities,
+    register_karpathy,
+    register_refer,
+    register_refshapes,
+)
+from .sources import COCO, FLICKR30K_IMAGES
 
-from .refer import load_refer, merge_by_image
-from .refshapes.scene import CATEGORIES, MANNERS, SPLITS
 
+class ReferSet(NamedTuple):
+    """A way in which the expressions of a folder of REFER are split.
 
-def register_refshapes(root: str | Path, name: str = "refshapes") -> None:
-    """Register RefShapes as `tools/make_refshapes.py` wrote it.
-
-    For each split: `{name}_{split}` has the expressions of all three manners,
-    `{name}_{manner}_{split}` those of one, and `{name}_instances_{split}` is the plain detection
-    data set. Nothing is read before a data set is asked for.
-
-    Args:
-        root: the folder given to `--out`.
-        name: first part of the names.
+    Attributes:
+        name: first part of the names of its data sets.
+        folder: under `refer/`.
+        refs_file: in the folder.
+        splits: of its refs.
     """
-    root = Path(root)
-    images = root / "images"
-    for split in SPLITS:
-        register_coco_instances(
-            f"{name}_instances_{split}",
-            {},
-            str(root / "annotations" / f"instances_{split}.json"),
-            str(images),
-        )
-        loaders = {manner: partial(_load_manner, root, split, manner) for manner in MANNERS}
-        for manner, loader in loaders.items():
-            _register_expressions(f"{name}_{manner}_{split}", loader)
-        _register_expressions(f"{name}_{split}", partial(_load_all, list(loaders.values())))
+
+    name: str
+    folder: str
+    refs_file: str
+    splits: tuple[str, ...]
 
 
-def _load_manner(root: Path, split: str, manner: str) -> list[dict]:
-    return load_refer(
-        root / f"refs({manner}).p",
-        root / "instances.json",
-        root / "images",
-        split=split,
-        contexts_file=root / "contexts.json",
-        manner=manner,
-    )
+class CaptionSet(NamedTuple):
+    """A file of Karpathy's.
+
+    Attributes:
+        name: first part of the names of its data sets.
+        json_file: under `karpathy/`.
+        image_root: folder of the images, or of the folders that the file names.
+        splits: of its images.
+        images_from: where to get the images.
+    """
+
+    name: str
+    json_file: str
+    image_root: str
+    splits: tuple[str, ...]
+    images_from: str
 
 
-def _load_all(loaders) -> list[dict]:
-    return merge_by_image(*(load() for load in loaders))
-
-
-def _register_expressions(name: str, loader) -> None:
-    DatasetCatalog.register(name, loader)
-    MetadataCatalog.get(name).set(evaluator_type="refer", thing_classes=list(CATEGORIES))
+_UNC = ("train", "val", "testA", "testB")  # of RefCOCO and RefCOCO+: people, other objects
+REFER_SETS = (
+    ReferSet("refcoco_unc", "refcoco", "refs(unc).p", _UNC),
+    ReferSet("refcoco_google", "refcoco", "refs(google).p", ("train", "val", "test")),
+    ReferSet("refcoco+_unc", "refcoco+", "refs(unc).p", _UNC),
+    ReferSet("refcocog_umd", "refcocog", "refs(umd).p", ("train", "val", "test")),
+    ReferSet("refcocog_google", "refcocog", "refs(google).p", ("train", "val")),
+)
+FLICKR30K_IMAGE_ROOT = "flickr30k/flickr30k-images"
+CAPTION_SETS = (
+    CaptionSet(
+        "flickr30k_captions",
+        "dataset_flickr30k.json",
+        FLICKR30K_IMAGE_ROOT,
+        ("train", "val", "test"),
+        FLICKR30K_IMAGES,
+    ),
+    CaptionSet(
+        "coco_captions", "dataset_coco.json", "coco", ("train", "restval", "val", "test"), COCO
+    ),
+)
 
 
 def datasets_root() -> Path:
@@ -64,4 +80,38 @@ def datasets_root() -> Path:
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
-register_refshapes(datasets_root() / "refshapes")
+def register_all(root: str | Path, prefix: str = "") -> None:
+    """Register every data set that the plugin knows by name.
+
+    Args:
+        root: the folder of all data sets.
+        prefix: put before each name.
+    """
+    root = Path(root)
+    register_refshapes(root / "refshapes", f"{prefix}refshapes")
+    for one in REFER_SETS:
+        register_refer(
+            root / "refer" / one.folder,
+            prefix + one.name,
+            refs_file=one.refs_file,
+            image_root=root / "coco" / "train2014",
+            splits=one.splits,
+            images_from=COCO,
+        )
+    register_flickr30k_entities(
+        root / "flickr30k_entities",
+        f"{prefix}flickr30k_entities",
+        image_root=root / FLICKR30K_IMAGE_ROOT,
+        images_from=FLICKR30K_IMAGES,
+    )
+    for one in CAPTION_SETS:
+        register_karpathy(
+            root / "karpathy" / one.json_file,
+            prefix + one.name,
+            image_root=root / one.image_root,
+            splits=one.splits,
+            images_from=one.images_from,
+        )
+
+
+register_all(datasets_root())

@@ -19,11 +19,14 @@ class GroundingMapper:
     A model input has, besides Detectron2's `image`, `height`, `width`:
 
     * `query`: the expressions' texts;
-    * `expressions`: per query `sent_id`, `manner`, `referent_box` [x1, y1, x2, y2] and
-      `context_boxes`, a list of such boxes or None where they are not annotated; in pixels of the
-      image file;
+    * `expressions`: per query `sent_id`, `manner`, `referent_box` [x1, y1, x2, y2], None where
+      no object is the referent, and `context_boxes`, a list of such boxes or None where they are
+      not annotated; in pixels of the image file;
     * `query_targets` (training): per query an `Instances` with `gt_boxes`, its foreground, in
-      pixels of the network's input: the referent first, then the contextual objects.
+      pixels of the network's input, and `gt_classes`, int64, -1 where the class is not known:
+      the referent first, then the contextual objects, then the boxes that a detector found for
+      the words, of which `gt_reliable` (bool) is False. An expression without a referent, as a
+      caption, has the others for foreground.
 
     Expressions say left and right, so images are resized but never flipped.
 
@@ -32,7 +35,8 @@ class GroundingMapper:
         augmentations: of the image; resizing only.
         image_format: see `detection_utils.read_image`.
         max_queries: expressions of an image that share a forward in training.
-        with_context: contextual objects are foreground as well; else the referent alone.
+        with_context: contextual objects are foreground as well; else the referent alone where
+            there is one.
     """
 
     @configurable
@@ -69,7 +73,8 @@ class GroundingMapper:
         """Map one image; draws from NumPy's global generator in training only.
 
         Raises:
-            ValueError: the image cannot be decoded, or has another size than annotated.
+            ValueError: the image cannot be decoded, or has another size than annotated; or
+                (training) nothing is annotated of an expression.
             KeyError: an annotation that an expression points at is missing.
         """
         # Nothing below changes what is inside; a deep copy would take as long as all the rest.
@@ -93,7 +98,8 @@ class GroundingMapper:
         if self.is_train:
             size = aug_input.image.shape[:2]
             dataset_dict["query_targets"] = [
-                self._target(expression, transform, size) for expression in described
+                self._target(e, annotations, transform, size, dataset_dict["file_name"])
+                for e in expressions
             ]
         return dataset_dict
 
@@ -105,31 +111,56 @@ class GroundingMapper:
                     f"expression {expression['sent_id']} of {dataset_dict['file_name']} points at "
                     f"annotation {ann_id}, which the image does not have"
                 )
-            annotation = annotations[ann_id]
-            return list(
-                BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            )
+            return _xyxy(annotations[ann_id])
 
-        context = expression["context_ann_ids"]
+        referent, context = expression["ann_id"], expression["context_ann_ids"]
         return {
             "sent_id": expression["sent_id"],
             "manner": expression["manner"],
-            "referent_box": box(expression["ann_id"]),
+            "referent_box": None if referent is None else box(referent),
             "context_boxes": None if context is None else [box(i) for i in context],
         }
 
     def _target(
-        self, described: dict, transform: T.Transform, image_size: tuple[int, int]
+        self,
+        expression: dict,
+        annotations: dict[int, dict],
+        transform: T.Transform,
+        image_size: tuple[int, int],
+        file_name: str,
     ) -> Instances:
-        boxes = [described["referent_box"]]
-        if self.with_context:
-            boxes += described["context_boxes"] or []
+        referent, context = expression["ann_id"], expression["context_ann_ids"]
+        pseudo = expression.get("pseudo_boxes")
+        if referent is None and context is None and pseudo is None:
+            # Without this every candidate would be trained not to be what the words mention.
+            raise ValueError(
+                f"expression {expression['sent_id']} of {file_name} has neither a referent nor "
+                "contextual objects ('ann_id' and 'context_ann_ids' are None), expected boxes to "
+                "train on; train on a data set that has them, or make pseudo ground truth with "
+                "tools/prepare_data.py --detections (MODEL.VLNMS.PSEUDO_GT.DIR)"
+            )
+        reliable = [] if referent is None else [annotations[referent]]
+        others = []
+        if self.with_context or referent is None:
+            reliable += [annotations[i] for i in context or []]
+            others = [
+                {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": -1}
+                for box in pseudo or []
+            ]
+        foreground = reliable + others
         # Transforms work in place: whole numbers would be cut off to whole numbers.
-        boxes = np.array(boxes, dtype=np.float64)
+        boxes = np.array([_xyxy(a) for a in foreground], dtype=np.float64).reshape(-1, 4)
         target = Instances(image_size)
         target.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)).float())
         target.gt_boxes.clip(image_size)
+        classes = [a["category_id"] for a in foreground]
+        target.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        target.gt_reliable = torch.arange(len(foreground)) < len(reliable)
         return target
+
+
+def _xyxy(annotation: dict) -> list[float]:
+    return list(BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS))
 
 
 def read_image(file_name: str | Path, image_format: str) -> np.ndarray:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .entries import check_exists, is_finite, is_integer, read_json, require
-from .safe_pickle import load_plain_pickle
+from .safe_pickle import RefusedPickle, load_plain_pickle
+from .sources import REFER as _WHERE_FROM
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +22,6 @@ XYWH_ABS = 1
 
 CONTEXTS_VERSION = 1
 
-_WHERE_FROM = (
-    "RefCOCO, RefCOCO+ and RefCOCOg come from https://github.com/lichengunc/refer (refs(...).p "
-    "and instances.json of each); RefShapes is made by tools/make_refshapes.py."
-)
 _SHOWN = 10  # ids listed in a message
 
 
@@ -35,6 +32,7 @@ def load_refer(
     split: str | None = None,
     contexts_file: str | Path | None = None,
     manner: str | None = None,
+    classes: Mapping[int, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Reads the images of a split with their annotations and expressions.
 
@@ -49,10 +47,13 @@ def load_refer(
         split: the split to read; None reads all.
         contexts_file: ids of the contextual objects per sentence, as RefShapes has them.
         manner: kept with each expression, to tell apart the data sets of a merged one.
+        classes: the class, counted from 0, of each category id. None counts the categories of
+            `instances_file` in the order of their ids, as Detectron2 does for its own COCO data
+            sets.
 
     Returns:
         Dicts sorted by image id with "file_name", "image_id", "height" and "width" in pixels,
-        "annotations" (of COCO, raw category ids; "bbox" in the mode `XYWH_ABS`) and
+        "annotations" ("bbox" in the mode `XYWH_ABS`; "category_id" the class, see `classes`) and
         "expressions": dicts with "sent_id", "ref_id", "query" (the words), "ann_id" (the
         referent), "context_ann_ids" (a list, or None if not annotated), "split" and "manner".
 
@@ -64,7 +65,7 @@ def load_refer(
     refs = _of_split(_read_refs(Path(refs_file)), split, Path(refs_file))
     contexts = None if contexts_file is None else _read_contexts(Path(contexts_file))
     wanted = {ref["image_id"] for ref in refs}
-    images, annotations = _read_instances(Path(instances_file), wanted)
+    images, annotations = _read_instances(Path(instances_file), wanted, classes)
 
     expressions: dict[int, list[dict[str, Any]]] = {}
     for ref in refs:
@@ -145,7 +146,10 @@ def merge_by_image(*dataset_dicts: Iterable[dict[str, Any]]) -> list[dict[str, A
 
 def _read_refs(path: Path) -> list[dict[str, Any]]:
     check_exists(path, _WHERE_FROM)
-    refs = load_plain_pickle(path)
+    try:
+        refs = load_plain_pickle(path)
+    except RefusedPickle as error:
+        raise RefusedPickle(f"{error} {_WHERE_FROM}") from error
     if not isinstance(refs, list):
         raise ValueError(
             f"{path}: expected a list of refs, found {type(refs).__name__}. {_WHERE_FROM}"
@@ -228,7 +232,7 @@ def _read_contexts(path: Path) -> Mapping[str, list[int]]:
 
 
 def _read_instances(
-    path: Path, wanted: set[int]
+    path: Path, wanted: set[int], classes: Mapping[int, int] | None
 ) -> tuple[dict[int, dict[str, Any]], dict[int, dict[int, dict[str, Any] | None]]]:
     """Images by id, and annotations by image id and annotation id (None: empty box)."""
     content = read_json(path, _WHERE_FROM)
@@ -245,6 +249,12 @@ def _read_instances(
                         "the entry."
                     )
             images[image_id] = image
+    if classes is None:
+        category_ids = {
+            require(category, "id", int, f"{path}: category number {number}")
+            for number, category in enumerate(require(content, "categories", list, str(path)))
+        }
+        classes = {category_id: number for number, category_id in enumerate(sorted(category_ids))}
     annotations: dict[int, dict[int, dict[str, Any] | None]] = {i: {} for i in images}
     for number, annotation in enumerate(require(content, "annotations", list, str(path))):
         where = f"{path}: annotation number {number}"
@@ -258,12 +268,12 @@ def _read_instances(
                 f"{where}: 'id' is used twice on image {image['id']}, expected distinct ids. "
                 "Number the annotations anew."
             )
-        annotations[image["id"]][ann_id] = _annotation(annotation, image, where)
+        annotations[image["id"]][ann_id] = _annotation(annotation, image, classes, where)
     return images, annotations
 
 
 def _annotation(
-    annotation: dict[str, Any], image: dict[str, Any], where: str
+    annotation: dict[str, Any], image: dict[str, Any], classes: Mapping[int, int], where: str
 ) -> dict[str, Any] | None:
     """The annotation in Detectron2's format, or None if its box is empty inside the image."""
     box = require(annotation, "bbox", list, where)
@@ -276,11 +286,17 @@ def _annotation(
     y2 = min(box[1] + box[3], image["height"])
     if x2 <= x1 or y2 <= y1:
         return None
+    category_id = require(annotation, "category_id", int, where)
+    if category_id not in classes:
+        raise ValueError(
+            f"{where}: 'category_id' is {category_id}, expected an id of the data set's categories "
+            f"({', '.join(map(str, sorted(classes)))}). Repair the entry."
+        )
     made = {
         "id": annotation["id"],
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "bbox_mode": XYWH_ABS,
-        "category_id": require(annotation, "category_id", int, where),
+        "category_id": classes[category_id],
         "iscrowd": annotation.get("iscrowd", 0),
     }
     return made | {key: annotation[key] for key in ("segmentation", "area") if key in annotation}

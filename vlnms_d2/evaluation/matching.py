@@ -24,19 +24,20 @@ class Match:
 
     Attributes:
         scores: float32 [n], falling.
-        best_iou: float32 [n], the best IoU with the referent among the proposals so far.
+        best_iou: float32 [n], the best IoU with the referent among the proposals so far; None
+            where there is no referent.
         context_rank: int32 [C], for each contextual box the rank of the first proposal that hits
             it, or `NEVER`.
     """
 
     scores: np.ndarray
-    best_iou: np.ndarray
+    best_iou: np.ndarray | None
     context_rank: np.ndarray
 
 
 def match_proposals(
     instances: Instances,
-    targets: Sequence[Sequence[Sequence[float]]],
+    targets: Sequence[Sequence[Sequence[float] | None]],
     iou_threshold: float,
     num_proposals: int,
 ) -> list[Match]:
@@ -44,8 +45,8 @@ def match_proposals(
 
     Args:
         instances: on the CPU, with `pred_boxes` (xyxy in pixels) and `scores`.
-        targets: per expression its boxes, xyxy in the same pixels: the referent, then the
-            contextual boxes.
+        targets: per expression its boxes, xyxy in the same pixels: the referent, None for an
+            expression without one, then the contextual boxes.
         iou_threshold: a proposal hits a box if their IoU is above this.
         num_proposals: only so many proposals count, those of highest score.
     """
@@ -53,7 +54,10 @@ def match_proposals(
     order = scores.argsort(descending=True, stable=True)[:num_proposals]
     boxes, scores = instances.pred_boxes[order], scores[order].numpy()
     sizes = [len(one) for one in targets]
-    every_target = torch.tensor([box for one in targets for box in one], dtype=torch.float32)
+    nowhere = (0.0, 0.0, 0.0, 0.0)  # stands for a missing referent; nothing overlaps with it
+    every_target = torch.tensor(
+        [nowhere if box is None else box for one in targets for box in one], dtype=torch.float32
+    )
     iou = pairwise_iou(boxes, Boxes(every_target.view(-1, 4))).numpy()
     ranks = np.arange(len(scores), dtype=np.int32)[:, None]
     first_hit = np.where(iou > iou_threshold, ranks, NEVER).min(axis=0, initial=NEVER)
@@ -61,8 +65,12 @@ def match_proposals(
     ends = np.cumsum(sizes)
     return [
         # Copies: a view would keep the arrays of all expressions alive.
-        Match(scores, best_iou[:, start].copy(), first_hit[start + 1 : end].astype(np.int32))
-        for start, end in zip(ends - sizes, ends, strict=True)
+        Match(
+            scores,
+            None if boxes_of_one[0] is None else best_iou[:, start].copy(),
+            first_hit[start + 1 : end].astype(np.int32),
+        )
+        for boxes_of_one, start, end in zip(targets, ends - sizes, ends, strict=True)
     ]
 
 
@@ -81,9 +89,13 @@ class MatchTable:
         self._filled = np.arange(width) < self.num_proposals[:, None]
         self._scores = np.full((len(matches), width), -np.inf, np.float32)
         self._scores[self._filled] = np.concatenate([m.scores for m in matches])
-        # Column k is the best IoU among the first k proposals; nothing overlaps by 0.
+        # Column k is the best IoU among the first k proposals; nothing overlaps by 0. Rows of
+        # expressions without a referent stay 0.
+        self._has_referent = np.array([m.best_iou is not None for m in matches])
         self._best_iou = np.zeros((len(matches), width + 1), np.float32)
-        self._best_iou[:, 1:][self._filled] = np.concatenate([m.best_iou for m in matches])
+        for row, match in zip(self._best_iou, matches, strict=True):
+            if match.best_iou is not None:
+                row[1 : len(match.best_iou) + 1] = match.best_iou
         self._context_rank = np.concatenate([m.context_rank for m in matches])
         num_context = np.array([len(m.context_rank) for m in matches])
         self._context_row = np.repeat(np.arange(len(matches)), num_context)
@@ -101,23 +113,31 @@ class MatchTable:
         """Evaluate the first `counts` (int64 [E]) proposals of each expression.
 
         Returns:
-            * `referent`: percentage of expressions whose referent is hit;
+            * `referent`: of the expressions that have a referent, the percentage of those where
+              it is hit; None if there are none;
             * `context`: per expression the share of its contextual boxes that are hit, averaged
               over expressions that have any, in percent; None if there are none;
             * `proposals`: mean number of proposals per expression;
-            * `best_iou`: mean over expressions of the best IoU of a proposal with the referent.
+            * `best_iou`: mean over the same expressions of the best IoU of a proposal with the
+              referent; None if there are none.
         """
-        best_iou = self._best_iou[np.arange(len(counts)), counts]
+        best_iou = self._best_iou[np.arange(len(counts)), counts][self._has_referent]
         hits = self._context_rank < counts[self._context_row]
         has_context = self._num_context > 0
         num_hit = np.bincount(self._context_row, weights=hits, minlength=len(counts))
         shares = num_hit[has_context] / self._num_context[has_context]
+        found = best_iou > self.iou_threshold
         return {
-            "referent": 100.0 * float((best_iou > self.iou_threshold).mean()),
+            "referent": 100.0 * float(found.mean()) if len(found) else None,
             "context": 100.0 * float(shares.mean()) if len(shares) else None,
             "proposals": float(counts.mean()),
-            "best_iou": float(best_iou.mean(dtype=np.float64)),
+            "best_iou": float(best_iou.mean(dtype=np.float64)) if len(best_iou) else None,
         }
+
+    @property
+    def num_with_referent(self) -> int:
+        """How many expressions have a referent."""
+        return int(self._has_referent.sum())
 
     @property
     def num_with_context(self) -> int:

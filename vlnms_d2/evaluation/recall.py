@@ -57,7 +57,8 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     `process` takes each image twice in one batch, in either order: without "query", for the
     detector alone, and with "query" and "expressions" as `vlnms_d2.data.GroundingMapper` gives
     them. Boxes are xyxy in pixels of the image file. An expression is counted once, however
-    often it is seen: it is known by its "manner" and "sent_id".
+    often it is seen: it is known by its "manner" and "sent_id". One without a referent (a
+    caption) takes part in all but the numbers of referents.
 
     A threshold for the detector alone that gives it as many proposals as VL-NMS has on the same
     expressions is evaluated as well, "detector (matched)". It looks at the data that it is
@@ -229,6 +230,7 @@ def evaluate_group(
         under "misses_cut" by how many percent of the detector's VL-NMS has fewer misses of
         "referent" and "context" (None where the detector misses nothing). "real" also has
         "detector_matched", with its "threshold", and "misses_cut_matched" against that.
+        "expressions", "expressions_with_referent" and "expressions_with_context" count them.
     """
     top = {method: table.summary(table.num_proposals) for method, table in tables.items()}
     real = {
@@ -242,6 +244,7 @@ def evaluate_group(
     real["misses_cut_matched"] = misses_cut(real["detector_matched"], real["vlnms"])
     return {
         "expressions": len(tables["vlnms"].num_proposals),
+        "expressions_with_referent": tables["vlnms"].num_with_referent,
         "expressions_with_context": tables["vlnms"].num_with_context,
         "top": top,
         "real": real,
