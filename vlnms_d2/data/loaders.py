@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -102,15 +102,22 @@ def _one_thread(worker_id: int) -> None:
     torch.set_num_threads(1)
 
 
-def build_grounding_test_loader(cfg, dataset_name: str, mapper: Callable[[dict], dict]):
+def build_grounding_test_loader(
+    dataset_dicts: list[dict], mapper: Callable[[dict], dict], *, num_workers: int
+) -> DataLoader:
     """A loader of batches of two: one image without its queries, then the same with them.
 
     The evaluators so see the detector alone and the query-aware proposals of one run.
+
+    Args:
+        dataset_dicts: the images.
+        mapper: from a dataset dict to a model input.
+        num_workers: worker processes; 0 reads in this one.
     """
     return build_detection_test_loader(
-        dataset=DatasetCatalog.get(dataset_name),
+        dataset=dataset_dicts,
         mapper=mapper,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=num_workers,
         collate_fn=_without_and_with_queries,
     )
 

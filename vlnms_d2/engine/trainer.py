@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetCatalog,
     DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
@@ -34,10 +33,10 @@ from detectron2.solver.build import (
 from detectron2.utils import comm
 
 from ..data import GroundingMapper, build_grounding_test_loader, build_train_loader
-from ..data.refer import merge_by_image
+from ..data.expressions import load_expressions
 from ..evaluation import ProposalRecallEvaluator
-from ..modeling.text import TEXT_ENCODER_REGISTRY, BiGRU, Vocabulary
-from ..modeling.text.encoder import lookup
+from ..modeling.relatedness import text_encoder_name
+from ..modeling.text import BiGRU, Vocabulary, text_encoder_class
 from .checkpoint import AtomicCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -91,8 +90,13 @@ class VLNMSTrainer(DefaultTrainer):
         """Adam with the per-part learning rates of `SOLVER.VLNMS`, or Detectron2's SGD.
 
         Raises:
-            ValueError: `SOLVER.VLNMS.OPTIMIZER` names neither.
+            ValueError: `SOLVER.VLNMS.OPTIMIZER` names neither, or the model has nothing to train.
         """
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                f"MODEL.VLNMS.RELATEDNESS {cfg.MODEL.VLNMS.RELATEDNESS!r} on a frozen detector "
+                "has nothing to train; evaluate it as it is, with --eval-only"
+            )
         name = cfg.SOLVER.VLNMS.OPTIMIZER
         if name == "SGD":
             return build_optimizer(cfg, model)
@@ -119,7 +123,10 @@ class VLNMSTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         if _has_expressions(cfg.DATASETS.TRAIN):
-            dataset_dicts = load_expressions(cfg.DATASETS.TRAIN)
+            pseudo_gt = cfg.MODEL.VLNMS.PSEUDO_GT
+            dataset_dicts = load_expressions(
+                cfg.DATASETS.TRAIN, pseudo_gt.DIR, required=pseudo_gt.CONTEXT
+            )
             mapper = GroundingMapper(cfg, is_train=True)
         else:
             dataset_dicts = get_detection_dataset_dicts(
@@ -137,8 +144,11 @@ class VLNMSTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         if _has_expressions([dataset_name]):
-            mapper = GroundingMapper(cfg, is_train=False)
-            return build_grounding_test_loader(cfg, dataset_name, mapper)
+            return build_grounding_test_loader(
+                load_expressions([dataset_name], cfg.MODEL.VLNMS.PSEUDO_GT.DIR),
+                GroundingMapper(cfg, is_train=False),
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
         return build_detection_test_loader(cfg, dataset_name)
 
     @classmethod
@@ -200,19 +210,13 @@ class SeedEveryIteration(HookBase):
         torch.manual_seed((self.seed * 1_000_003 + self.trainer.iter) * 4093 + comm.get_rank())
 
 
-def load_expressions(dataset_names) -> list[dict]:
-    """The data sets' images, those that occur in several of them with all their expressions."""
-    return merge_by_image(*(DatasetCatalog.get(name) for name in dataset_names))
-
-
 def build_vocabulary(cfg: CfgNode) -> None:
     """Give a config that trains a text encoder without its vocabulary one, in place.
 
     It is built from the training expressions and saved as `{OUTPUT_DIR}/vocab.json`; a run that
     resumes finds it there.
     """
-    encoder = lookup(TEXT_ENCODER_REGISTRY, cfg.MODEL.VLNMS.TEXT_ENCODER, "TEXT_ENCODER")
-    if cfg.MODEL.VLNMS.VOCAB or not encoder.uses_vocabulary:
+    if cfg.MODEL.VLNMS.VOCAB or not text_encoder_class(text_encoder_name(cfg)).uses_vocabulary:
         return
     if not _has_expressions(cfg.DATASETS.TRAIN):
         return
