@@ -31,7 +31,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["vlnms_d2", "vlnms_d2.*"]),
-    package_data={"": ["*.json"]},
+    package_data={"": ["*.json"], "vlnms_d2.language": ["en_ud_pos/**"]},
     python_requires=">=3.10",
     # Detectron2 itself has no release on the package index: tools/install_detectron2.py
     # installs it, or you build your own.
@@ -51,6 +51,7 @@ setup(
         # The weights of its default model come from a second package, installed without its
         # dependencies: see docs/installing.md.
         "bert": ["transformers"],
+        "nlp": ["spacy"],
         "dev": ["pytest", "hypothesis", "ruff"],
     },
 )

