@@ -15,8 +15,10 @@ from detectron2.solver import build_lr_scheduler
 from test_config import flatten, make_config
 
 from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY
+from vlnms_d2.data.refshapes.scene import CATEGORIES
 from vlnms_d2.layers.fusion import FUSION_MODES
 from vlnms_d2.modeling.relatedness.trans import LAYERS
+from vlnms_d2.modeling.text.category_mentions import category_names
 
 CONFIGS = REPO / "configs"
 DETECTOR = CONFIGS / "Base-VLNMS-RCNN-R101-FPN.yaml"
@@ -93,8 +95,11 @@ def test_the_names_in_it_are_known(path):
     assert vlnms.TRANS.FUSION in LAYERS
     assert vlnms.LOSS in ("bce", "ranking")
     assert vlnms.ATTENTION in ("linear", "additive")
-    folder, stem = path.parts[-2], path.stem
-    assert cfg.OUTPUT_DIR.split("/") == ["output", folder, stem]
+    check_output_dir(cfg, path)
+
+
+def check_output_dir(cfg: CfgNode, path: Path) -> None:
+    assert cfg.OUTPUT_DIR.split("/") == ["output", path.parts[-2], path.stem]
 
 
 @each_dataset
@@ -129,6 +134,23 @@ def test_variants_are_what_they_are_called(dataset, variant):
     if expected["TEXT_ENCODER"] == "BERT":
         assert vlnms.BERT.EMBEDDINGS_ONLY is (variant in TRANS)
         assert (vlnms.BERT.NAME == "bert-base-uncased") is (dataset in REFCOCO)
+
+
+@each_dataset
+def test_category_changes_the_relatedness_alone_and_has_the_same_tests(dataset):
+    """It differs from the detector of the others in nothing."""
+    path = leaf(dataset, "vlnms_category")
+    cfg, fc = load(path), load(leaf(dataset, "vlnms_fc"))
+    check_output_dir(cfg, path)
+    assert cfg.MODEL.VLNMS.RELATEDNESS == "Category"
+    changed = difference(cfg, fc)
+    assert {"MODEL.VLNMS.RELATEDNESS", "OUTPUT_DIR"} <= changed
+    about_training = {key for key in changed if key.startswith("SOLVER.")}
+    about_training |= {"DATASETS.TRAIN", "SEED", "MODEL.VLNMS.MAX_WORDS"}
+    assert changed - about_training == {"MODEL.VLNMS.RELATEDNESS", "OUTPUT_DIR"}
+    names = category_names(cfg)
+    assert len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    assert names[0] == ("person" if dataset in REFCOCO else CATEGORIES[0])
 
 
 # --- the RefCOCO family ------------------------------------------------------------------------

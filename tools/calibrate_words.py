@@ -5,7 +5,8 @@
     python tools/calibrate_words.py --dataset refshapes_train --word-vectors glove.840B.300d.txt
 
 Needs a data set whose contextual objects are annotated. Gamma is the one of highest F1 for the
-contextual objects; the curve is a logistic regression over all objects. Use a training split.
+contextual objects; the curve is a logistic regression of whether an expression speaks of a category
+that its image has. Use a training split.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from vlnms_d2.data.expressions import load_expressions
-from vlnms_d2.evaluation.word_calibration import collect_pairs, fit_curve, try_gammas
-from vlnms_d2.language.matching import CategoryMatcher
+from vlnms_d2.evaluation.word_calibration import (
+    collect_class_pairs,
+    collect_pairs,
+    fit_curve,
+    try_gammas,
+)
+from vlnms_d2.language.matching import CategoryMatcher, category_matcher
 from vlnms_d2.language.nouns import NounFinder
 from vlnms_d2.language.word_vectors import load_word_vectors
 
@@ -41,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     vectors = load_word_vectors(args.word_vectors)
     names = MetadataCatalog.get(args.dataset).thing_classes
     matcher = CategoryMatcher(names, NounFinder(args.pipeline).nouns, vectors)
-    pairs = collect_pairs(load_expressions([args.dataset]), matcher)
+    images = load_expressions([args.dataset])
+    pairs = collect_pairs(images, matcher)
     results = try_gammas(pairs, GAMMAS)
     best = max(results, key=lambda result: result.f1)
     print(f"{args.dataset}, {vectors.name}: {len(pairs.cosines)} pairs")
@@ -51,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for r in results
     ]
     print(tabulate(rows, ["gamma", "precision", "recall", "F1"], "pipe", disable_numparse=True))
-    slope, midpoint = fit_curve(pairs)
+    own_matcher = category_matcher(names, args.pipeline, args.word_vectors)
+    slope, midpoint = fit_curve(collect_class_pairs(images, own_matcher))
     print(f"MODEL.VLNMS.PSEUDO_GT.GAMMA {best.gamma}")
     print(f"MODEL.VLNMS.CATEGORY.SLOPE {slope:.2f} MODEL.VLNMS.CATEGORY.MIDPOINT {midpoint:.3f}")
 

@@ -46,7 +46,8 @@ BRANCHES = (
     "vlnms_trans_co_attention",
     "vlnms_trans_no_refinement",
 )
-NAMES = [branch + suffix for suffix in ("", "_no_context") for branch in BRANCHES]
+NAMES = ["vlnms_category"]
+NAMES += [branch + suffix for suffix in ("", "_no_context") for branch in BRANCHES]
 POLL_SECONDS = 0.2
 
 
@@ -143,9 +144,10 @@ def run_all(runs: Sequence[Run], jobs: int) -> int:
 
 
 def command(run: Run) -> list[str]:
-    """What trains and evaluates, from wherever an earlier process was cut off."""
+    """What trains, from wherever an earlier process was cut off, and evaluates."""
     python = [sys.executable, "-W", "ignore", str(TRAIN_NET)]
-    return [*python, "--config-file", str(run.config_file), "--resume", *run.opts]
+    mode = "--resume" if run.trains else "--eval-only"
+    return [*python, "--config-file", str(run.config_file), mode, *run.opts]
 
 
 def _clock(seconds: float) -> str:

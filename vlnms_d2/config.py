@@ -7,6 +7,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 
+from .language.curve import MIDPOINT, SLOPE
+
 
 def add_vlnms_config(cfg: CfgNode) -> None:
     """Add the keys of VL-NMS to a Detectron2 config, in place.
@@ -82,9 +84,9 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # those of the data sets in DATASETS.TEST or DATASETS.TRAIN.
     vlnms.CATEGORY.NAMES = ()
     # r = sigmoid(SLOPE * (cosine - MIDPOINT)), of the best cosine of a noun with the name.
-    vlnms.CATEGORY.SLOPE = 10.0
+    vlnms.CATEGORY.SLOPE = SLOPE
     # The cosine at which r is a half.
-    vlnms.CATEGORY.MIDPOINT = 0.5
+    vlnms.CATEGORY.MIDPOINT = MIDPOINT
 
     vlnms.BIGRU = CfgNode()
     # Width of the word embeddings (300 for GloVe) and of the GRU, per direction.

@@ -103,6 +103,12 @@ def test_text_similarity_equals_a_loop(scene, queries, gamma):
     assert text_similarity([image(1, annotations, *expressions)], matcher(), gamma) == expected
 
 
+def test_objects_of_no_known_class_are_never_context():
+    scene = [annotation(1, -1, [0, 0, 10, 10]), annotation(2, 2, [50, 0, 10, 10])]
+    found = text_similarity([image(1, scene, expression(5, "table", None))], matcher(), 0.5)
+    assert found == {5: [2]}
+
+
 def test_an_iou_of_exactly_nine_tenths_is_context():
     scene = [annotation(1, 0, [0, 0, 10, 10]), annotation(2, 0, [0, 0, 10, 9])]
     assert text_similarity([image(1, scene, expression(5, "cat", 1))], matcher(), 0.5) == {5: [2]}

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from plain_vectors import TableVectors, all_words
 
-from vlnms_d2.evaluation.word_calibration import Pairs, collect_pairs, fit_curve, try_gammas
+from vlnms_d2.evaluation.word_calibration import (
+    ClassPairs,
+    Pairs,
+    collect_class_pairs,
+    collect_pairs,
+    fit_curve,
+    try_gammas,
+)
 from vlnms_d2.language.matching import CategoryMatcher
 
 NAMES = ["cat", "dog"]
@@ -43,6 +50,19 @@ def test_expressions_without_annotated_context_are_refused():
         collect_pairs([image(("cat", 1, None))], MATCHER)
 
 
+def test_pairs_of_expressions_and_categories():
+    images = [image(("cat", 1, [2]), ("", 2, [])), image(("puppy", 2, [3]))]
+    found = collect_class_pairs(images, MATCHER)
+    close, far = np.cos(np.deg2rad(10)), np.cos(np.deg2rad(80))
+    np.testing.assert_allclose(found.cosines, [1, 0, -1, -1, far, close], atol=1e-6)
+    assert found.named.astype(int).tolist() == [1, 1, 0, 1, 0, 1]
+    assert collect_class_pairs([], MATCHER).named.shape == (0,)
+
+
+def class_pairs(cosines, named) -> ClassPairs:
+    return ClassPairs(np.array(cosines, np.float32), np.array(named, bool))
+
+
 def pairs(cosines, foreground, referent=None) -> Pairs:
     referent = [0] * len(cosines) if referent is None else referent
     return Pairs(
@@ -69,16 +89,16 @@ def test_the_curve_that_the_data_came_from_is_found(slope, midpoint):
     rng = np.random.default_rng(0)
     cosines = rng.uniform(-0.2, 1, 200_000)
     foreground = rng.random(200_000) < 1 / (1 + np.exp(-slope * (cosines - midpoint)))
-    found = fit_curve(pairs(cosines, foreground))
+    found = fit_curve(class_pairs(cosines, foreground))
     assert found == (pytest.approx(slope, rel=0.03), pytest.approx(midpoint, abs=0.02))
 
 
 def test_separable_data_has_a_curve_too():
-    slope, midpoint = fit_curve(pairs([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]))
+    slope, midpoint = fit_curve(class_pairs([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]))
     assert np.isfinite(slope) and slope > 5 and 0.2 < midpoint < 0.8
 
 
-@pytest.mark.parametrize("given", [pairs([], []), pairs([0.1, 0.9], [1, 1]), pairs([1, 1], [0, 1])])
-def test_nothing_to_fit_is_refused(given):
+@pytest.mark.parametrize(("cosines", "named"), [([], []), ([0.1, 0.9], [1, 1]), ([1, 1], [0, 1])])
+def test_nothing_to_fit_is_refused(cosines, named):
     with pytest.raises(ValueError, match="nothing to fit"):
-        fit_curve(given)
+        fit_curve(class_pairs(cosines, named))

@@ -107,7 +107,7 @@ def test_what_is_there_is_not_made_again_unless_the_settings_differ(prepare, cap
 
 
 def test_a_step_cut_off_is_made_again(prepare, monkeypatch):
-    def cut_off(*args):
+    def cut_off(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -145,6 +145,11 @@ def test_data_sets_with_annotated_contexts_need_none_made(prepare):
     out = prepare("--datasets", name)
     assert read(out / name / "statistics.json")["contexts"] == "annotated"
     assert not (out / name / "pseudo_gt.json").exists()
+
+
+def test_captions_without_any_box_need_a_detector(prepare, capsys):
+    prepare("--datasets", f"{PREFIX}flickr30k_captions_train", status=1)
+    assert "no annotated objects" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_one_sentence_that_says_where_to_get_it(datasets, prepare, capsys):

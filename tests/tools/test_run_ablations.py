@@ -123,7 +123,7 @@ def test_runs_of_which_only_the_results_were_kept_are_done_but_not_measured(
 
 def test_the_default_configs_are_there():
     files = [REPO / "configs" / "refshapes" / f"{name}.yaml" for name in run_ablations.NAMES]
-    assert len(files) == 14
+    assert len(files) == 15
     assert files[7].stem == "vlnms_fc_no_context"
     plan(Path("out"), files, [0], [])
 
@@ -157,6 +157,19 @@ def test_command_lines_that_cannot_be(main, training, capsys, words, message):
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
     assert not training
+
+
+def test_what_does_not_train_is_evaluated_once_with_the_weights_it_has(config_files, tmp_path):
+    path = tmp_path / "category.yaml"
+    path.write_text(f"_BASE_: {config_files[0]}\nMODEL: {{VLNMS: {{RELATEDNESS: Category}}}}\n")
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "detector.pth")]
+    runs = plan(tmp_path / "out", [path, config_files[0]], [3, 5], weights)
+    assert [run.title for run in runs] == ["category seed 3", "one seed 3", "one seed 5"]
+    category, trained, _ = runs
+    assert category.weights == tmp_path / "detector.pth"
+    assert trained.weights == trained.folder / "model_final.pth"
+    assert "--eval-only" in run_ablations.command(category)
+    assert "--resume" in run_ablations.command(trained)
 
 
 def test_two_configs_of_one_name(config_files):

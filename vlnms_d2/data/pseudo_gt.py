@@ -36,6 +36,7 @@ def text_similarity(
 
     Args:
         images: dataset dicts in the standard format, with `annotations` and `expressions`.
+            Objects of no known class (-1) are never context.
         matcher: with the names of the data set's categories.
         gamma: the least cosine, exclusive.
 
@@ -46,7 +47,7 @@ def text_similarity(
     for image, cosines in with_cosines(images, matcher):
         annotations = image["annotations"]
         classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
-        mentioned = cosines[:, classes] > gamma  # [E, A]
+        mentioned = (cosines[:, classes] > gamma) & (classes >= 0)  # [E, A]
         referents = [e["ann_id"] for e in image["expressions"]]
         same = same_box(annotations, referents)
         ids = np.array([a["id"] for a in annotations], dtype=np.int64)
@@ -67,7 +68,7 @@ def weakly_supervised(
         images: dataset dicts in the standard format, with `expressions`.
         detections: per image id the boxes of any detector, float [D, 4], [x, y, width, height] in
             pixels, and their classes, int64 [D].
-        matcher: with the names of the detector's categories; compares noun chunks.
+        matcher: with the names of the detector's categories; compares the heads of noun chunks.
         gamma: the least cosine, exclusive.
 
     Returns:

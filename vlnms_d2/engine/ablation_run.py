@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 
 from ..config import default_config, load_config
 from ..file_io import write_json
+from ..modeling.relatedness import relatedness_class
 
 # Settings that do not change what a run gives.
 IRRELEVANT = (
@@ -51,9 +52,14 @@ class Run:
         return f"{self.name} seed {self.seed}"
 
     @property
+    def trains(self) -> bool:
+        """Whether there is anything to train; else it is evaluated as it is."""
+        return relatedness_class(self.cfg).learns
+
+    @property
     def weights(self) -> Path:
         """Those that it ends with."""
-        return self.folder / "model_final.pth"
+        return self.folder / "model_final.pth" if self.trains else Path(self.cfg.MODEL.WEIGHTS)
 
     @functools.cached_property
     def cfg(self) -> CfgNode:
@@ -98,7 +104,7 @@ class Run:
 def plan(
     out: Path, config_files: Sequence[Path], seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[Run]:
-    """All runs, seed by seed.
+    """All runs, seed by seed; what does not train has one, whatever the number of seeds.
 
     Raises:
         ValueError: configs of the same name or missing ones, a seed twice, or overrides that are
@@ -124,7 +130,9 @@ def plan(
             opts = ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
             opts += ["MODEL.META_ARCHITECTURE", "CachedRCNN"]
             opts += ["MODEL.VLNMS.CACHE_DIR", str(out / "cache")]
-            runs.append(run := Run(path, seed, folder, (*opts, *overrides)))
+            run = Run(path, seed, folder, (*opts, *overrides))
+            if seed == seeds[0] or run.trains:
+                runs.append(run)
             if not run.cfg.DATASETS.TEST:
                 raise ValueError(
                     f"{path}: DATASETS.TEST is empty, so there is no result to wait for"

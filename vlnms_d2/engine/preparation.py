@@ -22,7 +22,8 @@ from ..language.nouns import NounFinder
 from ..language.word_vectors import WordVectors
 from ..modeling.text import Vocabulary, read_word_vectors, tokenize
 
-GAMMA_MINILM = 0.5
+# Chosen by tools/calibrate_words.py on the training split of RefShapes.
+GAMMA_MINILM = 0.65
 GAMMA_GLOVE = 0.4  # the paper's
 
 
@@ -132,6 +133,11 @@ class Preparation:
         if annotated and self.detected is None:
             contexts = [len(e["context_ann_ids"]) for i in images for e in i["expressions"]]
             return {"contexts": "annotated", "contexts_per_expression": float(np.mean(contexts))}
+        if self.detected is None and not any(image["annotations"] for image in images):
+            raise ValueError(
+                f"the data set {name} has no annotated objects that its texts could speak of; "
+                "give the results file of a detector (--detections and --categories)"
+            )
         path = pseudo_gt_file(self.out, name)
         settings = asdict(self.settings) | {"images": len(images)}
         if not self._is_made(path, settings):
@@ -164,7 +170,7 @@ class Preparation:
         if self._nouns is None:
             self._nouns = NounFinder(self.settings.pipeline)
         if self.detected is not None:
-            names, mentions = self.detected.category_names, self._nouns.noun_chunks
+            names, mentions = self.detected.category_names, self._nouns.chunk_heads
         else:
             names, mentions = MetadataCatalog.get(name).thing_classes, self._nouns.nouns
         return CategoryMatcher(names, mentions, self._get_vectors())

@@ -26,6 +26,18 @@ class Pairs(NamedTuple):
     referent: np.ndarray
 
 
+class ClassPairs(NamedTuple):
+    """Pairs of an expression and a category that its image has.
+
+    Attributes:
+        cosines: float32 [P], the best of any mention with the category's name; -1 without any.
+        named: bool [P], whether the expression speaks of an object of the category.
+    """
+
+    cosines: np.ndarray
+    named: np.ndarray
+
+
 class GammaResult(NamedTuple):
     """What a gamma finds of the contextual objects; all from 0 to 1.
 
@@ -71,6 +83,24 @@ def collect_pairs(images: Sequence[dict[str, Any]], matcher: CategoryMatcher) ->
     return Pairs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+def collect_class_pairs(images: Sequence[dict[str, Any]], matcher: CategoryMatcher) -> ClassPairs:
+    """All pairs of a data set whose contextual objects are annotated.
+
+    Args:
+        images: dataset dicts in the standard format.
+        matcher: with the names of the data set's categories.
+    """
+    parts = [(np.zeros(0, np.float32), np.zeros(0, bool))]
+    for image, cosines in with_cosines(images, matcher):
+        class_of = {a["id"]: a["category_id"] for a in image["annotations"]}
+        present = sorted(set(class_of.values()))
+        for expression, row in zip(image["expressions"], cosines, strict=True):
+            foreground = {class_of[i] for i in expression["context_ann_ids"]}
+            foreground.add(class_of[expression["ann_id"]])
+            parts.append((row[present], np.isin(present, list(foreground))))
+    return ClassPairs(*map(np.concatenate, zip(*parts, strict=True)))
+
+
 def try_gammas(pairs: Pairs, gammas: Sequence[float]) -> list[GammaResult]:
     """Precision and recall of the contextual objects at each gamma; referents do not count."""
     others = ~pairs.referent
@@ -86,23 +116,23 @@ def try_gammas(pairs: Pairs, gammas: Sequence[float]) -> list[GammaResult]:
     return results
 
 
-def fit_curve(pairs: Pairs, num_steps: int = 50) -> tuple[float, float]:
-    """Logistic regression of "the expression speaks of it" on the cosine, by Newton's method.
+def fit_curve(pairs: ClassPairs, num_steps: int = 50) -> tuple[float, float]:
+    """Logistic regression of "the expression names the category" on the cosine, by Newton's method.
 
     Args:
-        pairs: of all objects, referents included.
+        pairs: of expressions and categories.
         num_steps: at most.
 
     Returns:
         slope and midpoint: p = sigmoid(slope * (cosine - midpoint)).
 
     Raises:
-        ValueError: the objects are all of one kind, or the cosines all the same.
+        ValueError: all categories are named or none is, or the cosines are all the same.
     """
     x = np.stack([pairs.cosines, np.ones_like(pairs.cosines)], axis=1).astype(np.float64)
-    y = pairs.foreground.astype(np.float64)
+    y = pairs.named.astype(np.float64)
     if len(np.unique(y)) < 2 or len(np.unique(pairs.cosines)) < 2:
-        raise ValueError("there is nothing to fit: all objects or all cosines are the same")
+        raise ValueError("there is nothing to fit: all cosines are the same, or all answers")
     weights = np.zeros(2)
     # A little weight decay: where a cosine tells both kinds apart there would be no end.
     decay = np.eye(2) * 1e-3

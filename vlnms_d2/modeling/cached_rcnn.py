@@ -20,6 +20,7 @@ from torch import Tensor
 from ..file_io import atomic_write
 from .candidates import Candidates
 from .query_conditioned import QueryConditionedMixin
+from .relatedness import visual_encoder_name
 
 
 @dataclass
@@ -179,7 +180,7 @@ def _detector_settings(cfg: CfgNode) -> str:
     model.defrost()
     model.WEIGHTS = model.DEVICE = model.META_ARCHITECTURE = ""
     vlnms = model.pop("VLNMS")
-    own = {"candidates": vlnms.MAX_CANDIDATES, "visual_encoder": vlnms.VISUAL_ENCODER}
+    own = {"candidates": vlnms.MAX_CANDIDATES, "visual_encoder": visual_encoder_name(cfg)}
     return f"{model}\n{own}\n{cfg.TEST.DETECTIONS_PER_IMAGE}\n{cfg.INPUT.FORMAT}"
 
 

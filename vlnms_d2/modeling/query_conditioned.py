@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
@@ -22,7 +23,13 @@ from .criterion import Criterion
 from .detections import Detections
 from .postprocessing import build_postprocessor
 from .queries import QueryBatch, TakesQueries
-from .relatedness import Relatedness, box_locations, build_relatedness
+from .relatedness import (
+    Relatedness,
+    box_locations,
+    build_relatedness,
+    text_encoder_name,
+    visual_encoder_name,
+)
 from .text import TextEncoder, TextFeatures, build_text_encoder
 
 Features = dict[str, Tensor]
@@ -40,7 +47,8 @@ class QueryConditionedMixin(TakesQueries):
         relatedness: from box and word features to logits.
         postprocessor: fusion, NMS and final cut; see `VLNMSPostprocessor`.
         criterion: draws candidates in training and computes the losses.
-        visual_encoder: "finetune" or "shared".
+        visual_encoder: "finetune" or "shared"; "class" gives the relatedness module the one-hot
+            class of each candidate, for those that ask for it.
         score_thresh: delta of the candidates.
         max_candidates: most candidates an image.
         freeze_detector: train the branch only.
@@ -67,7 +75,7 @@ class QueryConditionedMixin(TakesQueries):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if visual_encoder not in ("finetune", "shared"):
+        if visual_encoder not in ("finetune", "shared", "class"):
             raise ValueError(
                 f"MODEL.VLNMS.VISUAL_ENCODER is {visual_encoder!r}, expected 'finetune' or 'shared'"
             )
@@ -75,6 +83,7 @@ class QueryConditionedMixin(TakesQueries):
             raise ValueError(
                 f"MODEL.VLNMS.PRECISION is {precision!r}, expected 'float32' or 'bfloat16'"
             )
+        self.visual_encoder = visual_encoder
         self.precision = precision
         self.freeze_detector = freeze_detector
         if freeze_detector:
@@ -94,16 +103,18 @@ class QueryConditionedMixin(TakesQueries):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         ret = super().from_config(cfg, input_shape)
         vlnms = cfg.MODEL.VLNMS
-        text_encoder = build_text_encoder(cfg)
+        text_encoder = build_text_encoder(cfg, text_encoder_name(cfg))
+        visual_encoder = visual_encoder_name(cfg)
         predictor = ret["box_predictors"][-1] if "box_predictors" in ret else ret["box_predictor"]
+        visual_dim = predictor.cls_score.in_features
+        if visual_encoder == "class":
+            visual_dim = ret["num_classes"]
         ret.update(
             text_encoder=text_encoder,
-            relatedness=build_relatedness(
-                cfg, predictor.cls_score.in_features, text_encoder.output_dim
-            ),
+            relatedness=build_relatedness(cfg, visual_dim, text_encoder.output_dim),
             postprocessor=build_postprocessor(cfg),
             criterion=Criterion(cfg),
-            visual_encoder=vlnms.VISUAL_ENCODER,
+            visual_encoder=visual_encoder,
             score_thresh=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             max_candidates=vlnms.MAX_CANDIDATES,
             freeze_detector=vlnms.FREEZE_DETECTOR,
@@ -306,7 +317,11 @@ class QueryConditionedMixin(TakesQueries):
         asked: list[int],
     ) -> None:
         """Give the candidates of the asked images what the visual encoder takes, in place."""
-        if self.vlnms.visual_encoder is None:
+        if self.visual_encoder == "class":
+            for found in candidates:
+                found.pooled = F.one_hot(found.classes, self.num_classes).to(found.scores.dtype)
+            return
+        if self.visual_encoder == "shared":
             for i, found in zip(asked, candidates, strict=True):
                 found.pooled = detections.features[i][found.proposal_index]
             return
@@ -327,7 +342,7 @@ class QueryConditionedMixin(TakesQueries):
         return list(encoded.split([len(found) for found in candidates]))
 
     def _own_precision(self) -> torch.autocast:
-        device = next(self.vlnms.parameters()).device.type
+        device = next(self.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _refine(self, boxes: Tensor, deltas: Tensor, image_size: tuple[int, int]) -> Tensor:

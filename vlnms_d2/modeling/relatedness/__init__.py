@@ -6,16 +6,24 @@ from .base import (
     RelatednessOutput,
     box_locations,
     build_relatedness,
+    relatedness_class,
+    text_encoder_name,
+    visual_encoder_name,
 )
+from .category import Category
 from .fc import FC
 from .trans import Trans
 
 __all__ = [
     "FC",
     "RELATEDNESS_REGISTRY",
+    "Category",
     "Relatedness",
     "RelatednessOutput",
     "Trans",
     "box_locations",
     "build_relatedness",
+    "relatedness_class",
+    "text_encoder_name",
+    "visual_encoder_name",
 ]

@@ -53,10 +53,16 @@ class Relatedness(nn.Module):
     """Base class of the relatedness modules.
 
     Attributes:
+        learns: whether there is anything to train.
         compares_boxes: whether a box's score depends on the other boxes of the image.
+        text_encoder, visual_encoder: what it takes in place of those that the config names,
+            MODEL.VLNMS.TEXT_ENCODER and MODEL.VLNMS.VISUAL_ENCODER; None where it takes those.
     """
 
+    learns = True
     compares_boxes = False
+    text_encoder: str | None = None
+    visual_encoder: str | None = None
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -106,11 +112,30 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def relatedness_class(cfg) -> type[Relatedness]:
+    """The class that `MODEL.VLNMS.RELATEDNESS` names.
+
+    Raises:
+        ValueError: the name is not registered; the message lists those that are.
+    """
+    return lookup(RELATEDNESS_REGISTRY, cfg.MODEL.VLNMS.RELATEDNESS, "RELATEDNESS")
+
+
+def text_encoder_name(cfg) -> str:
+    """The text encoder that the relatedness module of the config takes."""
+    return relatedness_class(cfg).text_encoder or cfg.MODEL.VLNMS.TEXT_ENCODER
+
+
+def visual_encoder_name(cfg) -> str:
+    """The visual encoder that the relatedness module of the config takes."""
+    return relatedness_class(cfg).visual_encoder or cfg.MODEL.VLNMS.VISUAL_ENCODER
+
+
 def build_relatedness(cfg, visual_dim: int, text_dim: int) -> Relatedness:
     """The relatedness module that `MODEL.VLNMS.RELATEDNESS` names.
 
     Raises:
         ValueError: the name is not registered; the message lists those that are.
     """
-    cls = lookup(RELATEDNESS_REGISTRY, cfg.MODEL.VLNMS.RELATEDNESS, "RELATEDNESS")
+    cls = relatedness_class(cfg)
     return cls(**cls.from_config(cfg), visual_dim=visual_dim, text_dim=text_dim)

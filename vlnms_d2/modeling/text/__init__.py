@@ -2,7 +2,14 @@
 
 from .bert import BERT
 from .bigru import BiGRU
-from .encoder import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, build_text_encoder
+from .category_mentions import CategoryMentions
+from .encoder import (
+    TEXT_ENCODER_REGISTRY,
+    TextEncoder,
+    TextFeatures,
+    build_text_encoder,
+    text_encoder_class,
+)
 from .vocabulary import Vocabulary, tokenize
 from .word_vectors import read_word_vectors
 
@@ -10,10 +17,12 @@ __all__ = [
     "BERT",
     "TEXT_ENCODER_REGISTRY",
     "BiGRU",
+    "CategoryMentions",
     "TextEncoder",
     "TextFeatures",
     "Vocabulary",
     "build_text_encoder",
     "read_word_vectors",
+    "text_encoder_class",
     "tokenize",
 ]

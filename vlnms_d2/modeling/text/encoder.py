@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
 TEXT_ENCODER_REGISTRY.__doc__ = """
@@ -57,13 +58,22 @@ class TextEncoder(nn.Module):
         raise NotImplementedError
 
 
-def build_text_encoder(cfg) -> TextEncoder:
-    """The text encoder that `MODEL.VLNMS.TEXT_ENCODER` names.
+def build_text_encoder(cfg, name: str | None = None) -> TextEncoder:
+    """The text encoder of a name of the registry, by default `MODEL.VLNMS.TEXT_ENCODER`.
 
     Raises:
         ValueError: the name is not registered; the message lists those that are.
     """
-    return lookup(TEXT_ENCODER_REGISTRY, cfg.MODEL.VLNMS.TEXT_ENCODER, "TEXT_ENCODER")(cfg)
+    return text_encoder_class(name or cfg.MODEL.VLNMS.TEXT_ENCODER)(cfg)
+
+
+def text_encoder_class(name: str) -> type[TextEncoder]:
+    """The class of a name of the registry.
+
+    Raises:
+        ValueError: the name is not registered; the message lists those that are.
+    """
+    return lookup(TEXT_ENCODER_REGISTRY, name, "TEXT_ENCODER")
 
 
 def lookup(registry: Registry, name: str, key: str) -> type:
@@ -72,6 +82,14 @@ def lookup(registry: Registry, name: str, key: str) -> type:
         known = ", ".join(sorted(known_name for known_name, _ in registry))
         raise ValueError(f"MODEL.VLNMS.{key} is {name!r}; the registered names are: {known}")
     return registry.get(name)
+
+
+def pad_features(words: list[Tensor], dim: int, device: torch.device) -> TextFeatures:
+    """Features of queries of different lengths, each float [L, dim], as one."""
+    features = pad_sequence([*words, torch.zeros(0, dim)], batch_first=True)[: len(words)]
+    lengths = torch.tensor([len(own) for own in words], dtype=torch.int64)
+    mask = torch.arange(features.shape[1]) < lengths[:, None]
+    return TextFeatures(features.to(device), mask.to(device))
 
 
 def pad_words(words: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
