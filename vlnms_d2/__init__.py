@@ -29,6 +29,7 @@ from .modeling import (
     split_by_query,
     use_queries,
 )
+from .rerank import rerank
 
 __all__ = [
     "POSTPROCESSOR_REGISTRY",
@@ -41,6 +42,7 @@ __all__ = [
     "VLNMSRes5Head",
     "add_vlnms_config",
     "data",
+    "rerank",
     "split_by_query",
     "use_queries",
 ]

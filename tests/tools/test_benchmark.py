@@ -48,3 +48,23 @@ def test_an_unknown_key_is_refused(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["memory", "--opts", "MODEL.VLNMS.NO_SUCH_KEY", "1"])
     assert "NO_SUCH_KEY" in capsys.readouterr().err
+
+
+def test_rerank_is_measured_and_its_memory_is_flat(tmp_path, capsys):
+    path = tmp_path / "rerank.json"
+    words = ["rerank", "--captions", "40", "--queries", "256", "4096", "--json", str(path)]
+    assert benchmark.main(words) == 0
+    measured = json.loads(path.read_text())["rerank"]
+    assert (measured["candidates"], measured["categories"], measured["captions"]) == (300, 80, 40)
+    assert measured["queries_per_second"] > 0 and measured["captions_per_second"] > 0
+    few, many = (row["peak_mib"] for row in measured["rows"])
+    # The results of 4,096 queries would be 20 MiB.
+    assert many < few + 8
+    printed = capsys.readouterr().out
+    assert "queries a second" in printed and f"torch {measured['machine']['torch']}" in printed
+
+
+def test_rerank_of_nothing_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["rerank", "--queries", "0"])
+    assert "must be at least 1" in capsys.readouterr().err

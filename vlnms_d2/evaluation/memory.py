@@ -39,8 +39,8 @@ def measure_memory(cfg: CfgNode, num_candidates: int, counts: Sequence[int]) -> 
     for count in counts:
         # What a process has freed it keeps, and it would hide the next peak.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peak = pool.apply(_peak_of_answering, (cfg.dump(), num_candidates, count))
-        rows.append({"queries": count, "peak_mib": round(peak, 1)})
+            raised = pool.apply(_peak_of_answering, (cfg.dump(), num_candidates, count))
+        rows.append({"queries": count, "peak_mib": round(raised, 1)})
     return {
         "bound_mib": cfg.MODEL.VLNMS.CHUNK_MEMORY_MB,
         "candidates": num_candidates,
@@ -75,18 +75,18 @@ def _peak_of_answering(config_text: str, num_candidates: int, num_queries: int) 
     queries = [f"{QUERY} {i}" for i in range(num_queries)]
     # The first time, for the buffers that libraries make once.
     model.roi_heads.answer(candidates, images.image_sizes, [queries[:1]])
-    before = _reset_peak()
+    before = reset_peak()
     model.roi_heads.answer(candidates, images.image_sizes, [queries])
-    return (_peak() - before) / 2**20
+    return (peak() - before) / 2**20
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Let the peak begin anew at what is resident now; returns that, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+    return peak()
 
 
-def _peak() -> int:
+def peak() -> int:
     """The most memory that was resident since the last reset, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     [kib] = (line.split()[1] for line in lines if line.startswith("VmHWM:"))

@@ -1,0 +1,153 @@
+"""Detections on disk, brought in order from a results file of any order."""
+
+import json
+import random
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from vlnms_d2.data import detection_store, json_stream
+from vlnms_d2.data.detection_store import DetectionStore
+from vlnms_d2.data.json_stream import iter_json_list
+
+CLASS_OF = {2: 0, 7: 1}
+
+
+def detection(image_id=1, category_id=2, bbox=(1, 2, 3, 4), score=0.5, **other) -> dict:
+    entry = {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+    return entry | other
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Writes a results file and builds the store of it."""
+
+    def make(results) -> DetectionStore:
+        text = results if isinstance(results, str) else json.dumps(results)
+        (tmp_path / "results.json").write_text(text)
+        folder = tmp_path / "store"
+        folder.mkdir(exist_ok=True)
+        return DetectionStore.build(
+            tmp_path / "results.json", CLASS_OF, tmp_path / "instances.json", folder
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1 << 15])
+def test_images_in_any_order_keep_the_order_of_the_file(build, monkeypatch, batch):
+    monkeypatch.setattr(detection_store, "_BATCH", batch)
+    monkeypatch.setattr(json_stream, "CHUNK", 64)  # entries go on in the next chunk
+    rng = random.Random(0)
+    results = [
+        detection(rng.choice([3, -1, 900]), rng.choice([2, 7]), [i, 0, 1.25, rng.random()], i / 100)
+        for i in range(100)
+    ]
+    store = build(results)
+    assert store.image_ids.tolist() == [-1, 3, 900] and len(store) == 100
+    for image_id in (-1, 3, 900):
+        own = [entry for entry in results if entry["image_id"] == image_id]
+        found = store.of(image_id)
+        assert image_id in store and store.count(image_id) == len(own)
+        assert found.boxes.tolist() == [entry["bbox"] for entry in own]
+        assert found.scores.tolist() == [entry["score"] for entry in own]
+        assert found.classes.tolist() == [CLASS_OF[entry["category_id"]] for entry in own]
+        x, y, width, height = np.array([entry["bbox"] for entry in own]).T
+        assert (found.corners == np.stack([x, y, x + width, y + height], axis=1)).all()
+
+
+def test_what_was_built_can_be_opened_again(build, tmp_path):
+    assert not DetectionStore.is_built(tmp_path)
+    build([detection(5, bbox=[1, 2, 0, 4]), detection(5)])
+    assert DetectionStore.is_built(tmp_path / "store")
+    assert not (tmp_path / "store" / "spool.bin").exists()
+    store = DetectionStore(tmp_path / "store")
+    assert store.of(5).boxes.tolist() == [[1, 2, 0, 4], [1, 2, 3, 4]]
+    assert store.num_zero_area == 1
+
+
+def test_an_image_that_the_file_does_not_name_has_no_detections(build):
+    for store in (build([detection(5)]), build([])):
+        assert 4 not in store and 6 not in store and store.count(4) == 0
+        assert store.of(4).corners.shape == (0, 4) and store.of(6).scores.shape == (0,)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(detection_store, "_BATCH", 256)
+    monkeypatch.setattr(json_stream, "CHUNK", 1 << 14)
+
+    def peak(count: int) -> int:
+        path, folder = tmp_path / f"{count}.json", tmp_path / str(count)
+        folder.mkdir()
+        path.write_text(json.dumps([detection(i % 3) for i in range(count)]))
+        tracemalloc.start()
+        DetectionStore.build(path, CLASS_OF, path, folder)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    peak(500)  # what is made once
+    assert peak(20_000) < 1.2 * peak(2_000)
+
+
+WHOLE = json.dumps([detection(), detection()])
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        (WHOLE[: len(WHOLE) // 2 + 9], "results.json: not valid JSON .*number 1.*cut short"),
+        (WHOLE[:-1], "not valid JSON .*after entry number 1.*cut short"),
+        (WHOLE.replace("}, {", "} {"), "not valid JSON .*after entry number 0"),
+        (WHOLE + "[]", "more after the end"),
+        (WHOLE.replace("}, {", "},, {"), "entry number 1 begins with ','"),
+        ("[", "not valid JSON .*entry number 0.*cut short"),
+        ("", "results.json: expected a list"),
+        ({}, "results.json: expected a list"),
+        ([3], "entry number 0 begins with '3', expected an object"),
+        ([detection(), detection(category_id=3)], "number 1: 'category_id' is 3, which .*instanc"),
+        ([detection(category_id="2")], "'category_id' is '2', expected an integer"),
+        ([detection(image_id="2")], "'image_id' is '2', expected an integer"),
+        ([detection(bbox=[1, 2, 3])], r"'bbox' is \[1, 2, 3\]"),
+        ([detection(bbox=[1, 2, -3, 4])], r"'bbox' is \[1, 2, -3, 4\], .*no negative size"),
+        ([detection(bbox=[1, float("inf"), 3, 4])], "'bbox' is .*finite"),
+        ([detection(score=float("nan"))], "'score' is nan, expected"),
+        ([detection(score=-0.1)], "number 0: 'score' is -0.1, expected .* from 0 to 1"),
+        ([detection(score=1.5)], "'score' is 1.5"),
+        ([{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4]}], "'score' is None"),
+    ],
+)
+def test_damaged_results_are_refused(build, tmp_path, results, message):
+    with pytest.raises(ValueError, match=message):
+        build(results)
+    assert not DetectionStore.is_built(tmp_path / "store")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"results.json: no such file.*coco_instances_res"):
+        DetectionStore.build(tmp_path / "results.json", CLASS_OF, tmp_path, tmp_path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"a": "\xff"}]')
+    with pytest.raises(ValueError, match=r"a.json: not valid JSON"):
+        list(iter_json_list(path, ""))
+
+
+def test_an_entry_without_end_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_stream, "CHUNK", 16)
+    monkeypatch.setattr(json_stream, "MAX_ENTRY", 100)
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": "' + "x" * 1000 + '"}]')
+    with pytest.raises(ValueError, match="entry number 0"):
+        list(iter_json_list(path, ""))
+
+
+def test_all_values_of_json_come_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_stream, "CHUNK", 1)
+    entries = [{}, {"a": [1.5, -2e-7, None, True, {"}": '],[{\\"é'}]}, {"b": ""}]
+    path = tmp_path / "a.json"
+    path.write_text("\ufeff \n" + json.dumps(entries, indent=1) + "\n ", encoding="utf-8")
+    assert list(iter_json_list(path, "")) == entries

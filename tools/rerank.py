@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Query-aware proposals from the detections of any detector, without training.
+
+    python tools/rerank.py --detections results.json --annotations instances.json \\
+        --queries captions.json --out proposals
+
+    # as many as 8 a query on average, in a second stage's format
+    python tools/rerank.py --detections results.json --annotations instances.json \\
+        --queries "refs(unc).p" --split val --format per-expression --mean-proposals 8 --out refcoco
+
+    # recall of what the captions mention, and pictures
+    python tools/rerank.py --detections results.json --annotations instances.json \\
+        --queries captions.json --mentions mentions.json --image-dir photos --pictures 10 --out out
+
+Detections are COCO results ({image_id, category_id, bbox, score}), best before NMS; annotations a
+file in COCO's format with the detector's categories. Queries are COCO captions (.json), refs of
+REFER (.p), JSON lines of {image_id, query_id, query} (.jsonl) or a folder of Flickr30k Entities
+with Sentences/<image id>.txt. A killed run goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlnms_d2.engine.rerank_run import TOP_N, RerankSettings, run_rerank
+from vlnms_d2.evaluation.mention_recall import format_recall
+from vlnms_d2.export import FORMATS
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    description, _, epilog = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--detections", type=Path, required=True, metavar="FILE", help="COCO results")
+    add("--annotations", type=Path, required=True, metavar="FILE", help="with the categories")
+    add("--queries", type=Path, required=True, metavar="FILE", help="or folder; see below")
+    add("--split", help="of REFER's refs; default: all of them")
+    add("--out", type=Path, required=True, metavar="DIR")
+    add("--format", nargs="+", choices=list(FORMATS), default=["jsonl"], dest="formats")
+    cut = parser.add_mutually_exclusive_group()
+    cut.add_argument("--top-n", type=int, metavar="N", help=f"kept a query; default: {TOP_N}")
+    cut.add_argument(
+        "--score-thresh", type=float, metavar="T", help="keep s above it, and the best"
+    )
+    cut.add_argument(
+        "--mean-proposals",
+        type=float,
+        metavar="M",
+        help="keep s above the threshold that leaves so many a query; takes twice the time",
+    )
+    add("--nms-thresh", type=float, default=0.5, metavar="IOU", help="default: %(default)s")
+    add("--mentions", type=Path, metavar="FILE", help="[{caption_id, annotation_ids}]: recall")
+    add("--image-dir", type=Path, metavar="DIR", help="of the images, for --pictures")
+    add("--pictures", type=int, default=0, metavar="K", help="queries to draw")
+    add("--processes", type=int, default=1, metavar="P", help="default: %(default)s")
+    add("--overwrite", action="store_true", help="replace the output of other settings in DIR")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = vars(parse_args(argv))
+    processes, overwrite = args.pop("processes"), args.pop("overwrite")
+    args["formats"] = tuple(args["formats"])
+    try:
+        manifest = run_rerank(RerankSettings(**args), processes, overwrite)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        print(f"rerank: {error}", file=sys.stderr)
+        return 1
+    for key, value in manifest["counts"].items():
+        shown = f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
+        print(f"{key.replace('_', ' ')}: {shown}")
+    if manifest["threshold"] is not None:
+        print(f"threshold: {manifest['threshold']:.6g}")
+    if "recall" in manifest:
+        print(f"\n{format_recall(manifest['recall'])}\n")
+    print(", ".join(str(args["out"] / name) for name in manifest["published"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Queries of images, from the four kinds of files that people have them in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .entries import check_exists, read_json, require
+from .flickr30k_files import read_sentences
+from .safe_pickle import load_plain_pickle
+from .sources import FLICKR30K_ENTITIES, REFER
+
+KINDS = (
+    "Queries are COCO captions (.json), refs of REFER (.p, .pkl, .pickle), JSON lines of "
+    "{image_id, query_id, query} (.jsonl) or a folder of Flickr30k Entities with "
+    "Sentences/<image id>.txt."
+)
+
+
+class Query(NamedTuple):
+    """A query of an image.
+
+    Attributes:
+        image_id: of the image.
+        query_id: distinct among all queries; of captions their id, of REFER the sent_id, of
+            Flickr30k "<image id>#<line, from 0>".
+        text: the words, with single spaces; empty for one that says nothing.
+        ref_id, split: of REFER; None elsewhere.
+    """
+
+    image_id: int
+    query_id: int | str
+    text: str
+    ref_id: int | None = None
+    split: str | None = None
+
+
+def read_queries(path: str | Path, split: str | None = None) -> list[Query]:
+    """Read queries of any kind; the file's suffix says which.
+
+    Args:
+        path: see `KINDS`.
+        split: of REFER, which split to read; None for all.
+
+    Returns:
+        The queries in the order of the file, of a folder in the order of the image ids.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another kind, damaged or without queries, a query id is there twice,
+            or a split is asked for that it does not have. RefusedPickle is one of these.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        found = _flickr30k(path)
+    elif suffix in (".p", ".pkl", ".pickle"):
+        found = _refer(path)
+    elif suffix == ".jsonl":
+        found = _json_lines(path)
+    elif suffix == ".json":
+        found = _coco_captions(path)
+    else:
+        check_exists(path, KINDS)
+        raise ValueError(f"{path}: the suffix {suffix!r} tells nothing. {KINDS}")
+    queries, seen = [], set()
+    for where, query in found:
+        if query.query_id in seen:
+            raise ValueError(
+                f"{where}: the id {query.query_id!r} is used twice, expected distinct ids. Number "
+                "the queries anew."
+            )
+        seen.add(query.query_id)
+        queries.append(query)
+    if not queries:
+        raise ValueError(f"{path}: there are no queries. {KINDS}")
+    if split is not None:
+        queries = _of_split(queries, split, path)
+    return queries
+
+
+def _of_split(queries: list[Query], split: str, path: Path) -> list[Query]:
+    chosen = [query for query in queries if query.split == split]
+    if not chosen:
+        available = ", ".join(sorted({q.split for q in queries if q.split is not None}))
+        raise ValueError(
+            f"{path}: no query is of the split {split!r}, available splits: {available or 'none'}. "
+            "Choose one of them."
+        )
+    return chosen
+
+
+def _coco_captions(path: Path) -> Iterator[tuple[str, Query]]:
+    source = "COCO's captions (captions_val2017.json) come from https://cocodataset.org."
+    content = read_json(path, source)
+    for number, entry in enumerate(require(content, "annotations", list, str(path))):
+        where = f"{path}: annotation number {number}"
+        text = require(entry, "caption", str, where)
+        ids = (require(entry, key, int, where) for key in ("image_id", "id"))
+        yield where, Query(*ids, _single_spaces(text))
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Query]]:
+    check_exists(path, KINDS)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except ValueError as error:
+                raise ValueError(
+                    f"{where}: not valid JSON ({error}). The file may have been cut short: make it "
+                    f"again. {KINDS}"
+                ) from error
+            image_id = require(entry, "image_id", int, where)
+            text = require(entry, "query", str, where)
+            query_id = entry.get("query_id")
+            if not isinstance(query_id, (int, str)) or isinstance(query_id, bool):
+                raise ValueError(
+                    f"{where}: 'query_id' is {query_id!r}, expected an integer or a string. {KINDS}"
+                )
+            yield where, Query(image_id, query_id, _single_spaces(text))
+
+
+def _refer(path: Path) -> Iterator[tuple[str, Query]]:
+    check_exists(path, REFER)
+    refs = load_plain_pickle(path)
+    if not isinstance(refs, list):
+        raise ValueError(f"{path}: expected a list of refs, found {type(refs).__name__}. {REFER}")
+    for number, ref in enumerate(refs):
+        where = f"{path}: ref number {number}"
+        image_id, ref_id = (require(ref, key, int, where) for key in ("image_id", "ref_id"))
+        of_split = require(ref, "split", str, where)
+        for place, sentence in enumerate(require(ref, "sentences", list, where)):
+            where_in_ref = f"{where}, sentence number {place}"
+            sent_id = require(sentence, "sent_id", int, where_in_ref)
+            # "sent" is cleaned, "raw" as typed; a few sentences have only one of them.
+            texts = [sentence.get(key) for key in ("sent", "raw")]
+            words = [_single_spaces(text) for text in texts if isinstance(text, str)]
+            text = next(filter(None, words), "")
+            yield where_in_ref, Query(image_id, sent_id, text, ref_id, of_split)
+
+
+def _flickr30k(path: Path) -> Iterator[tuple[str, Query]]:
+    folder = path / "Sentences" if (path / "Sentences").is_dir() else path
+    files = {}
+    for file in folder.glob("*.txt"):
+        if not (file.stem.isascii() and file.stem.isdigit()):
+            raise ValueError(
+                f"{file}: expected <image id>.txt, the image id in digits. Move other files out of "
+                f"the folder. {FLICKR30K_ENTITIES}"
+            )
+        files[int(file.stem)] = file
+    if not files:
+        raise ValueError(
+            f"{folder}: no <image id>.txt in this folder. Check the path. {FLICKR30K_ENTITIES}"
+        )
+    for image_id in sorted(files):
+        file = files[image_id]
+        for number, sentence in read_sentences(file).items():
+            query = Query(image_id, f"{image_id}#{number - 1}", sentence.text)
+            yield f"{file}, line {number}", query
+
+
+def _single_spaces(text: str) -> str:
+    return " ".join(text.split())

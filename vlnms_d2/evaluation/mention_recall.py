@@ -1,0 +1,161 @@
+"""Recall of the objects that captions mention, with nothing trained: the detector alone, Category,
+and the words known (an oracle)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from ..data.coco_annotations import Mentioned
+from ..file_io import atomic_write
+from ..rerank import rerank
+from .matching import Match, MatchTable, match_proposals
+
+METHODS = {"detector": "detector alone", "category": "Category", "oracle": "word oracle"}
+ORACLE_ELSEWHERE = 0.05
+"""r of the oracle for categories that are not mentioned; 1 for the others."""
+IOU_THRESHOLD = 0.5
+NUM_PROPOSALS = 100  # more are not looked at
+TOPS = (5, 10)
+MEANS = (3.0, 8.0)
+
+
+def oracle_relatedness(mentioned: Sequence[Mentioned], classes: np.ndarray) -> np.ndarray:
+    """float32 [Q, N], by what each of Q queries mentions and the classes [N] of the boxes."""
+    named = np.zeros((len(mentioned), len(classes)), dtype=bool)
+    for row, one in zip(named, mentioned, strict=True):
+        row[:] = np.isin(classes, one.classes)
+    return np.where(named, 1.0, ORACLE_ELSEWHERE).astype(np.float32)
+
+
+def match_mentions(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    category_names: Sequence[str],
+    related: np.ndarray,
+    mentioned: Sequence[Mentioned],
+    nms_thresh: float,
+) -> dict[str, list[Match]]:
+    """Match the proposals of each method with the mentioned boxes of the queries of an image.
+
+    Args:
+        boxes: float [N, 4], xyxy in pixels.
+        scores: float [N].
+        classes: int64 [N].
+        category_names: of the classes.
+        related: float32 [Q, N], r of Category.
+        mentioned: by each of the Q queries, at least one object.
+        nms_thresh: IoU of the class-wise NMS.
+
+    Returns:
+        Of each of `METHODS` a match per query.
+    """
+    rows = {
+        "detector": np.ones_like(related),
+        "category": related,
+        "oracle": oracle_relatedness(mentioned, classes),
+    }
+    matches = {}
+    for method, own in rows.items():
+        found = rerank(
+            boxes,
+            scores,
+            classes,
+            category_names,
+            [""] * len(mentioned),
+            topk=NUM_PROPOSALS,
+            nms_thresh=nms_thresh,
+            relatedness=own,
+        )
+        matches[method] = [
+            match_proposals(kept, [[None, *one.boxes.tolist()]], IOU_THRESHOLD, NUM_PROPOSALS)[0]
+            for kept, one in zip(found, mentioned, strict=True)
+        ]
+    return matches
+
+
+def save_matches(path: Path, matches: dict[str, list[Match]]) -> None:
+    """Write what `match_mentions` gave, of one image or several; `load_matches` reads it."""
+    arrays = {}
+    for method, own in matches.items():
+        for field in ("scores", "context_rank"):
+            parts = [getattr(match, field) for match in own]
+            arrays[f"{method}_{field}"] = np.concatenate(parts) if parts else np.zeros(0)
+            arrays[f"{method}_{field}_sizes"] = np.array([len(part) for part in parts], np.int64)
+    with atomic_write(path) as file:
+        np.savez(file, **arrays)
+
+
+def load_matches(paths: Iterable[Path]) -> dict[str, list[Match]]:
+    """The matches of all files, in their order."""
+    matches: dict[str, list[Match]] = {method: [] for method in METHODS}
+    for path in paths:
+        with np.load(path) as arrays:
+            for method, own in matches.items():
+                parts = [
+                    np.split(
+                        arrays[f"{method}_{field}"],
+                        arrays[f"{method}_{field}_sizes"].cumsum()[:-1],
+                    )
+                    for field in ("scores", "context_rank")
+                ]
+                if len(arrays[f"{method}_scores_sizes"]):
+                    own += [Match(s, None, ranks) for s, ranks in zip(*parts, strict=True)]
+    return matches
+
+
+def recall_of_mentions(matches: dict[str, list[Match]]) -> dict[str, Any]:
+    """Evaluate all captions that mention an object.
+
+    Args:
+        matches: of each of `METHODS`, at least one.
+
+    Returns:
+        "captions", how many; per method "top", by number of proposals, and "mean", by the wanted
+        mean number of proposals per caption, each with "recall" (percent: the share of the
+        mentioned boxes that are hit, mean over captions) and "proposals" (the true mean); "mean"
+        also with its "threshold" on the score, chosen on these very captions for each method. The
+        best proposal of a caption always remains.
+    """
+    results: dict[str, Any] = {"captions": len(matches["detector"]), "methods": {}}
+    for method, own in matches.items():
+        table = MatchTable(own, IOU_THRESHOLD)
+        top, mean = {}, {}
+        for count in TOPS:
+            top[str(count)] = _point(table, np.minimum(table.num_proposals, count))
+        for wanted in MEANS:
+            threshold = table.threshold_for(wanted)
+            point = _point(table, table.counts(threshold))
+            mean[f"{wanted:g}"] = point | {"threshold": threshold}
+        results["methods"][method] = {"top": top, "mean": mean}
+    return results
+
+
+def _point(table: MatchTable, counts: np.ndarray) -> dict[str, float]:
+    summary = table.summary(counts)
+    return {"recall": summary["context"], "proposals": summary["proposals"]}
+
+
+def format_recall(results: dict[str, Any]) -> str:
+    """What `recall_of_mentions` returned, as a table."""
+    rows = []
+    for method, label in METHODS.items():
+        points, row = results["methods"][method], [label]
+        row += [points["top"][str(count)]["recall"] for count in TOPS]
+        for wanted in MEANS:
+            point = points["mean"][f"{wanted:g}"]
+            row += [point["recall"], point["proposals"]]
+        rows.append(row)
+    headers = ["proposals of", *(f"N={count}" for count in TOPS)]
+    headers += [name for wanted in MEANS for name in (f"mean {wanted:g}", "proposals")]
+    return (
+        tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f")
+        + f"\nRecall in percent of the mentioned boxes at IoU > {IOU_THRESHOLD:g}, mean over "
+        f"{results['captions']:,} captions. The thresholds of the last columns were chosen on "
+        "these captions, for each row."
+    )

@@ -1,0 +1,165 @@
+"""Query-aware proposals from detections of any detector, with nothing trained and nothing run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from .language.curve import relatedness as curve
+from .language.matching import CategoryMatcher, category_matcher
+from .modeling.postprocessing import VLNMSPostprocessor
+
+NMS_THRESH = 0.5
+
+Array = Tensor | np.ndarray
+Relatedness = str | Callable[[list[str], Tensor, Tensor], Array] | Array
+
+
+def rerank(
+    boxes: Tensor | np.ndarray,
+    scores: Tensor | np.ndarray,
+    classes: Tensor | np.ndarray,
+    category_names: Sequence[str],
+    queries: Sequence[str],
+    topk: int = 100,
+    score_thresh: float | None = None,
+    nms_thresh: float | None = None,
+    relatedness: Relatedness = "Category",
+    *,
+    image_size: tuple[int, int] | None = None,
+) -> list[Instances]:
+    """Fuse the confidence of an image's detections with their relatedness to each query, run NMS
+    on the product and cut (paper, Sec. 3.2).
+
+    Args:
+        boxes: float [N, 4], xyxy in pixels.
+        scores: float [N], class confidence c, from 0 to 1.
+        classes: int [N], indices into `category_names`.
+        category_names: of the detector's classes.
+        queries: Q texts.
+        topk: proposals kept per query; negative for all.
+        score_thresh: fused scores above it are kept, and the best one; None keeps all.
+        nms_thresh: IoU of the class-wise NMS; None for 0.5. Detections that have been through it
+            already are not changed by it.
+        relatedness: "Category"; or a callable of (queries, boxes [N, 4], classes [N]); or an
+            array; the latter two r, float [Q, N] from 0 to 1.
+        image_size: (height, width) in pixels; None for the smallest that holds all boxes.
+
+    Returns:
+        One Instances per query, by falling fused score, with `pred_boxes`, `scores` (s),
+        `cls_scores` (c), `relatedness` (r), `pred_classes`, `query_index` and `candidate_index`
+        (int64, position in the input). A query that names no category of the list leaves the
+        detector's order as it is (r = 1).
+
+    Raises:
+        TypeError: a query is not a string, or `queries` is one.
+        ValueError: shapes that do not fit together, a class out of range, a number that is not
+            finite or, of a score or of r, outside of 0 to 1.
+    """
+    queries = _checked_queries(queries)
+    boxes, scores, classes = _checked_detections(boxes, scores, classes, len(category_names))
+    if isinstance(relatedness, str):
+        if relatedness != "Category":
+            raise ValueError(
+                f'relatedness is {relatedness!r}, expected "Category", a callable or an array'
+            )
+        cosines = _matcher(tuple(category_names)).best_cosines(queries)
+        related = torch.from_numpy(curve(cosines))[:, classes]
+    else:
+        given = relatedness(queries, boxes, classes) if callable(relatedness) else relatedness
+        related = _checked_relatedness(given, len(queries), len(boxes))
+    postprocessor = VLNMSPostprocessor(
+        nms_thresh=NMS_THRESH if nms_thresh is None else nms_thresh,
+        topk=topk,
+        score_thresh=-1.0 if score_thresh is None else score_thresh,
+    )
+    selection = postprocessor(boxes, scores, related, classes)
+    if image_size is None:
+        width, height = boxes[:, 2:].amax(dim=0).tolist() if len(boxes) else (0, 0)
+        image_size = (max(0, ceil(height)), max(0, ceil(width)))
+    results = []
+    for query, (index, num_kept) in enumerate(
+        zip(selection.index, selection.num_kept.tolist(), strict=True)
+    ):
+        kept = index[:num_kept]
+        own = Instances(image_size)
+        own.pred_boxes = Boxes(boxes[kept])
+        own.scores = selection.scores[query, kept]
+        own.cls_scores = scores[kept]
+        own.relatedness = related[query, kept]
+        own.pred_classes = classes[kept]
+        own.query_index = torch.full_like(kept, query)
+        own.candidate_index = kept
+        results.append(own)
+    return results
+
+
+@lru_cache(maxsize=8)
+def _matcher(category_names: tuple[str, ...]) -> CategoryMatcher:
+    return category_matcher(category_names)
+
+
+def _checked_queries(queries: Sequence[str]) -> list[str]:
+    if isinstance(queries, str):
+        raise TypeError(f"queries must be a sequence of strings, got the string {queries!r}")
+    queries = list(queries)
+    for query in queries:
+        if not isinstance(query, str):
+            raise TypeError(f"a query must be a string, got {query!r}")
+    return queries
+
+
+def _checked_detections(
+    boxes: Tensor | np.ndarray,
+    scores: Tensor | np.ndarray,
+    classes: Tensor | np.ndarray,
+    num_classes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    boxes = torch.as_tensor(boxes, dtype=torch.float32)
+    scores = torch.as_tensor(scores, dtype=torch.float32)
+    classes = torch.as_tensor(classes)
+    if not classes.numel():  # of empty lists nobody knows the type and the second length
+        boxes, classes = boxes.reshape(-1, 4), classes.long()
+    if classes.is_floating_point():
+        raise ValueError(f"classes must be integers, got {classes.dtype}")
+    num = len(boxes)
+    if boxes.shape != (num, 4) or scores.shape != (num,) or classes.shape != (num,):
+        raise ValueError(
+            "expected boxes [N, 4], scores [N] and classes [N], got "
+            f"{list(boxes.shape)}, {list(scores.shape)} and {list(classes.shape)}"
+        )
+    if not bool(boxes.isfinite().all()):
+        raise ValueError(f"box {int((~boxes.isfinite()).any(dim=1).nonzero()[0])} is not finite")
+    _check_range("score", scores)
+    if num and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        raise ValueError(
+            f"classes go from {int(classes.min())} to {int(classes.max())}, expected indices into "
+            f"the {num_classes} category names"
+        )
+    return boxes, scores, classes.long()
+
+
+def _checked_relatedness(given: Tensor | np.ndarray, num_queries: int, num_boxes: int) -> Tensor:
+    related = torch.as_tensor(given, dtype=torch.float32)
+    if related.shape != (num_queries, num_boxes):
+        raise ValueError(
+            f"relatedness must be [Q, N] = [{num_queries}, {num_boxes}], got {list(related.shape)}"
+        )
+    _check_range("relatedness", related)
+    return related
+
+
+def _check_range(name: str, values: Tensor) -> None:
+    wrong = ~((values >= 0) & (values <= 1))  # also for NaN
+    if bool(wrong.any()):
+        where = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"{name} {where if len(where) > 1 else where[0]} is {float(values[tuple(where)])}, "
+            "expected a number from 0 to 1"
+        )
