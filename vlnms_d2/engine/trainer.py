@@ -104,6 +104,7 @@ class VLNMSTrainer(DefaultTrainer):
             raise ValueError(f"SOLVER.VLNMS.OPTIMIZER is {name!r}, expected 'Adam' or 'SGD'")
         factors = {
             "roi_heads.vlnms.visual_encoder.": cfg.SOLVER.VLNMS.VISUAL_ENCODER_LR_FACTOR,
+            "roi_heads.vlnms.refinement_encoder.": cfg.SOLVER.VLNMS.VISUAL_ENCODER_LR_FACTOR,
             "roi_heads.vlnms.text_encoder.": cfg.SOLVER.VLNMS.TEXT_ENCODER_LR_FACTOR,
         }
 

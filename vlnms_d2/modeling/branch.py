@@ -17,6 +17,8 @@ class RelatednessBranch(nn.Module):
             of the detector itself is used ("shared").
         text_encoder: from strings to word features.
         relatedness: from box and word features to logits.
+        refinement_encoder: one more copy for the box refinement, or None where it uses the features
+            that the relatedness does.
         chunk_bytes: the queries of an image are scored so many at a time that the memory that
             this takes for a while stays below it.
     """
@@ -26,12 +28,14 @@ class RelatednessBranch(nn.Module):
         visual_encoder: nn.Module | None,
         text_encoder: TextEncoder,
         relatedness: Relatedness,
+        refinement_encoder: nn.Module | None = None,
         chunk_bytes: int = 256 << 20,
     ):
         super().__init__()
         self.visual_encoder = visual_encoder
         self.text_encoder = text_encoder
         self.relatedness = relatedness
+        self.refinement_encoder = refinement_encoder
         self.chunk_bytes = chunk_bytes
 
     def encode_queries(self, queries: list[list[str]]) -> list[TextFeatures]:

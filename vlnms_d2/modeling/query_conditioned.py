@@ -13,7 +13,7 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from .assembly import QueryResult
@@ -88,11 +88,13 @@ class QueryConditionedMixin(TakesQueries):
         self.freeze_detector = freeze_detector
         if freeze_detector:
             self.requires_grad_(False)
-        own_copy = None
-        if visual_encoder == "finetune":
-            own_copy = copy.deepcopy(self.get_submodule(self.visual_encoder_source))
-            own_copy.requires_grad_(True)
-        self.vlnms = RelatednessBranch(own_copy, text_encoder, relatedness, chunk_bytes)
+        self.vlnms = RelatednessBranch(
+            self._own_copy() if visual_encoder == "finetune" else None,
+            text_encoder,
+            relatedness,
+            self._own_copy() if visual_encoder == "finetune" and relatedness.refines else None,
+            chunk_bytes,
+        )
         self.postprocessor = postprocessor
         self.criterion = criterion
         self.score_thresh = score_thresh
@@ -143,9 +145,9 @@ class QueryConditionedMixin(TakesQueries):
         """Pool boxes of all images: float [sum of N, C, height, width]."""
         return self.box_pooler([features[f] for f in self.box_in_features], boxes)
 
-    def _encode_pooled(self, pooled: Tensor) -> Tensor:
-        """Run the visual encoder: float [N, D]."""
-        return self.vlnms.visual_encoder(pooled).flatten(1)
+    def _encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
+        """Run a copy of the visual encoder's source: float [N, D]."""
+        return encoder(pooled).flatten(1)
 
     # --- forward -------------------------------------------------------------------------------
 
@@ -333,13 +335,22 @@ class QueryConditionedMixin(TakesQueries):
             found.pooled = own
 
     def _encode(self, candidates: list[Candidates]) -> list[Tensor]:
-        """Per image float [N, D], the visual features of its candidates."""
+        """Per image float [N, D], the visual features of its candidates; [N, 2 * D] where the box
+        refinement has its own."""
         if self.vlnms.visual_encoder is None:
             return [found.pooled for found in candidates]
         if not candidates:
             return []
-        encoded = self._encode_pooled(torch.cat([found.pooled for found in candidates]))
+        pooled = torch.cat([found.pooled for found in candidates])
+        encoded = self._encode_pooled(self.vlnms.visual_encoder, pooled)
+        if self.vlnms.refinement_encoder is not None:
+            refinement = self._encode_pooled(self.vlnms.refinement_encoder, pooled)
+            encoded = torch.cat([encoded, refinement], dim=1)
         return list(encoded.split([len(found) for found in candidates]))
+
+    def _own_copy(self) -> nn.Module:
+        """A copy of the visual encoder's source that learns."""
+        return copy.deepcopy(self.get_submodule(self.visual_encoder_source)).requires_grad_(True)
 
     def _own_precision(self) -> torch.autocast:
         device = next(self.parameters()).device.type
@@ -397,9 +408,11 @@ class QueryConditionedMixin(TakesQueries):
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Start the visual encoder from the detector's head unless the checkpoint has its own."""
-        own = f"{prefix}vlnms.visual_encoder."
-        if self.vlnms.visual_encoder is not None and not any(k.startswith(own) for k in state_dict):
+        """Start the encoders from the detector's head unless the checkpoint has its own."""
+        for name in ("visual_encoder", "refinement_encoder"):
+            own = f"{prefix}vlnms.{name}."
+            if getattr(self.vlnms, name) is None or any(k.startswith(own) for k in state_dict):
+                continue
             source = f"{prefix}{self.visual_encoder_source}."
             for key in [k for k in state_dict if k.startswith(source)]:
                 state_dict[own + key[len(source) :]] = state_dict[key]

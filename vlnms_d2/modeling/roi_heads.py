@@ -14,7 +14,7 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from .detections import Detections, predict
 from .query_conditioned import Features, QueryConditionedMixin
@@ -53,8 +53,8 @@ class VLNMSRes5Head(QueryConditionedMixin, Res5ROIHeads):
     def _pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
         return self.pooler([features[f] for f in self.in_features], boxes)
 
-    def _encode_pooled(self, pooled: Tensor) -> Tensor:
-        return self.vlnms.visual_encoder(pooled).mean(dim=[2, 3])
+    def _encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
+        return encoder(pooled).mean(dim=[2, 3])
 
 
 @ROI_HEADS_REGISTRY.register()

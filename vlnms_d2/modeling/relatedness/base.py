@@ -55,12 +55,14 @@ class Relatedness(nn.Module):
     Attributes:
         learns: whether there is anything to train.
         compares_boxes: whether a box's score depends on the other boxes of the image.
+        refines: whether it gives a box refinement.
         text_encoder, visual_encoder: what it takes in place of those that the config names,
             MODEL.VLNMS.TEXT_ENCODER and MODEL.VLNMS.VISUAL_ENCODER; None where it takes those.
     """
 
     learns = True
     compares_boxes = False
+    refines = False
     text_encoder: str | None = None
     visual_encoder: str | None = None
 
@@ -79,7 +81,9 @@ class Relatedness(nn.Module):
         """Score every box against every query.
 
         Args:
-            visual: float [N, visual_dim], features of the boxes of one image.
+            visual: float [N, visual_dim], features of the boxes of one image; where it refines
+                boxes, [N, 2 * visual_dim] with the features for that behind those for relatedness
+                if they are not the same.
             locations: float [N, 5], where they are; see `box_locations`.
             text: Q queries with words [Q, L, text_dim].
             with_attention: give the word attention also where that costs extra.

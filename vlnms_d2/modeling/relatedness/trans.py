@@ -71,6 +71,7 @@ class Trans(Relatedness):
         self.norm = nn.LayerNorm(hidden_dim)
         self.fc_r = nn.Linear(hidden_dim, 1)
         self.mlp_t = Refinement(hidden_dim, visual_dim) if refine else None
+        self.visual_dim, self.refines = visual_dim, refine
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -92,6 +93,7 @@ class Trans(Relatedness):
         text: TextFeatures,
         with_attention: bool = False,
     ) -> RelatednessOutput:
+        visual, for_refinement = visual[:, : self.visual_dim], visual[:, -self.visual_dim :]
         shape = (len(text), len(visual))
         if 0 in shape:  # attention wants at least one key; of nothing the heads make nothing
             hidden = visual.new_zeros(*shape, self.hidden_dim)
@@ -99,7 +101,14 @@ class Trans(Relatedness):
         else:
             hidden, attention = self._fuse(visual, locations, text, with_attention)
         logits = at_least_float32(self.fc_r(hidden).squeeze(-1))
-        deltas = None if self.mlp_t is None else at_least_float32(self.mlp_t(hidden, visual))
+        deltas = (
+            None
+            if self.mlp_t is None
+            else at_least_float32(
+                # What the tokens say of the mentioned ones, and nothing to them in return.
+                self.mlp_t(hidden.detach(), for_refinement)
+            )
+        )
         return RelatednessOutput(logits, attention, deltas)
 
     def _fuse(
@@ -135,7 +144,9 @@ class Refinement(nn.Module):
     """MLP_t of the paper, from a box's token, and beside that from its visual feature.
 
     How a box is off shows in the visual feature; a token has hardly room for it besides what is
-    mentioned. What the feature gives is worked out once an image.
+    mentioned. What the feature gives is worked out once an image. Learning to refine and to relate
+    in the same layers costs recall, so the two share none: the feature comes from a copy of the
+    detector's head of its own (VISUAL_ENCODER "finetune"), and no gradient goes to the tokens.
 
     Args:
         hidden_dim: width D of the tokens.
