@@ -124,7 +124,7 @@ def test_runs_of_which_only_the_results_were_kept_are_done_but_not_measured(
 def test_the_default_configs_are_there():
     files = [REPO / "configs" / "refshapes" / f"{name}.yaml" for name in run_ablations.NAMES]
     assert len(files) == 15
-    assert files[7].stem == "vlnms_fc_no_context"
+    assert files[8].stem == "vlnms_fc_no_context"
     plan(Path("out"), files, [0], [])
 
 
