@@ -28,6 +28,7 @@ from pathlib import Path
 from vlnms_d2.engine.rerank_run import TOP_N, RerankSettings, run_rerank
 from vlnms_d2.evaluation.mention_recall import format_recall
 from vlnms_d2.export import FORMATS
+from vlnms_d2.rerank import NMS_THRESH
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -56,7 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="M",
         help="keep s above the threshold that leaves so many a query; takes twice the time",
     )
-    add("--nms-thresh", type=float, default=0.5, metavar="IOU", help="default: %(default)s")
+    add("--nms-thresh", type=float, default=NMS_THRESH, metavar="IOU", help="default: %(default)s")
     add("--mentions", type=Path, metavar="FILE", help="[{caption_id, annotation_ids}]: recall")
     add("--image-dir", type=Path, metavar="DIR", help="of the images, for --pictures")
     add("--pictures", type=int, default=0, metavar="K", help="queries to draw")

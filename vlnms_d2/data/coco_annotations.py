@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,15 +73,7 @@ def read_annotations(path: str | Path) -> Annotations:
     """
     path = Path(path)
     content = read_json(path, _SOURCE)
-    names: dict[int, str] = {}
-    for number, entry in enumerate(require(content, "categories", list, str(path))):
-        where = f"{path}: category number {number}"
-        category_id = require(entry, "id", int, where)
-        if category_id in names:
-            raise ValueError(f"{where}: 'id' {category_id} is used twice, expected distinct ids")
-        names[category_id] = require(entry, "name", str, where)
-    if not names:
-        raise ValueError(f"{path}: 'categories' is empty. {_SOURCE}")
+    names = _category_names(content, path)
     images = {}
     for number, entry in enumerate(content.get("images", [])):
         image_id = require(entry, "id", int, f"{path}: image number {number}")
@@ -90,8 +83,53 @@ def read_annotations(path: str | Path) -> Annotations:
         images[image_id] = ImageInfo(
             file_name if isinstance(file_name, str) else None, size if known else None
         )
-    ids = sorted(names)
-    return Annotations(path, ids, [names[i] for i in ids], images)
+    return Annotations(path, list(names), list(names.values()), images)
+
+
+def read_categories(path: str | Path) -> dict[int, str]:
+    """The categories' names by their ids, which rise; nothing else of the file is looked at.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, has no category or an id twice.
+    """
+    path = Path(path)
+    return _category_names(read_json(path, _SOURCE), path)
+
+
+def class_of_detection(
+    entry: dict[str, Any], class_of: Mapping[int, int], categories_file: Path, where: str
+) -> int:
+    """The class of an entry of a results file.
+
+    Args:
+        entry: with "category_id".
+        class_of: from category id to class.
+        categories_file: where the categories came from, and `where` the entry, for messages.
+
+    Raises:
+        ValueError: the category is not known.
+    """
+    category_id = require(entry, "category_id", int, where)
+    if category_id not in class_of:
+        raise ValueError(
+            f"{where}: 'category_id' is {category_id}, which {categories_file} does not have; "
+            "give the file of the detector's own categories"
+        )
+    return class_of[category_id]
+
+
+def _category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for number, entry in enumerate(require(content, "categories", list, str(path))):
+        where = f"{path}: category number {number}"
+        category_id = require(entry, "id", int, where)
+        if category_id in names:
+            raise ValueError(f"{where}: 'id' {category_id} is used twice, expected distinct ids")
+        names[category_id] = require(entry, "name", str, where)
+    if not names:
+        raise ValueError(f"{path}: 'categories' is empty. {_SOURCE}")
+    return dict(sorted(names.items()))
 
 
 def read_mentioned(

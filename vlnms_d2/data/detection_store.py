@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..file_io import atomic_write
+from .coco_annotations import class_of_detection
 from .entries import is_finite, require
 from .json_stream import iter_json_list
+from .sources import COCO_RESULTS
 
-_SOURCE = (
-    "It is a JSON list of {image_id, category_id, bbox [x, y, width, height], score}, as "
-    "Detectron2's COCOEvaluator writes (coco_instances_results.json)."
-)
 _ROW = np.dtype([("image", "<i8"), ("box", "<f8", 4), ("score", "<f8"), ("class", "<i8")])
 _BATCH = 1 << 15  # detections held in memory while the file is read
 
@@ -151,7 +149,7 @@ def _batches(
     results_file: Path, class_of: Mapping[int, int], categories_file: Path
 ) -> Iterator[np.ndarray]:
     rows = []
-    for number, entry in enumerate(iter_json_list(results_file, _SOURCE)):
+    for number, entry in enumerate(iter_json_list(results_file, COCO_RESULTS)):
         where = f"{results_file}: detection number {number}"
         rows.append(_row(entry, class_of, categories_file, where))
         if len(rows) == _BATCH:
@@ -168,17 +166,12 @@ def _row(
     if len(box) != 4 or not all(map(is_finite, box)) or min(box[2:]) < 0:
         raise ValueError(
             f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels, finite and "
-            f"with no negative size. {_SOURCE}"
+            f"with no negative size. {COCO_RESULTS}"
         )
     if not is_finite(score) or not 0 <= score <= 1:
         raise ValueError(
             f"{where}: 'score' is {score!r}, expected the confidence, a number from 0 to 1. "
-            f"{_SOURCE}"
+            f"{COCO_RESULTS}"
         )
-    category_id = require(entry, "category_id", int, where)
-    if category_id not in class_of:
-        raise ValueError(
-            f"{where}: 'category_id' is {category_id}, which {categories_file} does not have; "
-            "give the file of the detector's own categories"
-        )
-    return require(entry, "image_id", int, where), tuple(box), score, class_of[category_id]
+    of_class = class_of_detection(entry, class_of, categories_file, where)
+    return require(entry, "image_id", int, where), tuple(box), score, of_class

@@ -24,19 +24,33 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, or no JSON object.
     """
-    check_exists(path, source)
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not valid JSON ({error}). The file may have been cut short: fetch it again. "
-            f"{source}"
-        ) from error
+    content = load_json(path, source)
     if not isinstance(content, dict):
         raise ValueError(
             f"{path}: expected a JSON object, found {type(content).__name__}. {source}"
         )
     return content
+
+
+def load_json(path: Path, source: str) -> Any:
+    """What a JSON file holds, of any kind.
+
+    Args:
+        path: the file.
+        source: a sentence for the user on where to get the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON.
+    """
+    check_exists(path, source)
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not valid JSON ({error}). The file may have been cut short: fetch it again. "
+            f"{source}"
+        ) from error
 
 
 def check_exists(path: Path, source: str) -> None:

@@ -43,7 +43,7 @@ def load_expressions(
         path = pseudo_gt_file(folder, name)
         if path.is_file():
             images = add_pseudo_gt(images, path)
-        elif required and not _has_contexts(images):
+        elif required and not has_contexts(images):
             raise FileNotFoundError(
                 f"{path}: no such file, and {name} has no contextual objects of its own. Make it "
                 f"with `python tools/prepare_data.py --datasets {name} --out {folder}` "
@@ -54,5 +54,6 @@ def load_expressions(
     return merge_by_image(*loaded)
 
 
-def _has_contexts(images: list[dict]) -> bool:
+def has_contexts(images: list[dict]) -> bool:
+    """Whether the contextual objects of all expressions are annotated."""
     return all(e["context_ann_ids"] is not None for image in images for e in image["expressions"])

@@ -6,7 +6,7 @@ guessed from the names of the boxes' categories.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,43 @@ def text_similarity(
     Returns:
         sent_id -> ids of annotations, in their order.
     """
-    contexts = {}
+    return contexts_of(mentioned_objects(images, matcher, gamma))
+
+
+def mentioned_objects(
+    images: Sequence[dict[str, Any]], matcher: CategoryMatcher, gamma: float
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Each image with the objects whose category its expressions name, bool [E, A], the referents
+    among them. Args as of `text_similarity`."""
     for image, cosines in with_cosines(images, matcher):
-        annotations = image["annotations"]
-        classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
-        mentioned = (cosines[:, classes] > gamma) & (classes >= 0)  # [E, A]
+        classes = np.array([a["category_id"] for a in image["annotations"]], dtype=np.int64)
+        yield image, (cosines[:, classes] > gamma) & (classes >= 0)
+
+
+def contexts_of(
+    mentioned: Iterable[tuple[dict[str, Any], np.ndarray]],
+) -> dict[int, list[int]]:
+    """The mentioned objects that are not the referent, as `text_similarity` gives them."""
+    contexts = {}
+    for image, named in mentioned:
         referents = [e["ann_id"] for e in image["expressions"]]
-        same = same_box(annotations, referents)
-        ids = np.array([a["id"] for a in annotations], dtype=np.int64)
-        for expression, row in zip(image["expressions"], mentioned & ~same, strict=True):
+        same = same_box(image["annotations"], referents)
+        ids = np.array([a["id"] for a in image["annotations"]], dtype=np.int64)
+        for expression, row in zip(image["expressions"], named & ~same, strict=True):
             contexts[expression["sent_id"]] = ids[row].tolist()
     return contexts
+
+
+def referent_misses(mentioned: Iterable[tuple[dict[str, Any], np.ndarray]]) -> float:
+    """Share of the expressions of which no noun fits the category of their own referent, of those
+    whose referent has a known one; 0 without any."""
+    misses = []
+    for image, named in mentioned:
+        column = {a["id"]: i for i, a in enumerate(image["annotations"]) if a["category_id"] >= 0}
+        for expression, row in zip(image["expressions"], named, strict=True):
+            if expression["ann_id"] in column:
+                misses.append(not row[column[expression["ann_id"]]])
+    return float(np.mean(misses)) if misses else 0.0
 
 
 def weakly_supervised(

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from .entries import check_exists, read_json, require
 from .flickr30k_files import read_sentences
-from .safe_pickle import load_plain_pickle
-from .sources import FLICKR30K_ENTITIES, REFER
+from .refer import read_refs
+from .sources import FLICKR30K_ENTITIES
 
 KINDS = (
     "Queries are COCO captions (.json), refs of REFER (.p, .pkl, .pickle), JSON lines of "
@@ -127,22 +127,17 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Query]]:
 
 
 def _refer(path: Path) -> Iterator[tuple[str, Query]]:
-    check_exists(path, REFER)
-    refs = load_plain_pickle(path)
-    if not isinstance(refs, list):
-        raise ValueError(f"{path}: expected a list of refs, found {type(refs).__name__}. {REFER}")
-    for number, ref in enumerate(refs):
-        where = f"{path}: ref number {number}"
-        image_id, ref_id = (require(ref, key, int, where) for key in ("image_id", "ref_id"))
-        of_split = require(ref, "split", str, where)
-        for place, sentence in enumerate(require(ref, "sentences", list, where)):
-            where_in_ref = f"{where}, sentence number {place}"
+    # No box is asked for, so a ref need not name its annotation.
+    keys = {"image_id": int, "ref_id": int, "split": str, "sentences": list}
+    for number, ref in enumerate(read_refs(path, keys)):
+        for place, sentence in enumerate(ref["sentences"]):
+            where_in_ref = f"{path}: ref number {number}, sentence number {place}"
             sent_id = require(sentence, "sent_id", int, where_in_ref)
             # "sent" is cleaned, "raw" as typed; a few sentences have only one of them.
             texts = [sentence.get(key) for key in ("sent", "raw")]
             words = [_single_spaces(text) for text in texts if isinstance(text, str)]
             text = next(filter(None, words), "")
-            yield where_in_ref, Query(image_id, sent_id, text, ref_id, of_split)
+            yield where_in_ref, Query(ref["image_id"], sent_id, text, ref["ref_id"], ref["split"])
 
 
 def _flickr30k(path: Path) -> Iterator[tuple[str, Query]]:

@@ -22,6 +22,8 @@ XYWH_ABS = 1
 
 CONTEXTS_VERSION = 1
 
+_KEYS = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
+
 _SHOWN = 10  # ids listed in a message
 
 
@@ -62,7 +64,7 @@ def load_refer(
         ValueError: a file is damaged, lacks a key, names an absent annotation or image, or has no
             ref of the split.
     """
-    refs = _of_split(_read_refs(Path(refs_file)), split, Path(refs_file))
+    refs = _of_split(read_refs(Path(refs_file), _KEYS), split, Path(refs_file))
     contexts = None if contexts_file is None else _read_contexts(Path(contexts_file))
     wanted = {ref["image_id"] for ref in refs}
     images, annotations = _read_instances(Path(instances_file), wanted, classes)
@@ -144,7 +146,17 @@ def merge_by_image(*dataset_dicts: Iterable[dict[str, Any]]) -> list[dict[str, A
     return [merged[image_id] for image_id in sorted(merged)]
 
 
-def _read_refs(path: Path) -> list[dict[str, Any]]:
+def read_refs(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The refs of a file of REFER.
+
+    Args:
+        path: pickled refs.
+        keys: that each must have, with the kinds of their values; see `entries.require`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or no list, or a ref lacks a key. RefusedPickle is one of these.
+    """
     check_exists(path, _WHERE_FROM)
     try:
         refs = load_plain_pickle(path)
@@ -156,13 +168,7 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
         )
     for number, ref in enumerate(refs):
         where = f"{path}: ref number {number}"
-        for key, kind in (
-            ("ref_id", int),
-            ("ann_id", int),
-            ("image_id", int),
-            ("split", str),
-            ("sentences", list),
-        ):
+        for key, kind in keys.items():
             require(ref, key, kind, where)
     return refs
 

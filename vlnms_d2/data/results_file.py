@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .entries import check_exists, is_finite, read_json, require
-
-_SOURCE = (
-    "It is a JSON list of {image_id, category_id, bbox [x, y, width, height], score}, as "
-    "Detectron2's COCOEvaluator writes (coco_instances_results.json)."
-)
+from .coco_annotations import class_of_detection, read_categories
+from .entries import is_finite, load_json, require
+from .sources import COCO_RESULTS
 
 
 @dataclass(frozen=True)
@@ -46,23 +42,11 @@ def read_detections(
         ValueError: a file is damaged, or a detection is of an unknown category.
     """
     results_file, categories_file = Path(results_file), Path(categories_file)
-    content = read_json(categories_file, "It needs 'categories' as COCO's annotations have them.")
-    names = {}
-    for number, entry in enumerate(require(content, "categories", list, str(categories_file))):
-        where = f"{categories_file}: category number {number}"
-        names[require(entry, "id", int, where)] = require(entry, "name", str, where)
-    class_of = {category_id: i for i, category_id in enumerate(sorted(names))}
-
-    check_exists(results_file, _SOURCE)
-    try:
-        entries = json.loads(results_file.read_bytes())
-    except ValueError as error:
-        raise ValueError(
-            f"{results_file}: not valid JSON ({error}). The file may have been cut short: make it "
-            f"again. {_SOURCE}"
-        ) from error
+    names = read_categories(categories_file)
+    class_of = {category_id: i for i, category_id in enumerate(names)}
+    entries = load_json(results_file, COCO_RESULTS)
     if not isinstance(entries, list):
-        raise ValueError(f"{results_file}: expected a list. {_SOURCE}")
+        raise ValueError(f"{results_file}: expected a list. {COCO_RESULTS}")
     found: dict[int, list[tuple[float, list[float], int]]] = {}
     for number, entry in enumerate(entries):
         where = f"{results_file}: detection number {number}"
@@ -71,20 +55,15 @@ def read_detections(
         if len(box) != 4 or not all(map(is_finite, box)) or not is_finite(score):
             raise ValueError(
                 f"{where}: 'bbox' is {box!r} and 'score' {score!r}, expected four finite numbers "
-                f"and one. {_SOURCE}"
+                f"and one. {COCO_RESULTS}"
             )
-        category_id = require(entry, "category_id", int, where)
-        if category_id not in class_of:
-            raise ValueError(
-                f"{where}: 'category_id' is {category_id}, which {categories_file} does not have; "
-                "give the file of the detector's own categories"
-            )
+        of_class = class_of_detection(entry, class_of, categories_file, where)
         image_id = require(entry, "image_id", int, where)
         if score >= min_score:
-            found.setdefault(image_id, []).append((-score, box, class_of[category_id]))
+            found.setdefault(image_id, []).append((-score, box, of_class))
     by_image = {}
     for image_id, own in found.items():
         own.sort(key=lambda detection: detection[0])
         boxes = np.array([box for _, box, _ in own], dtype=np.float64)
         by_image[image_id] = (boxes, np.array([c for *_, c in own], dtype=np.int64))
-    return CategorisedDetections(by_image, [names[i] for i in sorted(names)])
+    return CategorisedDetections(by_image, list(names.values()))

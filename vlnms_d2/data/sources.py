@@ -18,3 +18,7 @@ KARPATHY = (
     "Karpathy's splits (dataset_flickr30k.json, dataset_coco.json) come from "
     "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip."
 )
+COCO_RESULTS = (
+    "It is a JSON list of {image_id, category_id, bbox [x, y, width, height], score}, as "
+    "Detectron2's COCOEvaluator writes (coco_instances_results.json)."
+)

@@ -5,7 +5,7 @@ same settings."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.expressions import pseudo_gt_file
-from ..data.pseudo_gt import save_pseudo_gt, text_similarity, weakly_supervised
+from ..data.expressions import has_contexts, pseudo_gt_file
+from ..data.pseudo_gt import (
+    contexts_of,
+    mentioned_objects,
+    referent_misses,
+    save_pseudo_gt,
+    weakly_supervised,
+)
 from ..data.results_file import CategorisedDetections
 from ..file_io import atomic_write, write_json
 from ..language.matching import CategoryMatcher
@@ -127,10 +133,7 @@ class Preparation:
                 file.write(f"{word} {' '.join(map(str, vector))}\n".encode())
 
     def _pseudo_gt(self, name: str, images: list[dict[str, Any]]) -> dict[str, Any]:
-        annotated = all(
-            e["context_ann_ids"] is not None for image in images for e in image["expressions"]
-        )
-        if annotated and self.detected is None:
+        if self.detected is None and has_contexts(images):
             contexts = [len(e["context_ann_ids"]) for i in images for e in i["expressions"]]
             return {"contexts": "annotated", "contexts_per_expression": float(np.mean(contexts))}
         if self.detected is None and not any(image["annotations"] for image in images):
@@ -151,10 +154,11 @@ class Preparation:
         matcher = self._matcher(name)
         gamma = self.settings.gamma
         if self.detected is None:
-            found = text_similarity(images, matcher, gamma)
+            mentioned = list(mentioned_objects(images, matcher, gamma))
+            found = contexts_of(mentioned)
             statistics = {
                 "contexts": "text similarity",
-                "referent_misses": _referent_misses(images, matcher, gamma),
+                "referent_misses": referent_misses(mentioned),
             }
             content = {"contexts": found}
         else:
@@ -204,19 +208,3 @@ def _word_statistics(queries: list[str], vocabulary: Vocabulary | None) -> dict[
         unknown = [word not in vocabulary for own in words for word in own]
         statistics["unknown_words"] = float(np.mean(unknown)) if unknown else 0.0
     return statistics
-
-
-def _referent_misses(
-    images: Sequence[dict[str, Any]], matcher: CategoryMatcher, gamma: float
-) -> float:
-    """Share of the expressions of which no noun fits the category of their own referent."""
-    cosines = matcher.best_cosines([e["query"] for image in images for e in image["expressions"]])
-    classes = []
-    for image in images:
-        class_of = {a["id"]: a["category_id"] for a in image["annotations"]}
-        classes += [class_of.get(e["ann_id"], -1) for e in image["expressions"]]
-    classes = np.array(classes, dtype=np.int64)
-    known = np.flatnonzero(classes >= 0)
-    if not len(known):
-        return 0.0
-    return float(np.mean(cosines[known, classes[known]] <= gamma))

@@ -28,6 +28,7 @@ from ..data.detection_store import DetectionStore
 from ..data.query_files import Query, read_queries
 from ..evaluation.mention_recall import load_matches, recall_of_mentions
 from ..export import FORMATS
+from ..rerank import NMS_THRESH
 from .parallel import run_tasks
 from .rerank_blocks import BlockSettings, BlockTask, BlockWorker, ImageTask
 from .rerank_pictures import Pictures
@@ -79,7 +80,7 @@ class RerankSettings:
     top_n: int | None = None
     score_thresh: float | None = None
     mean_proposals: float | None = None
-    nms_thresh: float = 0.5
+    nms_thresh: float = NMS_THRESH
     mentions: Path | None = None
     image_dir: Path | None = None
     pictures: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,11 @@ def measure_memory(cfg: CfgNode, num_candidates: int, counts: Sequence[int]) -> 
     Raises:
         ValueError: the detector does not give so many candidates.
     """
-    rows = []
-    for count in counts:
-        # What a process has freed it keeps, and it would hide the next peak.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            raised = pool.apply(_peak_of_answering, (cfg.dump(), num_candidates, count))
-        rows.append({"queries": count, "peak_mib": round(raised, 1)})
     return {
         "bound_mib": cfg.MODEL.VLNMS.CHUNK_MEMORY_MB,
         "candidates": num_candidates,
         "relatedness": cfg.MODEL.VLNMS.RELATEDNESS,
-        "rows": rows,
+        "rows": peak_rows(_peak_of_answering, (cfg.dump(), num_candidates), counts),
         "machine": describe_machine(torch.device("cpu")),
     }
 
@@ -75,18 +69,37 @@ def _peak_of_answering(config_text: str, num_candidates: int, num_queries: int) 
     queries = [f"{QUERY} {i}" for i in range(num_queries)]
     # The first time, for the buffers that libraries make once.
     model.roi_heads.answer(candidates, images.image_sizes, [queries[:1]])
-    before = reset_peak()
-    model.roi_heads.answer(candidates, images.image_sizes, [queries])
-    return (peak() - before) / 2**20
+    return raise_of_peak(lambda: model.roi_heads.answer(candidates, images.image_sizes, [queries]))
 
 
-def reset_peak() -> int:
-    """Let the peak begin anew at what is resident now; returns that, in bytes."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak()
+def peak_rows(
+    measure: Callable[..., float], args: tuple[Any, ...], counts: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The raise of the peak per number of queries, each in a fresh process.
+
+    Args:
+        measure: of a module; from `args` and a count to the raise in MiB.
+        args: can be pickled.
+        counts: numbers of queries.
+    """
+    rows = []
+    for count in counts:
+        # What a process has freed it keeps, and it would hide the next peak.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            raised = pool.apply(measure, (*args, count))
+        rows.append({"queries": count, "peak_mib": round(raised, 1)})
+    return rows
 
 
-def peak() -> int:
+def raise_of_peak(action: Callable[[], object]) -> float:
+    """By how much an action raises the resident memory of this process at its peak, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _peak()
+    action()
+    return (_peak() - before) / 2**20
+
+
+def _peak() -> int:
     """The most memory that was resident since the last reset, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     [kib] = (line.split()[1] for line in lines if line.startswith("VmHWM:"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from detectron2.data import MetadataCatalog
 
 from ..language.matching import category_matcher
 from ..rerank import rerank
-from .memory import peak, reset_peak
+from .memory import peak_rows, raise_of_peak
 from .timing import describe_machine
 
 CATEGORIES_OF = "coco_2017_val"  # 80 of them
@@ -47,19 +46,13 @@ def measure_rerank(num_candidates: int, num_texts: int, counts: Sequence[int]) -
     start = time.perf_counter()
     answer(max(counts))
     queries_per_second = max(counts) / (time.perf_counter() - start)
-    rows = []
-    for count in counts:
-        # What a process has freed it keeps, and it would hide the next peak.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            raised = pool.apply(_peak_of_answering, (num_candidates, len(names), count))
-        rows.append({"queries": count, "peak_mib": round(raised, 1)})
     return {
         "candidates": num_candidates,
         "categories": len(names),
         "queries_per_second": round(queries_per_second, 1),
         "captions": num_texts,
         "captions_per_second": round(captions_per_second, 1),
-        "rows": rows,
+        "rows": peak_rows(_peak_of_answering, (num_candidates, len(names)), counts),
         "machine": describe_machine(torch.device("cpu")),
     }
 
@@ -107,6 +100,4 @@ def _peak_of_answering(num_candidates: int, num_categories: int, count: int) -> 
     """In MiB, above what is resident before."""
     answer = _answering(num_candidates, num_categories)
     answer(1)  # for the buffers that libraries make once
-    before = reset_peak()
-    answer(count)
-    return (peak() - before) / 2**20
+    return raise_of_peak(lambda: answer(count))

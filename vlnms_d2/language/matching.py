@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ class CategoryMatcher:
         mentions: Callable[[Sequence[str]], list[list[str]]],
         vectors: WordVectors,
         kinds: Kinds | None = None,
-        least: float = -1.0,
+        least: float = -math.inf,
     ):
         self.category_names = list(category_names)
         self.mentions = mentions
@@ -68,7 +69,7 @@ class CategoryMatcher:
         row_of = {
             mention: i
             for i, mention in enumerate(distinct)
-            if table[i].max(initial=-1.0) > self.least or self.least <= -1
+            if table[i].max(initial=-1.0) > self.least
         }
         kept = [[mention for mention in own if mention in row_of] for own in mentioned]
         return [(own, table[[row_of[mention] for mention in own]]) for own in kept]
