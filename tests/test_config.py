@@ -103,6 +103,14 @@ def test_paths_are_relative_to_the_config_file(folder):
     assert same_file(vocab, folder / "models" / "vocab.json")
 
 
+def test_so_are_the_folders_of_bert_and_of_the_pseudo_ground_truth(folder):
+    cfg = make_config()
+    cfg.MODEL.VLNMS.BERT.NAME = cfg.MODEL.VLNMS.PSEUDO_GT.DIR = "../models"
+    resolve_paths(cfg, folder / "configs" / "config.yaml")
+    assert same_file(cfg.MODEL.VLNMS.BERT.NAME, folder / "models")
+    assert same_file(cfg.MODEL.VLNMS.PSEUDO_GT.DIR, folder / "models")
+
+
 def test_the_config_files_path_may_be_relative_itself(folder):
     weights, _ = resolved("../../configs/config.yaml", "../models/model.pth")
     assert same_file(weights, folder / "models" / "model.pth")

@@ -110,6 +110,16 @@ def test_no_context_changes_nothing_else(dataset, variant):
     assert cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT and not without.MODEL.VLNMS.PSEUDO_GT.CONTEXT
 
 
+@pytest.mark.parametrize("source", ["text_similarity", "wspg"])
+def test_pseudo_ground_truth_changes_nothing_else(source):
+    true, guessed = leaf("refshapes", "vlnms_fc"), leaf("refshapes", f"vlnms_fc_{source}")
+    check_output_dir(load(guessed), guessed)
+    own = {"MODEL.VLNMS.PSEUDO_GT.DIR", "DATASETS.TRAIN", "OUTPUT_DIR"}
+    assert difference(load(true), load(guessed)) == own
+    assert load(guessed).DATASETS.TRAIN == ("refshapes_referents_train",)
+    assert Path(load(guessed).MODEL.VLNMS.PSEUDO_GT.DIR).name == source
+
+
 @each_dataset
 def test_no_refinement_changes_nothing_else(dataset):
     joint = load(leaf(dataset, "vlnms_trans_joint"))

@@ -192,14 +192,20 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 def resolve_paths(cfg: CfgNode, config_file: str | Path) -> None:
     """Let the paths in a config be relative to the config file, in place.
 
-    These are `MODEL.WEIGHTS`, `MODEL.VLNMS.VOCAB` and `MODEL.VLNMS.BERT.NAME`.
+    These are `MODEL.WEIGHTS` and, of `MODEL.VLNMS`, `VOCAB`, `BERT.NAME` and `PSEUDO_GT.DIR`.
 
     A relative path that does not exist as it stands is looked for beside the config file; where
     neither exists it is left alone, so that the error of the reader names what the user wrote.
     """
     folder = Path(config_file).resolve().parent
     vlnms = cfg.MODEL.VLNMS
-    for node, key in ((cfg.MODEL, "WEIGHTS"), (vlnms, "VOCAB"), (vlnms.BERT, "NAME")):
+    paths = (
+        (cfg.MODEL, "WEIGHTS"),
+        (vlnms, "VOCAB"),
+        (vlnms.BERT, "NAME"),
+        (vlnms.PSEUDO_GT, "DIR"),
+    )
+    for node, key in paths:
         value = node[key]
         if not value or "://" in value or Path(value).exists():
             continue

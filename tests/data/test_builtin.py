@@ -17,7 +17,7 @@ MANNERS = ("refcoco", "refcoco+", "refcocog")
 
 
 def names(first: str) -> list[str]:
-    kinds = ["", "instances_", *(f"{manner}_" for manner in MANNERS)]
+    kinds = ["", "instances_", "referents_", *(f"{manner}_" for manner in MANNERS)]
     return [f"{first}_{kind}{split}" for kind in kinds for split in SPLITS]
 
 
@@ -37,6 +37,15 @@ def root(tmp_path_factory) -> Path:
 
 def test_importing_the_plugin_registers_refshapes():
     assert set(names("refshapes")) <= set(DatasetCatalog.list())
+
+
+def test_of_the_referents_alone_the_contexts_are_withheld_and_nothing_else(root):
+    whole, withheld = (DatasetCatalog.get(f"tiny_{kind}train") for kind in ("", "referents_"))
+    assert any(e["context_ann_ids"] for image in whole for e in image["expressions"])
+    for image in whole:
+        for expression in image["expressions"]:
+            expression["context_ann_ids"] = None
+    assert withheld == whole
 
 
 def test_registering_reads_nothing(tmp_path):

@@ -125,7 +125,8 @@ def register_refshapes(root: str | Path, name: str = "refshapes") -> None:
 
     For each split: `{name}_{split}` has the expressions of all three manners,
     `{name}_{manner}_{split}` those of one, and `{name}_instances_{split}` is the plain detection
-    data set.
+    data set. `{name}_referents_{split}` is `{name}_{split}` with the contextual objects withheld,
+    as in RefCOCO: what pseudo ground truth is made for and measured on.
 
     Args:
         root: the folder given to `--out`.
@@ -145,11 +146,11 @@ def register_refshapes(root: str | Path, name: str = "refshapes") -> None:
             _register_expressions(
                 f"{name}_{manner}_{split}", loader, thing_classes=list(CATEGORIES)
             )
-        _register_expressions(
-            f"{name}_{split}",
-            partial(_load_all, list(loaders.values())),
-            thing_classes=list(CATEGORIES),
-        )
+        withheld = [partial(loader, with_contexts=False) for loader in loaders.values()]
+        for kind, own in (("", list(loaders.values())), ("referents_", withheld)):
+            _register_expressions(
+                f"{name}_{kind}{split}", partial(_load_all, own), thing_classes=list(CATEGORIES)
+            )
 
 
 def coco_categories() -> dict[int, str]:
@@ -159,13 +160,13 @@ def coco_categories() -> dict[int, str]:
     return {category_id: coco.thing_classes[number] for category_id, number in classes.items()}
 
 
-def _load_manner(root: Path, split: str, manner: str) -> list[dict]:
+def _load_manner(root: Path, split: str, manner: str, with_contexts: bool = True) -> list[dict]:
     return load_refer(
         root / f"refs({manner}).p",
         root / "instances.json",
         root / "images",
         split=split,
-        contexts_file=root / "contexts.json",
+        contexts_file=root / "contexts.json" if with_contexts else None,
         manner=manner,
     )
 
