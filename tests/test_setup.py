@@ -84,6 +84,11 @@ def test_every_direct_requirement_has_a_pin_that_satisfies_it(setup_arguments):
         assert requirement.specifier.contains(pinned), requirement
 
 
+def test_category_needs_one_extra(setup_arguments):
+    """Its nouns are spaCy's, its vectors MiniLM's."""
+    assert {"spacy", "transformers"} <= set(setup_arguments["extras_require"]["bert"])
+
+
 # --- tools/setup_env.sh, on stand-ins for Python and pip -------------------------------------
 
 FAKE_PYTHON = """#!/bin/sh

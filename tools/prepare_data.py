@@ -53,10 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--detections", default="", help="COCO results of a detector, for WSPG")
     parser.add_argument("--categories", help="COCO file with the detector's categories, for WSPG")
     parser.add_argument("--min-score", type=float, default=0.3, help="of detections, for WSPG")
+    parser.add_argument("--processes", type=int, default=1, metavar="P", help="that find nouns")
     parser.add_argument("--redo", action="store_true", help="make again what is there")
     args = parser.parse_args(argv)
     if bool(args.detections) != bool(args.categories):
         parser.error("--detections and --categories go together")
+    if args.processes < 1:
+        parser.error("--processes must be at least 1")
     unknown = [name for name in args.datasets if name not in DatasetCatalog]
     if unknown:
         known = ", ".join(sorted(n for n in DatasetCatalog if n.endswith("_train")))
@@ -83,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             detected,
             redo=args.redo,
             report=tqdm.write,
+            processes=args.processes,
         )
         for name in tqdm(args.datasets, unit="data set", disable=None):
             for key, value in preparation.prepare(name).items():

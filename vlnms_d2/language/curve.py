@@ -1,10 +1,11 @@
-"""The curve of Category: from a cosine to a relatedness. Both numbers were fitted by
-tools/calibrate_words.py to MiniLM's cosines, on the training split of RefShapes."""
+"""The curve of Category: from a cosine to a relatedness."""
 
 import numpy as np
 
-SLOPE = 6.29
-MIDPOINT = 0.514
+from .rules import RULES
+
+SLOPE = RULES.slope
+MIDPOINT = RULES.midpoint
 
 
 def relatedness(

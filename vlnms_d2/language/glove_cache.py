@@ -11,9 +11,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -21,18 +21,12 @@ from typing import BinaryIO
 import numpy as np
 
 from ..file_io import atomic_write
-from .glove_line import parse_vector, split_line
+from .glove_block import Block, MalformedLine, read_block
 
 VERSION = 1
 LINES_THAT_TELL = 100  # of which the number of fields is taken
-BLOCK = 4096  # vectors written at once
-
-
-def hash_word(word: str) -> int:
-    """64 bits of a word. Among the 2.2 million words of GloVe 840B the chance that any two share
-    them is one in ten million."""
-    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+BLOCK = 1 << 20  # bytes of text read at once
+THREADS = min(4, os.cpu_count() or 1)
 
 
 def open_vectors(source: Path, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -108,20 +102,17 @@ def _read_cache(vectors_path: Path, index_path: Path) -> tuple[np.ndarray, np.nd
 
 
 def _make_cache(source: Path, vectors_path: Path, index_path: Path) -> None:
-    """Read the text file line by line and write the two arrays, the index last."""
+    """Read the text file block by block and write the two arrays, the index last."""
     dim = _find_dim(source)
-    hashes = array("Q")
+    hashes = [np.zeros(0, dtype=np.uint64)]
     with atomic_write(vectors_path) as file:
         _write_header(file, 0, dim)
-        lines = _parse(source, dim)
-        while block := list(islice(lines, BLOCK)):
-            hashes.extend(hash_word(word) for word, _ in block)
-            rows = np.stack([vector for _, vector in block]).astype(np.float64)
-            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-            file.write((rows / np.where(lengths > 0, lengths, 1)).astype("<f4").tobytes())
-        _write_header(file, len(hashes), dim)
+        for block in _read_blocks(source, dim):
+            hashes.append(block.hashes)
+            file.write(block.vectors.astype("<f4", copy=False).data)
+        _write_header(file, sum(map(len, hashes)), dim)
     # Of equal words the first: `unique` gives the first place of each.
-    words, rows = np.unique(np.array(hashes, dtype=np.uint64), return_index=True)
+    words, rows = np.unique(np.concatenate(hashes), return_index=True)
     with atomic_write(index_path) as file:
         np.save(file, np.stack([words, rows.astype(np.uint64)]), allow_pickle=False)
 
@@ -148,20 +139,30 @@ def _find_dim(source: Path) -> int:
     return dim
 
 
-def _parse(source: Path, dim: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Each word with its vector as the file has it; empty lines are passed over."""
-    with source.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            word, values = split_line(line, dim)
-            vector = parse_vector(values, dim)
-            if vector is None or not word:
+def _read_blocks(source: Path, dim: int) -> Iterator[Block]:
+    """The file in blocks, in order."""
+    first_line = 1
+    # Threads suffice: numpy does most of the work, and lets others work meanwhile.
+    with source.open("rb") as file, ThreadPoolExecutor(THREADS) as pool:
+        texts = _texts(file)
+        waiting = deque(pool.submit(read_block, text, dim) for text in islice(texts, THREADS + 1))
+        while waiting:
+            try:
+                block = waiting.popleft().result()
+            except MalformedLine as error:
                 raise ValueError(
-                    f"{source}, line {number}: expected a word and {dim} finite numbers between "
-                    f"spaces (GloVe's text format; {dim} as in most of the first lines), found "
-                    f"{word!r} and {len(values)} fields. If the file has a first line with its "
-                    "size, as those of word2vec and fastText do, delete that line; else fetch "
-                    "the file again"
-                )
-            yield word, vector
+                    f"{source}, line {first_line + error.number}: expected a word and {dim} finite "
+                    f"numbers between spaces (GloVe's text format; {dim} as in most of the first "
+                    f"lines), found {error.found}. If the file has a first line with its size, as "
+                    "those of word2vec and fastText do, delete that line; else fetch the file again"
+                ) from None
+            waiting.extend(pool.submit(read_block, text, dim) for text in islice(texts, 1))
+            first_line += block.num_lines
+            yield block
+
+
+def _texts(file: BinaryIO) -> Iterator[bytes]:
+    """The file in pieces of whole lines."""
+    while text := file.read(BLOCK):
+        text += file.readline()
+        yield text if text.endswith(b"\n") else text + b"\n"

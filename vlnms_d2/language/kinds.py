@@ -16,6 +16,7 @@ from typing import NamedTuple
 TABLE = Path(__file__).parent / "kinds.json"
 
 _SEPARATORS = re.compile(r"[\W_]+")
+_ASIDE = re.compile(r"\(.*?\)")
 _IRREGULAR = {
     "brownies": "brownie",
     "buses": "bus",
@@ -68,9 +69,11 @@ class Kinds:
         table = _read_table()
         self._classes: dict[tuple[str, ...], set[int]] = {}
         for index, name in enumerate(category_names):
-            own = words_of(name)
-            for kind in [" ".join(own), *table.get(" ".join(own), ())]:
-                key = _singular(words_of(kind))
+            self._classes.setdefault(_singular(words_of(name)), set()).add(index)
+        named = set(self._classes)  # a mug is a cup, unless there is a category of mugs
+        for index, name in enumerate(category_names):
+            kinds = table.get(" ".join(words_of(name)), ())
+            for key in {_singular(words_of(kind)) for kind in kinds} - named:
                 self._classes.setdefault(key, set()).add(index)
         self._longest = max(map(len, self._classes), default=0)
 
@@ -97,8 +100,10 @@ class Kinds:
 
 
 def words_of(name: str) -> list[str]:
-    """The lower-case words of a name; "dining_table" and "dining table" have the same."""
-    return _SEPARATORS.sub(" ", name.lower()).split()
+    """The lower-case words of a name; "dining_table" and "dining table" have the same, and of
+    "cup_(drink)" what stands in parentheses is left out."""
+    without = _ASIDE.sub(" ", name.lower())
+    return _SEPARATORS.sub(" ", without).split() or _SEPARATORS.sub(" ", name.lower()).split()
 
 
 def _singular(words: Sequence[str]) -> tuple[str, ...]:

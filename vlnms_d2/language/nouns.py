@@ -189,6 +189,7 @@ def _load(pipeline: str) -> Language:
         )
     try:
         nlp = spacy.load(source, exclude=UNUSED)
+        _multiply_with_numpy(nlp)
         tagged = nlp("the red cup").has_annotation("POS", require_complete=True)
     except Exception as error:  # spaCy and the readers below it raise all sorts of things
         raise ValueError(_not_usable(source, f"loading it gave: {error}")) from error
@@ -197,6 +198,17 @@ def _load(pipeline: str) -> Language:
             _not_usable(source, f"its components {nlp.pipe_names} give no parts of speech (POS)")
         )
     return nlp
+
+
+def _multiply_with_numpy(nlp: Language) -> None:
+    """Let numpy multiply matrices in the place of BLIS: reading takes half the time."""
+    from thinc.api import NumpyOps
+
+    for _, component in nlp.pipeline:
+        model = getattr(component, "model", None)
+        for part in model.walk() if model is not None else ():
+            if type(part.ops) is NumpyOps:
+                part.ops = NumpyOps(use_blis=False)
 
 
 def _not_usable(source: str | Path, why: str) -> str:

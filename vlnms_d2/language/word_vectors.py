@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .glove_cache import hash_word, open_vectors
+from .glove_block import hash_word
+from .glove_cache import open_vectors
 from .minilm import encode, load_minilm
 
 KEY = "MODEL.VLNMS.PSEUDO_GT.WORD_VECTORS"
