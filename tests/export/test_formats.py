@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from vlnms_d2.export import FORMATS, QueryProposals
+from vlnms_d2.export import DDPN, FORMATS, QueryProposals, Scan
+from vlnms_d2.export.base import decimals
+from vlnms_d2.export.records import npz_bytes
 
+EVERY_FORMAT = {**FORMATS, "ddpn": DDPN(), "scan": Scan(3)}
 CATEGORY_NAMES = {7: "dog", 2: "cat"}
 
 
@@ -18,11 +21,13 @@ def proposals(query_id, candidates, image_id=1, **other) -> QueryProposals:
     category_ids = np.array([7, 2, 7])[index]
     related = np.linspace(1, 0.8, len(index)).astype(np.float32)
     confidences = np.array([0.5, 0.9, 0.7])[index]
+    boxes = np.array([[0.5, 1, 2, 3], [4, 5, 6, 7], [10.1, 0, 20.2, 30]])[index]
     given = {
         "query": f"words of {query_id}",
         "ref_id": None,
         "split": None,
-        "boxes": np.array([[0.5, 1, 2, 3], [4, 5, 6, 7], [10.1, 0, 20.2, 30]])[index],
+        "boxes": boxes,
+        "corners": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
         "category_ids": category_ids,
         "category_names": [CATEGORY_NAMES[i] for i in category_ids.tolist()],
         "scores": (confidences * related).astype(np.float32),
@@ -39,13 +44,14 @@ def merged(tmp_path):
 
     def make(name, *images):
         shards = []
+        one = EVERY_FORMAT[name]
         for number, image in enumerate(images):
             shard = io.BytesIO()
-            FORMATS[name].write(image, shard)
+            one.write(image, shard)
             shards.append(tmp_path / f"{number}.{name}")
             shards[-1].write_bytes(shard.getvalue())
-        path = tmp_path / FORMATS[name].output
-        FORMATS[name].merge(iter(shards), path)
+        path = tmp_path / one.output
+        one.merge(iter(shards), path)
         return path
 
     return make
@@ -133,3 +139,101 @@ def test_how_entries_lie_in_shards_does_not_matter(merged):
     for name in FORMATS:
         apart = merged(name, one, other).read_bytes()
         assert apart == merged(name, one, [], other).read_bytes()
+
+
+def with_features(query_id, candidates, image_id=1, **other) -> QueryProposals:
+    """With the features [number, number + 0.5] of each candidate, on an image of 40 x 50."""
+    features = np.array([[i, i + 0.5] for i in candidates], np.float32).reshape(-1, 2)
+    given = {"image_size": (40, 50), "image_suffix": ".png", "features": features}
+    return proposals(query_id, candidates, image_id, **given | other)
+
+
+def test_nmtree_is_mattnets_list(merged):
+    image = [proposals(11, [1, 0]), proposals(12, [2, 1])]
+    assert merged("nmtree", image).read_bytes() == merged("mattnet", image).read_bytes()
+
+
+def test_single_precision_is_written_with_the_digits_that_it_has(merged):
+    boxes = np.float32([[0.1, 0.2, 0.3, 0.4]])
+    corners = np.float32([[0.1, 0.2, 0.4, 0.6]])
+    own = proposals(11, [0], boxes=boxes, corners=corners, cls_scores=np.float32([0.7]))
+    [line] = merged("jsonl", [own]).read_text().splitlines()
+    [entry] = json.loads(line)["proposals"]
+    assert (entry["box"], entry["c"]) == ([0.1, 0.2, 0.4, 0.6], 0.7)
+    [entry] = json.loads(merged("coco", [own]).read_text())
+    assert entry["bbox"] == [0.1, 0.2, 0.3, 0.4]
+    assert decimals(np.zeros((0, 4), np.float32)) == []
+
+
+def test_masks_stand_beside_their_boxes(merged):
+    masks = [{"size": [40, 50], "counts": "abc"}, {"size": [40, 50], "counts": "de"}]
+    own = proposals(11, [1, 0], masks=masks)
+    found = json.loads(merged("coco", [own]).read_text())
+    assert [entry["segmentation"] for entry in found] == masks
+    [line] = merged("jsonl", [own]).read_text().splitlines()
+    assert [entry["mask"] for entry in json.loads(line)["proposals"]] == masks
+
+
+def test_a_refined_box_is_no_repeat(merged):
+    other = proposals(12, [0])
+    other.corners[:] += 1
+    other.boxes[:, :2] += 1
+    found = json.loads(merged("mattnet", [proposals(11, [0]), other]).read_text())
+    assert [entry["box"] for entry in found] == [[0.5, 1, 2, 3], [1.5, 2, 2, 3]]
+
+
+def test_ddpn_has_a_file_a_query_and_a_file_an_image(merged):
+    image = [with_features(11, [1, 0]), with_features("12#0", [2, 1]), with_features(13, [])]
+    folder = merged("ddpn", image, [with_features(14, [], image_id=3)], [])
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*.npz")}
+    queries = {f"queries/{i}.npz" for i in (11, "12#0", 13, 14)}
+    assert names == queries | {"images/1.png.npz", "images/3.png.npz"}
+
+    def read(name):
+        with np.load(folder / name, allow_pickle=False) as arrays:
+            assert (arrays["image_h"], arrays["image_w"]) == (40, 50)
+            assert arrays["num_bbox"] == len(arrays["bbox"]) == len(arrays["x"])
+            return arrays["bbox"].tolist(), arrays["x"].tolist()
+
+    boxes, features = read("queries/11.npz")
+    assert boxes == [[4, 5, 10, 12], [0.5, 1, 2.5, 4]] and features == [[1, 1.5], [0, 0.5]]
+    assert read("images/1.png.npz")[1] == [[1, 1.5], [2, 2.5], [0, 0.5]]  # by confidence
+    assert read("queries/13.npz") == read("images/3.png.npz") == ([], [])
+
+
+def test_ddpn_refuses_an_id_that_is_no_file_name(merged):
+    with pytest.raises(ValueError, match=r"query id '\.\./12' of image 1 has a '/'"):
+        merged("ddpn", [with_features("../12", [1])])
+
+
+def test_scan_has_a_row_a_pair_in_order(merged):
+    first = [
+        with_features(11, [1, 0], split="dev"),
+        with_features(12, [2, 1, 0, 2], query="two\n lines", split="dev"),
+    ]
+    folder = merged("scan", first, [with_features(13, []), with_features(14, [0], split="dev")])
+    rows = np.load(folder / "dev_ims.npy")
+    assert rows.dtype == np.float32 and rows[..., 0].tolist() == [[1, 0, 1], [2, 1, 0], [0, 0, 0]]
+    assert rows[2].tolist() == [[0, 0.5]] * 3
+    captions = (folder / "dev_caps.txt").read_text().splitlines()
+    assert captions == ["words of 11", "two lines", "words of 14"]
+    assert np.load(folder / "dev_num_boxes.npy").tolist() == [2, 3, 1]
+    assert (folder / "dev_query_ids.txt").read_text().split() == ["11", "12", "14"]
+    assert np.load(folder / "all_ims.npy").tolist() == [[[0, 0]] * 3]  # no proposals, no split
+
+
+def test_folders_are_replaced_and_depend_on_the_shards_alone(merged):
+    image = [with_features(11, [1, 0]), with_features(12, [2])]
+    for name in ("ddpn", "scan"):
+
+        def files(*images, name=name):
+            folder = merged(name, *images)
+            return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+        before = files(image, [with_features(13, [0], image_id=2)])
+        assert files([with_features(99, [0], image_id=9)]) != before
+        assert files(image, [], [with_features(13, [0], image_id=2)]) == before
+
+
+def test_npz_files_have_no_date():
+    assert b"\x00\x00\x21\x00" in npz_bytes({"x": np.zeros(3)})  # 1980-01-01, 00:00

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+GO_ON = "Run the same command again, with fewer processes: it goes on where this one stopped."
+
 _AHEAD = 3  # tasks per process that wait: their input is held twice
 
 
@@ -64,8 +66,7 @@ def run_tasks(
                 done(waiting.pop(future))
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a process ended before its work was done, perhaps for want of memory. Run the same "
-            "command again, with fewer processes: it goes on where this one stopped."
+            f"a process ended before its work was done, perhaps for want of memory. {GO_ON}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -77,12 +78,17 @@ _call: Callable[[Any], Any] | None = None
 def _begin(make_worker: Callable[[Any], Any], settings: Any, method: str) -> None:
     global _call
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    watch_parent()
     _call = getattr(make_worker(settings), method)
 
 
+def watch_parent() -> None:
+    """Let this process, which another one of Python's started, end when that one does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _end_with_parent() -> None:
-    # A killed parent leaves its processes waiting for tasks for ever.
+    # A killed parent leaves its processes at work, or waiting for tasks for ever.
     multiprocessing.parent_process().join()
     os._exit(1)
 

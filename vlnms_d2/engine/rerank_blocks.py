@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from ..export import FORMATS, QueryProposals
 from ..file_io import atomic_write, write_json
 from ..rerank import rerank
 from .rerank_text import TextRows
+from .score_threshold import save_scores
+from .shards import shard_path
 
 QUERIES_AT_ONCE = 128
 
@@ -74,7 +76,7 @@ class BlockSettings:
     def shard(self, number: int, suffix: str) -> Path:
         """The file of a block: `suffix` is the name of a format, "counts", "recall" or
         "scores"."""
-        return self.work / "shards" / f"{number:06d}.{suffix}"
+        return shard_path(self.work / "shards", number, suffix)
 
 
 class BlockWorker:
@@ -123,15 +125,14 @@ class BlockWorker:
     def write_scores(self, block: BlockTask) -> None:
         """Write the scores of all that NMS leaves, but for the best of each query: on these
         depends what a threshold leaves."""
-        scores, num_answered = [np.zeros(0, np.float32)], 0
+        path = self.settings.shard(block.number, "scores")
+        save_scores(path, (own.scores.numpy() for own in self._answers_uncut(block)))
+
+    def _answers_uncut(self, block: BlockTask) -> Iterator[Instances]:
         for image in block.images:
             detections = self.store.of(image.image_id)
             related = self.relatedness(image, detections)
-            for own in self.answer(image, detections, related, topk=-1, cut=False):
-                scores.append(own.scores[1:].numpy())
-                num_answered += len(own) > 0
-        with atomic_write(self.settings.shard(block.number, "scores")) as file:
-            np.savez(file, scores=np.concatenate(scores), num_answered=num_answered)
+            yield from self.answer(image, detections, related, topk=-1, cut=False)
 
     def relatedness(self, image: ImageTask, detections: Detections) -> np.ndarray:
         """float32 [Q, N]."""
@@ -176,6 +177,7 @@ class BlockWorker:
             split=query.split,
             # Of the file, not of the float32 that they were compared in.
             boxes=detections.boxes[index],
+            corners=detections.corners[index],
             category_ids=self._category_ids[classes],
             category_names=[self.settings.category_names[c] for c in classes.tolist()],
             scores=found.scores.numpy(),

@@ -8,33 +8,26 @@ the blocks that are missing. What is written does not depend on how many process
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
-import math
-import platform
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from tqdm import tqdm
 
 from ..data.coco_annotations import Annotations, Mentioned, read_annotations, read_mentioned
 from ..data.detection_store import DetectionStore
 from ..data.query_files import Query, read_queries
 from ..evaluation.mention_recall import load_matches, recall_of_mentions
-from ..export import FORMATS
+from ..export import FORMATS, check_formats
 from ..rerank import NMS_THRESH
+from .cut import check_cut
 from .parallel import run_tasks
 from .rerank_blocks import BlockSettings, BlockTask, BlockWorker, ImageTask
 from .rerank_pictures import Pictures
 from .rerank_text import TextRows
-from .resumable import OutputFolder, sha256_of
-from .score_threshold import threshold_for_count
+from .resumable import OutputFolder, sha256_of, versions
+from .score_threshold import threshold_for_mean
+from .shards import Shards, progress, sum_counts
 
 logger = logging.getLogger(__name__)
 
@@ -86,26 +79,10 @@ class RerankSettings:
     pictures: int = 0
 
     def __post_init__(self):
-        cuts = {
-            "top_n": (self.top_n, lambda n: n >= 1, "at least 1"),
-            "score_thresh": (self.score_thresh, lambda t: 0 <= t <= 1, "from 0 to 1"),
-            "mean_proposals": (self.mean_proposals, lambda m: 1 <= m < math.inf, "at least 1"),
-        }
-        given = [name for name, (value, *_) in cuts.items() if value is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are given, expected at most one of them")
-        for name in given:
-            value, is_valid, expected = cuts[name]
-            if not is_valid(value):
-                raise ValueError(f"{name} is {value}, expected a number {expected}")
+        check_cut(self.top_n, self.score_thresh, self.mean_proposals)
         if not 0 <= self.nms_thresh <= 1:
             raise ValueError(f"nms_thresh is {self.nms_thresh}, expected a number from 0 to 1")
-        unknown = [name for name in self.formats if name not in FORMATS]
-        if unknown or not self.formats or len(set(self.formats)) < len(self.formats):
-            raise ValueError(
-                f"formats are {', '.join(self.formats) or 'none'}, expected some of "
-                f"{', '.join(FORMATS)}, each once"
-            )
+        check_formats(self.formats, FORMATS)
         if self.pictures < 0 or (self.pictures > 0) != (self.image_dir is not None):
             raise ValueError("the number of pictures and the folder of the images go together")
 
@@ -201,7 +178,9 @@ class _Run:
         for image_id in self.image_ids:
             for query in self.by_image[image_id]:
                 self.row_of.setdefault(query.text, len(self.row_of))
-        (output.work / "shards").mkdir(exist_ok=True)
+        num_blocks = -(-len(self.image_ids) // IMAGES_PER_BLOCK)
+        self.shards = Shards(output.work / "shards", num_blocks)
+        self.shards.folder.mkdir(exist_ok=True)
 
     def finish(self) -> dict[str, Any]:
         """Do what is not yet done; returns the manifest."""
@@ -221,14 +200,13 @@ class _Run:
         blocks = self._block_settings(top_n, threshold)
         self._run("write", "counts", blocks, "images")
         manifest: dict[str, Any] = {
-            "counts": self._counts(store, num_silent, blocks),
+            "counts": self._counts(store, num_silent),
             "threshold": threshold,
-            "outputs": {FORMATS[n].output: self._merge(blocks, n) for n in self.settings.formats},
+            "outputs": {FORMATS[n].output: self._merge(n) for n in self.settings.formats},
             "pictures": len(drawn),
         }
         if self.mentioned:
-            shards = (blocks.shard(i, "recall") for i in range(self._num_blocks))
-            manifest["recall"] = recall_of_mentions(load_matches(shards))
+            manifest["recall"] = recall_of_mentions(load_matches(self.shards.paths("recall")))
         if pictures is not None:
             self._draw(pictures, drawn, BlockWorker(blocks))
         return self.output.finish(manifest)
@@ -272,7 +250,7 @@ class _Run:
 
     def _encode(self) -> int:
         texts = TextRows(self.output.work / "texts", self.annotations.category_names)
-        with _progress("texts", len(self.row_of)) as bar:
+        with progress("texts", len(self.row_of)) as bar:
             return texts.encode(list(self.row_of), bar.update)
 
     def _threshold(self) -> float | None:
@@ -281,17 +259,7 @@ class _Run:
             return self.settings.score_thresh
         blocks = self._block_settings(-1, None)
         self._run("write_scores", "scores", blocks, "images, for the threshold")
-        files = [blocks.shard(number, "scores") for number in range(self._num_blocks)]
-
-        def read(key: str) -> Iterator[np.ndarray]:
-            for file in files:
-                with np.load(file) as arrays:
-                    yield arrays[key]
-
-        # The best of each query stays whatever the threshold.
-        num_answered = sum(int(number) for number in read("num_answered"))
-        wanted = (self.settings.mean_proposals - 1) * num_answered
-        return threshold_for_count(lambda: read("scores"), wanted)
+        return threshold_for_mean(list(self.shards.paths("scores")), self.settings.mean_proposals)
 
     def _block_settings(self, topk: int, score_thresh: float | None) -> BlockSettings:
         return BlockSettings(
@@ -304,18 +272,10 @@ class _Run:
             nms_thresh=self.settings.nms_thresh,
         )
 
-    @property
-    def _num_blocks(self) -> int:
-        return -(-len(self.image_ids) // IMAGES_PER_BLOCK)
-
     def _run(self, method: str, suffix: str, settings: BlockSettings, what: str) -> None:
         """Run a method of `BlockWorker` on all blocks that lack the file that it writes last."""
-        missing = [
-            number
-            for number in range(self._num_blocks)
-            if not settings.shard(number, suffix).is_file()
-        ]
-        with _progress(what, len(self.image_ids)) as bar:
+        missing = self.shards.missing(suffix)
+        with progress(what, len(self.image_ids)) as bar:
             bar.update(len(self.image_ids) - sum(len(self._ids(number)) for number in missing))
             if missing:
                 run_tasks(
@@ -344,21 +304,16 @@ class _Run:
                 tuple(self.mentioned.get(query.query_id) for query in own),
             )
 
-    def _merge(self, blocks: BlockSettings, name: str) -> str:
+    def _merge(self, name: str) -> str:
         """Make the file of a format of its shards; returns its sha256."""
         output = FORMATS[name].output
-        shards = (blocks.shard(number, name) for number in range(self._num_blocks))
-        FORMATS[name].merge(shards, self.output.work / output)
+        FORMATS[name].merge(self.shards.paths(name), self.output.work / output)
         digest = sha256_of(self.output.work / output)
         self.output.publish(output)
         return digest
 
-    def _counts(
-        self, store: DetectionStore, num_silent: int, blocks: BlockSettings
-    ) -> dict[str, int | float]:
-        counts: Counter[str] = Counter()
-        for number in range(self._num_blocks):
-            counts.update(read_counts(blocks.shard(number, "counts")))
+    def _counts(self, store: DetectionStore, num_silent: int) -> dict[str, int | float]:
+        counts = sum_counts(self.shards.paths("counts"))
         unasked = [i for i in store.image_ids.tolist() if i not in self.by_image]
         return {
             "images": len(self.image_ids),
@@ -375,22 +330,10 @@ class _Run:
         }
 
 
-def read_counts(path: Path) -> dict[str, int]:
-    """What a block counted."""
-    return json.loads(path.read_bytes())
-
-
-def _progress(what: str, total: int) -> AbstractContextManager[tqdm]:
-    return tqdm(total=total, desc=what, disable=None)
-
-
 def _versions() -> dict[str, str]:
-    from .. import __version__
-
-    versions = {"vlnms_d2": __version__, "python": platform.python_version()}
-    versions |= {"numpy": np.__version__, "torch": torch.__version__}
+    found = versions()
     try:
-        versions["spacy"] = importlib.metadata.version("spacy")
+        found["spacy"] = importlib.metadata.version("spacy")
     except importlib.metadata.PackageNotFoundError:
-        versions["spacy"] = ""
-    return versions
+        found["spacy"] = ""
+    return found

@@ -5,11 +5,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from ..file_io import write_json
 
@@ -122,17 +126,25 @@ class OutputFolder:
                 path.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's content; of a folder that of its text files' names and contents."""
+def sha256_of(path: Path, pattern: str = "*.txt") -> str:
+    """Of a file's content; of a folder that of the names and contents of its files of a pattern."""
     digest = hashlib.sha256()
     if path.is_dir():
-        for file in sorted(path.rglob("*.txt")):
+        for file in sorted(file for file in path.rglob(pattern) if file.is_file()):
             digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as file:
         while chunk := file.read(_READ):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the program and of what computes for it, for an identity."""
+    from .. import __version__
+
+    found = {"vlnms_d2": __version__, "python": platform.python_version()}
+    return found | {"numpy": np.__version__, "torch": torch.__version__}
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:

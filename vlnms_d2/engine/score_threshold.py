@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from ..file_io import atomic_write
+
 _LOW_BITS = 16
+
+
+def save_scores(path: Path, scores_of_queries: Iterable[np.ndarray]) -> None:
+    """Write what `threshold_for_mean` needs: all scores but the best of each query, which stays
+    whatever the threshold.
+
+    Args:
+        path: where to.
+        scores_of_queries: per query float32, falling.
+    """
+    scores, num_answered = [np.zeros(0, np.float32)], 0
+    for own in scores_of_queries:
+        scores.append(own[1:])
+        num_answered += len(own) > 0
+    with atomic_write(path) as file:
+        np.savez(file, scores=np.concatenate(scores), num_answered=num_answered)
+
+
+def threshold_for_mean(files: Sequence[Path], mean: float) -> float:
+    """The threshold that leaves a mean number of proposals per query of those that have any.
+
+    Args:
+        files: as `save_scores` wrote them.
+        mean: wanted, at least 1.
+    """
+
+    def read(key: str) -> Iterator[np.ndarray]:
+        for file in files:
+            with np.load(file, allow_pickle=False) as arrays:
+                yield arrays[key]
+
+    num_answered = sum(int(number) for number in read("num_answered"))
+    return threshold_for_count(lambda: read("scores"), (mean - 1) * num_answered)
 
 
 def threshold_for_count(read_scores: Callable[[], Iterator[np.ndarray]], count: float) -> float:

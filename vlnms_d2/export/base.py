@@ -22,13 +22,18 @@ class QueryProposals:
     Attributes:
         image_id, query_id, query: which query; `query_id` an integer or a string.
         ref_id, split: of REFER; None elsewhere.
-        boxes: float64 [K, 4], [x, y, width, height] in pixels.
+        boxes: float32 or float64 [K, 4], [x, y, width, height] in pixels.
+        corners: of the same, [x1, y1, x2, y2]: neither can be had of the other without rounding.
         category_ids: int64 [K].
         category_names: K names.
         scores: float32 [K], s.
-        cls_scores: float64 [K], c.
+        cls_scores: float32 or float64 [K], c.
         relatedness: float32 [K], r.
         candidate_index: int64 [K], position among the detections of the image.
+        image_size: (height, width) in pixels; None where no format asked for it.
+        image_suffix: of the image's file, as ".jpg".
+        features: float32 [K, D] of the boxes, for `FEATURE_FORMATS`; else None.
+        masks: K masks of the image's size, in COCO's compressed RLE ({"size", "counts"}); or None.
     """
 
     image_id: int
@@ -37,15 +42,39 @@ class QueryProposals:
     ref_id: int | None
     split: str | None
     boxes: np.ndarray
+    corners: np.ndarray
     category_ids: np.ndarray
     category_names: Sequence[str]
     scores: np.ndarray
     cls_scores: np.ndarray
     relatedness: np.ndarray
     candidate_index: np.ndarray
+    image_size: tuple[int, int] | None = None
+    image_suffix: str = ""
+    features: np.ndarray | None = None
+    masks: Sequence[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
+
+
+def union(proposals: Sequence[QueryProposals]) -> list[tuple[QueryProposals, int]]:
+    """What any query of an image keeps, without repeats.
+
+    The same candidate twice is a repeat where its box is the same; box refinement gives each query
+    a box of its own.
+
+    Returns:
+        Per proposal whose it is and its place there; by falling confidence c, then by candidate.
+    """
+    found: dict[tuple[int, bytes], tuple[QueryProposals, int]] = {}
+    for own in proposals:
+        for place, candidate in enumerate(own.candidate_index.tolist()):
+            found.setdefault((candidate, own.corners[place].tobytes()), (own, place))
+    return sorted(
+        found.values(),
+        key=lambda one: (-one[0].cls_scores[one[1]], one[0].candidate_index[one[1]]),
+    )
 
 
 class ProposalFormat(ABC):
@@ -115,9 +144,13 @@ def json_line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
-def shortest(values: np.ndarray) -> list[float]:
-    """float32 [K] as the shortest decimal numbers that read back as the same float32."""
-    return [float(str(value)) for value in values.astype(np.float32)]
+def decimals(values: np.ndarray) -> list[Any]:
+    """An array as lists of numbers for JSON: float64 as they are, float32 as the shortest decimal
+    numbers that read back as the same float32."""
+    if values.dtype == np.float64:
+        return values.tolist()
+    shortest = [float(str(value)) for value in values.astype(np.float32).ravel()]
+    return np.reshape(shortest, values.shape).tolist()
 
 
 def _lines(shards: Iterable[Path]) -> Iterator[bytes]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..file_io import atomic_write
-from .base import ProposalFormat, QueryProposals, json_line, shortest
+from .base import ProposalFormat, QueryProposals, decimals, json_line
 
 
 class JsonLines(ProposalFormat):
     """A line has `image_id`, `query_id`, `query` and `proposals`, by falling score: `box` (xyxy in
-    pixels), `class` (a name), `category_id`, `s`, `c`, `r`. Queries without proposals have an
-    empty list.
+    pixels), `class` (a name), `category_id`, `s`, `c`, `r` and, where there are masks, `mask` in
+    compressed RLE. Queries without proposals have an empty list.
     """
 
     name = "jsonl"
@@ -23,25 +23,19 @@ class JsonLines(ProposalFormat):
     def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
         for own in proposals:
             columns = zip(
-                own.boxes.tolist(),
+                decimals(own.corners),
                 own.category_names,
                 own.category_ids.tolist(),
-                shortest(own.scores),
-                own.cls_scores.tolist(),
-                shortest(own.relatedness),
+                decimals(own.scores),
+                decimals(own.cls_scores),
+                decimals(own.relatedness),
                 strict=True,
             )
-            found = [
-                {
-                    "box": [x, y, x + width, y + height],
-                    "class": name,
-                    "category_id": category_id,
-                    "s": s,
-                    "c": c,
-                    "r": r,
-                }
-                for (x, y, width, height), name, category_id, s, c, r in columns
-            ]
+            keys = ("box", "class", "category_id", "s", "c", "r")
+            found = [dict(zip(keys, values, strict=True)) for values in columns]
+            if own.masks is not None:
+                for entry, mask in zip(found, own.masks, strict=True):
+                    entry["mask"] = mask
             line = {"image_id": own.image_id, "query_id": own.query_id, "query": own.query}
             shard.write(json_line(line | {"proposals": found}))
 

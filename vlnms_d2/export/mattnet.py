@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .base import ListFormat, QueryProposals
+from .base import ListFormat, QueryProposals, decimals, union
 
 
 class MAttNet(ListFormat):
@@ -21,15 +21,18 @@ class MAttNet(ListFormat):
     numbered = "det_id"
 
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
-        union: dict[int, dict[str, Any]] = {}
-        for own in proposals:
-            for place, candidate in enumerate(own.candidate_index.tolist()):
-                if candidate not in union:
-                    union[candidate] = {
-                        "box": own.boxes[place].tolist(),
-                        "image_id": own.image_id,
-                        "category_id": int(own.category_ids[place]),
-                        "category_name": own.category_names[place],
-                        "score": float(own.cls_scores[place]),
-                    }
-        yield from (union[i] for i in sorted(union, key=lambda i: (-union[i]["score"], i)))
+        for own, place in union(proposals):
+            yield {
+                "box": decimals(own.boxes[place]),
+                "image_id": own.image_id,
+                "category_id": int(own.category_ids[place]),
+                "category_name": own.category_names[place],
+                "score": decimals(own.cls_scores[place]),
+            }
+
+
+class NMTree(MAttNet):
+    """The same list under the name that NMTree's own scripts make it by."""
+
+    name = "nmtree"
+    output = "nmtree_dets.json"

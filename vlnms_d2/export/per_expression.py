@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .base import ListFormat, QueryProposals
+from .base import ListFormat, QueryProposals, decimals
 
 
 class PerExpression(ListFormat):
@@ -22,7 +22,7 @@ class PerExpression(ListFormat):
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
         for own in proposals:
             for box, category_id, name in zip(
-                own.boxes.tolist(), own.category_ids.tolist(), own.category_names, strict=True
+                decimals(own.boxes), own.category_ids.tolist(), own.category_names, strict=True
             ):
                 yield {
                     "ref_id": own.ref_id,

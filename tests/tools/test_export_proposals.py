@@ -1,0 +1,60 @@
+"""tools/export_proposals.py: the command line; what it makes is tested with the engine."""
+
+import importlib.util
+import json
+
+import exported
+import pytest
+from conftest import REPO
+from detectron2.data import DatasetCatalog
+
+_SPEC = importlib.util.spec_from_file_location("export", REPO / "tools" / "export_proposals.py")
+tool = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(tool)
+
+
+@pytest.fixture
+def words(config, tmp_path):
+    """The command line for a small model and data set, without formats."""
+    exported.make_dataset(tmp_path / "datasets")
+    exported.register(tmp_path / "datasets")
+    model = exported.save_model(config(), tmp_path)
+    yield ["--config-file", str(model.config_file), "--dataset", exported.DATASET,
+           "--num-gpus", "0", "--out", str(tmp_path / "out")]  # fmt: skip
+    DatasetCatalog.remove(exported.DATASET)
+
+
+def test_a_command_line(words, tmp_path, capsys):
+    more = ["--format", "coco", "scan", "--top-n", "2", "--masks", "--features", "relatedness"]
+    opts = ["--opts", "MODEL.VLNMS.MAX_CANDIDATES", "50"]
+    assert tool.main([*words, *more, *opts]) == 0
+    printed = capsys.readouterr().out
+    assert "queries: 10" in printed and "proposals: 20" in printed and "threshold: 0" in printed
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {"results.json", "scan", "manifest.json"}
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["identity"]["config"]["MODEL"]["VLNMS"]["MAX_CANDIDATES"] == 50
+    assert manifest["identity"]["settings"]["features"] == "relatedness"
+    entries = json.loads((out / "results.json").read_text())
+    assert len(entries) == 20 and all("segmentation" in entry for entry in entries)
+    assert tool.main([*words, "--format", "jsonl", *opts]) == 1
+    error = capsys.readouterr().err
+    assert "holds a run of other input or settings" in error and error.count("\n") == 1
+    assert tool.main([*words, "--format", "jsonl", "--overwrite", *opts]) == 0
+    assert {p.name for p in out.iterdir()} == {"proposals.jsonl", "manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--dataset", "nothing"], "'nothing' is no registered data set"),
+        (["--processes", "0"], "processes 0"),
+        (["--format", "scan"], "give top_n"),
+        (["--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth: no such weights file"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line(words, tmp_path, capsys, more, message):
+    assert tool.main([*words, *more]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
