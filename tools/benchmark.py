@@ -1,17 +1,14 @@
 #!/usr/bin/env python
 """Measure what queries cost.
 
-    python tools/benchmark.py memory
+    python tools/benchmark.py memory --json memory.json
     python tools/benchmark.py memory --config-file configs/refshapes/vlnms_fc_additive.yaml \\
-        --queries 1 1000 --json memory.json --opts MODEL.VLNMS.CHUNK_MEMORY_MB 64
-    python tools/benchmark.py rerank
+        --queries 1 1000 --opts MODEL.VLNMS.CHUNK_MEMORY_MB 64
+    python tools/benchmark.py overhead grounding_dino --plot time.png
+    python tools/benchmark.py all --device cuda
 
-"memory": by how much answering queries about the candidates of one image (encoding, scoring,
-box refinement, NMS) raises the peak of the process's resident memory, beside the bound
-MODEL.VLNMS.CHUNK_MEMORY_MB.
-
-"rerank": what `vlnms_d2.rerank` takes: queries a second with the text encoded, distinct captions
-encoded a second, and the same raise of memory for answering many queries of an image. No config.
+Weights are random: time and memory do not depend on them. Options that a benchmark has no use for
+are ignored by it.
 """
 
 from __future__ import annotations
@@ -20,94 +17,76 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from detectron2.config import CfgNode
-from tabulate import tabulate
+import torch
 
-from vlnms_d2.config import load_config
-from vlnms_d2.evaluation.memory import measure_memory
-from vlnms_d2.evaluation.rerank_speed import measure_rerank
+from vlnms_d2.benchmarks import BENCHMARKS, Options
+from vlnms_d2.benchmarks.plot import plot_time
 from vlnms_d2.file_io import write_json
 
-DEFAULT_QUERIES = {"memory": [1, 100, 1000], "rerank": [1000, 10_000, 50_000]}
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "refshapes" / "vlnms_trans_joint.yaml"
 
-
-def setup(config_file: Path, opts: Sequence[str]) -> CfgNode:
-    """The config of the command line, on the CPU and without weights."""
-    cfg = load_config(config_file, opts)
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
-    return cfg
-
-
-def show_memory(results: dict[str, Any]) -> str:
-    """What `measure_memory` found, as text."""
-    bound, rows = results["bound_mib"], results["rows"]
-    return (
-        f"{results['relatedness']}, {results['candidates']} candidates, "
-        f"MODEL.VLNMS.CHUNK_MEMORY_MB {bound}:\n"
-        + tabulate(
-            [[row["queries"], row["peak_mib"], row["peak_mib"] / bound] for row in rows],
-            headers=["queries", "peak (MiB)", "of the bound"],
-            tablefmt="pipe",
-            floatfmt=("", ".1f", ".2f"),
-        )
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    description, _, epilog = __doc__.partition("\n\n")
+    listed = "\n".join(f"  {name}: {benchmark.help}" for name, benchmark in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"{epilog}\nThe benchmarks:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def show_rerank(results: dict[str, Any]) -> str:
-    """What `measure_rerank` found, as text."""
-    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    return (
-        f"{results['candidates']} candidates, {results['categories']} categories:\n"
-        f"{results['queries_per_second']:,.0f} queries a second, text encoded\n"
-        f"{results['captions_per_second']:,.0f} distinct captions encoded a second "
-        f"({results['captions']:,} of them)\n"
-        + tabulate(
-            [[row["queries"], row["peak_mib"]] for row in results["rows"]],
-            headers=["queries", "peak (MiB)"],
-            tablefmt="pipe",
-            floatfmt=("", ".1f"),
-        )
-        + f"\n{machine}"
-    )
+    defaults = Options()
+    add = parser.add_argument
+    add("what", nargs="+", choices=[*BENCHMARKS, "all"])
+    add("--device", choices=["cpu", "cuda"], default=defaults.device)
+    add("--config-file", type=Path, metavar="FILE", help="in place of the benchmark's own")
+    add("--candidates", type=int, default=defaults.candidates, metavar="N")
+    add("--queries", type=int, nargs="+", metavar="Q", help="in place of the benchmark's own")
+    add("--captions", type=int, default=defaults.captions, metavar="N", help="distinct texts")
+    add("--lines", type=int, default=defaults.lines, metavar="N", help="of word vectors")
+    add("--rounds", type=int, default=defaults.rounds, metavar="N", help="timings of each side")
+    add("--json", type=Path, metavar="FILE", help="write the results there as well")
+    add("--plot", type=Path, metavar="FILE", help="PNG of time against queries, of overhead")
+    rest = argparse.REMAINDER
+    add("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="to change the config; last")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("what", choices=["memory", "rerank"])
-    add("--config-file", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
-    add("--candidates", type=int, default=300, metavar="N")
-    add("--queries", type=int, nargs="+", metavar="Q")
-    add("--captions", type=int, default=5000, metavar="N", help="distinct ones, for rerank")
-    add("--json", type=Path, metavar="FILE", help="write the results there as well")
-    rest = argparse.REMAINDER
-    add("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="to change the config; last")
+    parser = build_parser()
     args = parser.parse_args(argv)
-    queries = args.queries or DEFAULT_QUERIES[args.what]
-    if args.what == "rerank":
-        if min(args.candidates, args.captions, *queries) < 1:
-            parser.error("--candidates, --captions and --queries must be at least 1")
-        results = measure_rerank(args.candidates, args.captions, queries)
-        print(show_rerank(results))
-    else:
+    counts = [args.candidates, args.captions, args.lines, args.rounds, *(args.queries or [1])]
+    if min(counts) < 1:
+        parser.error("--candidates, --captions, --lines, --rounds and --queries must be at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU; use --device cpu")
+    options = Options(
+        device=args.device,
+        config_file=args.config_file,
+        opts=args.opts,
+        queries=args.queries,
+        candidates=args.candidates,
+        captions=args.captions,
+        rounds=args.rounds,
+        lines=args.lines,
+    )
+    if args.plot and not {"overhead", "all"} & set(args.what):
+        parser.error("--plot draws what overhead measures; give overhead, or all")
+    results = {}
+    everything = "all" in args.what
+    for name in BENCHMARKS if everything else dict.fromkeys(args.what):
         try:
-            cfg = setup(args.config_file, args.opts)
-            results = measure_memory(cfg, args.candidates, queries)
-        # Detectron2's configs raise any of these at a wrong key or value.
-        except (AssertionError, KeyError, OSError, ValueError) as error:
-            parser.error(f"{args.config_file}: {error}")
-        print(show_memory(results))
+            results[name] = BENCHMARKS[name].measure(options)
+        except ValueError as error:
+            if not everything:
+                parser.error(f"{name}: {error}")
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        print(BENCHMARKS[name].show(results[name]), flush=True)
     if args.json:
-        write_json(args.json, {args.what: results})
+        write_json(args.json, results)
+    if args.plot and "overhead" in results:
+        plot_time(results, args.plot)
     return 0
 
 

@@ -101,6 +101,10 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.FUSION_WEIGHT = 0.5
     # The real operating point: keep s above this (chosen on val); the best one is always kept.
     vlnms.FINAL_SCORE_THRESH = 0.0
+    # What `pred_masks` is where an image has queries. "pasted": a bool tensor [n, height, width],
+    # as in stock Detectron2; "shared": a `vlnms_d2.modeling.SharedMasks`, which has the mask of
+    # each distinct box once and pastes on demand; "auto": pasted for one query, shared for several.
+    vlnms.MASKS = "auto"
     # Add the field `word_attention` [n, words] to the output, for pictures.
     vlnms.OUTPUT_ATTENTION = False
 

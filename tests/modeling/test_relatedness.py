@@ -73,7 +73,7 @@ def random_output(num_queries: int, *attention: int) -> RelatednessOutput:
 @pytest.mark.parametrize("per_box", [[], [3]], ids=["one for all boxes", "per box"])
 def test_cat_pads_attention_to_the_longest(per_box):
     parts = [random_output(q, *per_box, length) for q, length in [(2, 1), (1, 4), (3, 0), (0, 2)]]
-    whole = RelatednessOutput.cat(parts)
+    whole = RelatednessOutput.cat(iter(parts), 6, 4)
     assert whole.attention.shape == (6, *per_box, 4)
     first, second, third = whole.attention.split([2, 1, 3])
     assert torch.equal(first[..., :1], parts[0].attention) and not first[..., 1:].any()
@@ -87,16 +87,30 @@ def test_cat_leaves_out_what_the_parts_do_not_have(missing):
     parts = [random_output(2, 4), random_output(1, 4)]
     for part in parts:
         setattr(part, missing, None)
-    whole = RelatednessOutput.cat(parts)
+    whole = RelatednessOutput.cat(parts, 3, 4)
     assert whole.logits.shape == (3, 3)
     assert [name for name, value in vars(whole).items() if value is None] == [missing]
 
 
 def test_cat_of_one_part_is_that_part():
     part = random_output(2, 3, 4)
-    whole = RelatednessOutput.cat([part])
+    whole = RelatednessOutput.cat([part], 2, 4)
     for name, value in vars(part).items():
         assert torch.equal(getattr(whole, name), value), name
+
+
+def test_cat_lets_go_of_each_part_before_the_next_is_made():
+    """Small tensors left among large temporary ones keep the allocator from using their place."""
+    made = []
+
+    def make() -> RelatednessOutput:
+        assert not any(part() is not None for part in made)
+        part = random_output(2, 3, 4)
+        made.extend(weakref.ref(value) for value in vars(part).values())
+        return part
+
+    whole = RelatednessOutput.cat((make() for _ in range(3)), 6, 4)
+    assert len(made) == 9 and whole.logits.shape == (6, 3)
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from .postprocessing import POSTPROCESSOR_REGISTRY, VLNMSPostprocessor, split_by
 from .queries import use_queries
 from .relatedness import RELATEDNESS_REGISTRY
 from .roi_heads import VLNMSCascadeHead, VLNMSHead, VLNMSRes5Head
+from .shared_masks import SharedMasks
 from .text import TEXT_ENCODER_REGISTRY
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "TEXT_ENCODER_REGISTRY",
     "CachedRCNN",
     "Candidates",
+    "SharedMasks",
     "VLNMSCascadeHead",
     "VLNMSHead",
     "VLNMSPostprocessor",

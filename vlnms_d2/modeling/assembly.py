@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from .candidates import Candidates
 from .postprocessing import Selection
+from .shared_masks import SharedRoiMasks
+
+MASKS = ("auto", "pasted", "shared")
 
 
 class QueryResult:
@@ -18,6 +22,7 @@ class QueryResult:
         relatedness: float [Q, N], r.
         selection: what the postprocessor kept.
         attention: word attention to add to the output, [Q, L] or [Q, N, L], or None.
+        masks: one of `MASKS`, what `pred_masks` becomes; see `MODEL.VLNMS.MASKS`.
     """
 
     def __init__(
@@ -27,6 +32,7 @@ class QueryResult:
         relatedness: Tensor,
         selection: Selection,
         attention: Tensor | None = None,
+        masks: str = "auto",
     ):
         self.candidates = candidates
         self.query_index, self.candidate_index = selection.flatten()
@@ -39,6 +45,8 @@ class QueryResult:
         self.scores = selection.scores[self.query_index, self.candidate_index]
         self.relatedness = relatedness[self.query_index, self.candidate_index]
         self.attention = attention
+        one_query = len(selection.num_kept) == 1
+        self.shares_masks = masks == "shared" or (masks == "auto" and not one_query)
 
     def distinct_instances(self, image_size: tuple[int, int]) -> Instances:
         """Every kept box once, for the mask and keypoint heads."""
@@ -50,6 +58,9 @@ class QueryResult:
 
     def per_query(self, distinct: Instances) -> Instances:
         """The queries' proposals one after the other, each sorted by fused score."""
+        if distinct.has("pred_masks") and self.shares_masks:
+            each = torch.arange(len(distinct), device=self.scores.device)
+            distinct.pred_masks = SharedRoiMasks(distinct.pred_masks[:, 0], each)
         instances = distinct[self.position]
         instances.scores = self.scores
         instances.relatedness = self.relatedness

@@ -78,7 +78,9 @@ class RelatednessBranch(nn.Module):
         step = max(1, self.chunk_bytes * 2 // 5 // max(1, cost))
         chunks = [text[i : i + step] for i in range(0, max(1, len(text)), step)]
         output = RelatednessOutput.cat(
-            [self.relatedness(visual, locations, chunk, with_attention) for chunk in chunks]
+            (self.relatedness(visual, locations, chunk, with_attention) for chunk in chunks),
+            len(text),
+            text.mask.shape[1],
         )
         empty = ~text.mask.any(dim=1, keepdim=True)
         if output.deltas is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -34,3 +34,31 @@ def predict(
         list(predictor.predict_probs(predictions, proposals)),
         list(box_features.flatten(1).split([len(p) for p in proposals])),
     )
+
+
+def stock_results(
+    predictor: FastRCNNOutputLayers,
+    detections: Detections,
+    image_sizes: list[tuple[int, int]],
+    images: list[int],
+) -> list[Instances]:
+    """The detector's own result, boxes only.
+
+    Args:
+        predictor: with the detector's thresholds.
+        detections: of all images.
+        image_sizes: of all images, (height, width) in pixels.
+        images: which of them are asked for.
+
+    Returns:
+        Instances with `pred_boxes`, `scores` and `pred_classes` per image asked for.
+    """
+    results, _ = fast_rcnn_inference(
+        [detections.boxes[i] for i in images],
+        [detections.scores[i] for i in images],
+        [image_sizes[i] for i in images],
+        predictor.test_score_thresh,
+        predictor.test_nms_thresh,
+        predictor.test_topk_per_image,
+    )
+    return results

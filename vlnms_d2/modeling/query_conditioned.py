@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+import math
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
 
-from .assembly import QueryResult
+from .assembly import MASKS, QueryResult
 from .branch import RelatednessBranch
 from .candidates import Candidates, select_candidates
 from .criterion import Criterion
-from .detections import Detections
+from .detections import Detections, stock_results
+from .pooling import pool_boxes
 from .postprocessing import build_postprocessor
-from .queries import QueryBatch, TakesQueries
+from .queries import QueryBatch
+from .query_training import TrainsBranch
+from .refinement import refine_boxes
 from .relatedness import (
     Relatedness,
     box_locations,
@@ -32,10 +32,14 @@ from .relatedness import (
 )
 from .text import TextEncoder, TextFeatures, build_text_encoder
 
+# The mask and keypoint heads see at most so many boxes of an image at once: what they pool of a
+# box is 200 kB, and many queries keep many distinct boxes.
+BOXES_AT_ONCE = 100
+
 Features = dict[str, Tensor]
 
 
-class QueryConditionedMixin(TakesQueries):
+class QueryConditionedMixin(TrainsBranch):
     """Adds text, relatedness and fused-score NMS to a Detectron2 ROI head.
 
     A subclass names the part of the detector that the visual encoder copies
@@ -55,6 +59,7 @@ class QueryConditionedMixin(TakesQueries):
         precision: "float32" or "bfloat16", of the branch's layers.
         chunk_bytes: most temporary memory for scoring; see `RelatednessBranch`.
         output_attention: add the word attention to the output.
+        masks: what `pred_masks` is where there are queries; see `MODEL.VLNMS.MASKS`.
     """
 
     @configurable
@@ -72,6 +77,7 @@ class QueryConditionedMixin(TakesQueries):
         precision: str = "float32",
         chunk_bytes: int = 256 << 20,
         output_attention: bool = False,
+        masks: str = "auto",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -82,6 +88,10 @@ class QueryConditionedMixin(TakesQueries):
         if precision not in ("float32", "bfloat16"):
             raise ValueError(
                 f"MODEL.VLNMS.PRECISION is {precision!r}, expected 'float32' or 'bfloat16'"
+            )
+        if masks not in MASKS:
+            raise ValueError(
+                f"MODEL.VLNMS.MASKS is {masks!r}, expected one of {', '.join(map(repr, MASKS))}"
             )
         self.visual_encoder = visual_encoder
         self.precision = precision
@@ -100,6 +110,7 @@ class QueryConditionedMixin(TakesQueries):
         self.score_thresh = score_thresh
         self.max_candidates = max_candidates
         self.output_attention = output_attention
+        self.masks = masks
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
@@ -123,6 +134,7 @@ class QueryConditionedMixin(TakesQueries):
             precision=vlnms.PRECISION,
             chunk_bytes=int(vlnms.CHUNK_MEMORY_MB * 2**20),
             output_attention=vlnms.OUTPUT_ATTENTION,
+            masks=vlnms.MASKS,
         )
         return ret
 
@@ -143,7 +155,8 @@ class QueryConditionedMixin(TakesQueries):
 
     def _pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
         """Pool boxes of all images: float [sum of N, C, height, width]."""
-        return self.box_pooler([features[f] for f in self.box_in_features], boxes)
+        maps = [features[f] for f in self.box_in_features]
+        return pool_boxes(self.box_pooler, maps, boxes)
 
     def _encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
         """Run a copy of the visual encoder's source: float [N, D]."""
@@ -172,11 +185,13 @@ class QueryConditionedMixin(TakesQueries):
         answers = self.answer(
             candidates, [sizes[i] for i in asked], [batch.queries[i] for i in asked]
         )
-        results = self._stock_results(detections, sizes, skip=asked)
+        others = [i for i in range(len(proposals)) if i not in asked]
+        stock = stock_results(self._last_predictor, detections, sizes, others)
+        results = dict(zip(others, stock, strict=True))
         for i, answer in zip(asked, answers, strict=True):
             results[i] = answer.distinct_instances(sizes[i])
         # Masks and keypoints: once per distinct box, whatever the number of queries.
-        results = self.forward_with_given_boxes(features, results)
+        results = self._mask_and_keypoint_heads(features, [results[i] for i in range(len(sizes))])
         for i, answer in zip(asked, answers, strict=True):
             results[i] = answer.per_query(results[i])
         return results
@@ -193,7 +208,7 @@ class QueryConditionedMixin(TakesQueries):
         everything = list(range(len(proposals)))
         candidates = [self._select(detections, i, sizes[i]) for i in everything]
         self._pool(features, detections, candidates, everything)
-        return candidates, self._stock_results(detections, sizes, skip=[])
+        return candidates, stock_results(self._last_predictor, detections, sizes, everything)
 
     def answer(
         self,
@@ -226,79 +241,11 @@ class QueryConditionedMixin(TakesQueries):
             relatedness, output = self.vlnms.score(visual, locations, text, self.output_attention)
         boxes = found.boxes
         if output.deltas is not None:
-            boxes = self._refine(boxes, output.deltas, image_size)
+            box2box = self._last_predictor.box2box_transform
+            boxes = refine_boxes(boxes, output.deltas, image_size, box2box)
         selection = self.postprocessor(boxes, found.scores, relatedness, found.classes)
         attention = output.attention if self.output_attention else None
-        return QueryResult(found, boxes, relatedness, selection, attention)
-
-    def _forward_training(self, images, features, proposals, targets, batch):
-        self.check_trainable(batch)
-        losses = {}
-        if not self.freeze_detector:
-            _, losses = super().forward(images, features, proposals, targets)
-        if any(batch.queries):
-            with torch.no_grad(), self._detector_in_eval_mode():
-                detections = self._detect(features, proposals)
-            asked = [i for i, queries in enumerate(batch.queries) if queries]
-            candidates = [self._select(detections, i, proposals[i].image_size) for i in asked]
-            pool = partial(self._pool, features, detections, asked=asked)
-            sizes = [proposals[i].image_size for i in asked]
-            losses.update(self.query_losses(candidates, sizes, batch, pool))
-        return proposals, losses
-
-    def check_trainable(self, batch: QueryBatch) -> None:
-        """Refuse a training batch that has nothing to learn from, or queries without targets.
-
-        Raises:
-            ValueError: saying what is missing.
-        """
-        # An image with an empty list of queries has nothing to learn from either.
-        if self.freeze_detector and not any(batch.queries):
-            raise ValueError(
-                "MODEL.VLNMS.FREEZE_DETECTOR is True and no image of the batch has a query: there "
-                'is nothing to train. Give batched_inputs[i]["query"] and ["query_targets"] '
-                "(vlnms_d2.data does), or set FREEZE_DETECTOR to False to train the detector."
-            )
-        for i, (queries, targets) in enumerate(zip(batch.queries, batch.targets, strict=True)):
-            if queries and targets is None:
-                raise ValueError(
-                    f'batched_inputs[{i}] has queries but no "query_targets"; training needs one '
-                    "Instances with gt_boxes per query"
-                )
-
-    def query_losses(
-        self,
-        candidates: list[Candidates],
-        image_sizes: list[tuple[int, int]],
-        batch: QueryBatch,
-        pool: Callable[[list[Candidates]], None] | None = None,
-    ) -> dict[str, Tensor]:
-        """The losses of the images that have queries; see `Criterion.losses`.
-
-        Args:
-            candidates, image_sizes: of those images.
-            batch: queries and targets of all images.
-            pool: gives candidates what is pooled for them, in place, after those that take part
-                have been drawn; None where they have it.
-        """
-        asked = [i for i, queries in enumerate(batch.queries) if queries]
-        drawn = [
-            self.criterion.draw(found, batch.targets[i], self.vlnms.relatedness.compares_boxes)
-            for i, found in zip(asked, candidates, strict=True)
-        ]
-        candidates = [own.candidates for own in drawn]
-        if pool is not None:
-            pool(candidates)
-        with self._own_precision():
-            visual = self._encode(candidates)
-            text = self.vlnms.encode_queries([batch.queries[i] for i in asked])
-            outputs = [
-                self.vlnms.relatedness(box_features, box_locations(found.boxes, size), own)
-                for box_features, found, size, own in zip(
-                    visual, candidates, image_sizes, text, strict=True
-                )
-            ]
-        return self.criterion.losses(outputs, drawn, self._last_predictor.box2box_transform)
+        return QueryResult(found, boxes, relatedness, selection, attention, self.masks)
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -341,12 +288,30 @@ class QueryConditionedMixin(TakesQueries):
             return [found.pooled for found in candidates]
         if not candidates:
             return []
-        pooled = torch.cat([found.pooled for found in candidates])
+        pooled = candidates[0].pooled
+        if len(candidates) > 1:
+            pooled = torch.cat([found.pooled for found in candidates])
         encoded = self._encode_pooled(self.vlnms.visual_encoder, pooled)
         if self.vlnms.refinement_encoder is not None:
             refinement = self._encode_pooled(self.vlnms.refinement_encoder, pooled)
             encoded = torch.cat([encoded, refinement], dim=1)
         return list(encoded.split([len(found) for found in candidates]))
+
+    def _mask_and_keypoint_heads(
+        self, features: Features, results: list[Instances]
+    ) -> list[Instances]:
+        """`forward_with_given_boxes`, at most `BOXES_AT_ONCE` boxes of an image at a time."""
+        if not (self.mask_on or getattr(self, "keypoint_on", False)):
+            return results
+        most = max(len(own) for own in results)
+        starts = [i * BOXES_AT_ONCE for i in range(max(1, math.ceil(most / BOXES_AT_ONCE)))]
+        parts = [
+            self.forward_with_given_boxes(
+                features, [own[start : start + BOXES_AT_ONCE] for own in results]
+            )
+            for start in starts
+        ]
+        return [Instances.cat(list(own)) for own in zip(*parts, strict=True)]
 
     def _own_copy(self) -> nn.Module:
         """A copy of the visual encoder's source that learns."""
@@ -355,65 +320,3 @@ class QueryConditionedMixin(TakesQueries):
     def _own_precision(self) -> torch.autocast:
         device = next(self.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
-
-    def _refine(self, boxes: Tensor, deltas: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """The boxes [N, 4] of each query after its refinement [Q, N, 4]: float [Q, N, 4].
-
-        A refinement of zeros leaves a box as it is, to the bit, and so does one that would move
-        all of it out of the image: Detectron2 drops empty boxes, and the query may have no other.
-        """
-        box2box = self._last_predictor.box2box_transform
-        # Detectron2's transform takes several deltas per box side by side: [N, Q * 4].
-        refined = box2box.apply_deltas(deltas.transpose(0, 1).flatten(1), boxes)
-        refined = refined.unflatten(1, (len(deltas), 4)).transpose(0, 1)
-        refined = clip_boxes_to_image(refined, image_size)
-        some_area = (refined[..., 2:] > refined[..., :2]).all(dim=-1)
-        applies = some_area & deltas.any(dim=-1)
-        return torch.where(applies[..., None], refined, boxes)
-
-    def _stock_results(
-        self, detections: Detections, image_sizes: list[tuple[int, int]], skip: list[int]
-    ) -> list[Instances | None]:
-        """The detector's own result per image, None for those in `skip`."""
-        predictor = self._last_predictor
-        results: list[Instances | None] = [None] * len(image_sizes)
-        rest = [i for i in range(len(image_sizes)) if i not in skip]
-        stock, _ = fast_rcnn_inference(
-            [detections.boxes[i] for i in rest],
-            [detections.scores[i] for i in rest],
-            [image_sizes[i] for i in rest],
-            predictor.test_score_thresh,
-            predictor.test_nms_thresh,
-            predictor.test_topk_per_image,
-        )
-        for i, result in zip(rest, stock, strict=True):
-            results[i] = result
-        return results
-
-    @contextmanager
-    def _detector_in_eval_mode(self) -> Iterator[None]:
-        """The head itself in eval mode: CascadeROIHeads asks `self.training` between stages."""
-        was_training, self.training = self.training, False
-        try:
-            yield
-        finally:
-            self.training = was_training
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.freeze_detector:
-            for child in self.children():
-                if child is not self.vlnms:
-                    child.eval()
-        return self
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Start the encoders from the detector's head unless the checkpoint has its own."""
-        for name in ("visual_encoder", "refinement_encoder"):
-            own = f"{prefix}vlnms.{name}."
-            if getattr(self.vlnms, name) is None or any(k.startswith(own) for k in state_dict):
-                continue
-            source = f"{prefix}{self.visual_encoder_source}."
-            for key in [k for k in state_dict if k.startswith(source)]:
-                state_dict[own + key[len(source) :]] = state_dict[key]
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -17,6 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from .detections import Detections, predict
+from .pooling import pool_boxes
 from .query_conditioned import Features, QueryConditionedMixin
 
 
@@ -51,7 +52,7 @@ class VLNMSRes5Head(QueryConditionedMixin, Res5ROIHeads):
         return predict(self.box_predictor, box_features.mean(dim=[2, 3]), proposals)
 
     def _pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        return self.pooler([features[f] for f in self.in_features], boxes)
+        return pool_boxes(self.pooler, [features[f] for f in self.in_features], boxes)
 
     def _encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
         return encoder(pooled).mean(dim=[2, 3])

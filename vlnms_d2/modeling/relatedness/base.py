@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
@@ -37,16 +36,48 @@ class RelatednessOutput:
     deltas: Tensor | None = None
 
     @staticmethod
-    def cat(parts: Sequence[RelatednessOutput]) -> RelatednessOutput:
-        """Parts for different queries as one; attentions are padded to the longest query."""
+    def cat(
+        parts: Iterable[RelatednessOutput], num_queries: int, num_words: int
+    ) -> RelatednessOutput:
+        """Parts for different queries as one.
+
+        Each part is copied as it comes. To keep them for a `torch.cat` costs some hundred MiB:
+        small as they are, in memory they lie between the temporary tensors of their parts, so that
+        the allocator cannot use the place of those for the next part's.
+
+        Args:
+            parts: one after the other; at least one.
+            num_queries: of all parts.
+            num_words: of the longest query; attentions are padded to it.
+        """
+        whole: RelatednessOutput | None = None
+        start = 0
+        for part in parts:
+            end = start + len(part.logits)
+            if end - start == num_queries:
+                return part
+            if whole is None:
+                whole = part._zeros(num_queries, num_words)
+            whole.logits[start:end] = part.logits
+            if part.attention is not None:
+                whole.attention[start:end, ..., : part.attention.shape[-1]] = part.attention
+            if part.deltas is not None:
+                whole.deltas[start:end] = part.deltas
+            start = end
+            del part  # before the next one is made
+        return whole
+
+    def _zeros(self, num_queries: int, num_words: int) -> RelatednessOutput:
+        """Zeros for more queries of the same boxes."""
         attention = deltas = None
-        if parts[0].attention is not None:
-            longest = max(part.attention.shape[-1] for part in parts)
-            padded = [F.pad(p.attention, (0, longest - p.attention.shape[-1])) for p in parts]
-            attention = torch.cat(padded)
-        if parts[0].deltas is not None:
-            deltas = torch.cat([part.deltas for part in parts])
-        return RelatednessOutput(torch.cat([part.logits for part in parts]), attention, deltas)
+        if self.attention is not None:
+            attention = self.attention.new_zeros(
+                num_queries, *self.attention.shape[1:-1], num_words
+            )
+        if self.deltas is not None:
+            deltas = self.deltas.new_zeros(num_queries, *self.deltas.shape[1:])
+        logits = self.logits.new_zeros(num_queries, self.logits.shape[1])
+        return RelatednessOutput(logits, attention, deltas)
 
 
 class Relatedness(nn.Module):

@@ -93,8 +93,9 @@ class FC(Relatedness):
     def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
         floats = 4 * num_boxes
         if self.attention == "additive":
-            floats += num_boxes * (3 * num_words + self.fc_r.in_features)
-        if self.relu:
+            floats += 3 * num_boxes * num_words
+        if self.attention == "additive" or self.relu:
+            # The attended words of each box, their product with the box, and m.
             floats += 3 * num_boxes * self.fc_r.in_features
         return 4 * floats
 
@@ -106,9 +107,15 @@ class FC(Relatedness):
         box = self.attend_box(self.dropout(self.mlp_a(visual)))
         word = self.attend_word(text.words)
         # One query at a time: [Q, N, L, D] would be gigabytes for many queries.
-        scores = [self.fc_s(torch.tanh(box[:, None] + w)).squeeze(-1) for w in word]
+        scores = (self.fc_s(torch.tanh(box[:, None] + w)).squeeze(-1) for w in word)
         shape = (len(text), len(visual), text.mask.shape[1])
-        stacked = torch.stack(scores) if scores else box.new_zeros(shape)
+        if torch.is_grad_enabled() and len(text):
+            stacked = torch.stack(list(scores))
+        else:
+            # In place, for the sake of memory; see `RelatednessOutput.cat`.
+            stacked = box.new_zeros(shape)
+            for row, own in zip(stacked, scores, strict=True):
+                row.copy_(own)
         return masked_softmax(stacked, text.mask[:, None])
 
     def _score_directly(self, box: Tensor, query: Tensor) -> Tensor:
