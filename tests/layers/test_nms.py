@@ -1,6 +1,8 @@
 """Tests of NMS for many queries, against torchvision's run once per query."""
 
+import math
 from fractions import Fraction
+from unittest import mock
 
 import pytest
 import torch
@@ -8,7 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 
-from vlnms_d2.layers import multi_query_nms, nms
+from vlnms_d2.layers import (
+    multi_query_nms,
+    nms,
+    nms_arithmetic,
+    nms_bitsets,
+    nms_fixed_point,
+    nms_parts,
+)
 
 DEVICES = [
     "cpu",
@@ -33,18 +42,36 @@ def reference(boxes, scores, classes, iou_threshold, topk):
     return rows
 
 
+def by_bitsets(*problem):
+    with mock.patch.object(nms_bitsets, "_time_alone", lambda *_: math.inf):
+        return nms_bitsets.nms_bitsets(*problem)
+
+
+def results_of_all_ways(boxes, scores, classes, iou_threshold, topk):
+    """What `multi_query_nms` gives, and would give had it taken any other way."""
+    yield multi_query_nms(boxes, scores, classes, iou_threshold, topk)
+    if scores.numel():
+        num_boxes = scores.shape[1]
+        topk = num_boxes if topk is None or topk < 0 else min(topk, num_boxes)
+        ways = [nms_fixed_point.nms_fixed_point]
+        if scores.is_cpu:
+            ways += [by_bitsets, nms._one_by_one]
+        for way in ways:
+            yield way(boxes, scores, classes, iou_threshold, topk)
+
+
 def assert_same(boxes, scores, classes, iou_threshold, topk=None):
-    keep, num_kept = multi_query_nms(boxes, scores, classes, iou_threshold, topk)
     num_boxes = scores.shape[1]
     width = num_boxes if topk is None or topk < 0 else min(topk, num_boxes)
-    assert keep.shape == (len(scores), width)
-    assert keep.dtype == num_kept.dtype == torch.int64
-    assert keep.device == num_kept.device == scores.device
     rows = reference(boxes, scores, classes, iou_threshold, topk)
-    assert num_kept.tolist() == [len(row) for row in rows]
-    for row, expected in zip(keep, rows, strict=True):
-        assert row[: len(expected)].tolist() == expected.tolist()
-        assert (row[len(expected) :] == -1).all()
+    for keep, num_kept in results_of_all_ways(boxes, scores, classes, iou_threshold, topk):
+        assert keep.shape == (len(scores), width)
+        assert keep.dtype == num_kept.dtype == torch.int64
+        assert keep.device == num_kept.device == scores.device
+        assert num_kept.tolist() == [len(row) for row in rows]
+        for row, expected in zip(keep, rows, strict=True):
+            assert row[: len(expected)].tolist() == expected.tolist()
+            assert (row[len(expected) :] == -1).all()
 
 
 def clustered(num_boxes, num_queries, num_classes=3, clusters=5, seed=0, own=False):
@@ -95,7 +122,10 @@ def problems(draw):
 )
 @given(problem=problems(), max_elements=st.sampled_from([1, 7, 100, 1 << 22]))
 def test_equals_torchvision(monkeypatch, problem, max_elements):
-    monkeypatch.setattr(nms, "_MAX_ELEMENTS", max_elements)
+    monkeypatch.setattr(nms_bitsets, "_MAX_ELEMENTS", max_elements)
+    monkeypatch.setattr(nms_bitsets, "_MAX_PAIRS", max_elements)
+    monkeypatch.setattr(nms_fixed_point, "_MAX_ELEMENTS", max_elements)
+    monkeypatch.setattr(nms_parts, "_MAX_PAIRS", max_elements)
     assert_same(*problem)
 
 
@@ -191,11 +221,13 @@ def exact_fused_iou(better, worse):
 def test_fused_iou_rounds_as_the_cuda_kernel():
     boxes, _, _ = clustered(40, 1, seed=3)
     better, worse = boxes[:20], boxes[20:]
-    fused = nms._iou(better, worse, fused=True)
+    fused = nms_arithmetic.iou(better.t(), worse.t(), fused=True)
     expected = [exact_fused_iou(a, b) for a, b in zip(better, worse, strict=True)]
     assert fused.tolist() == expected
-    pairs = nms._iou(boxes[:, None], boxes, fused=True)
-    assert not torch.equal(pairs, nms._iou(boxes[:, None], boxes, fused=False))
+    pairs = boxes.t()[:, :, None], boxes.t()[:, None]
+    assert not torch.equal(
+        nms_arithmetic.iou(*pairs, fused=True), nms_arithmetic.iou(*pairs, fused=False)
+    )
 
 
 @pytest.mark.parametrize("num_queries", [0, 1, 3])

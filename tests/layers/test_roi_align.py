@@ -67,5 +67,9 @@ def test_extremes(corners, size):
     check([corners, corners], [0, 1], [0, 1], size)
 
 
+def test_several_boxes_without_a_size():
+    check([(5, 5, 5, 5), (0, 0, 0, 0)], [0, 0], [1, 1])
+
+
 def test_no_boxes():
     check([], [], [])

@@ -2,13 +2,12 @@
 
 VL-NMS (Sec. 3.2) runs NMS once per query on the fused score. The boxes' overlaps do not depend on
 the query, so they are found once per image; what remains for each query is to resolve who
-suppresses whom. Cluster-NMS (Zheng et al., "Enhancing Geometric Factors in Model Learning and
-Inference for Object Detection and Instance Segmentation", 2021, Sec. IV) shows how to do that
-without walking down the ranking: start with every box kept and repeat "a box is kept if no
-better-ranked box that overlaps it is kept" until nothing changes. Suppression only runs down the
-ranking, so after t rounds at least the best t boxes are final and the stable state is the greedy
-result itself, not an approximation. The number of rounds is the length of the longest chain of
-suppressions: at most N + 1, a handful in practice.
+suppresses whom. There are three ways, of which the fastest is taken:
+
+* One query is left to torchvision, and so are a few queries on the CPU, and boxes that overlap so
+  much that a greedy walk ends after few of them.
+* Many queries on the CPU walk down their rankings side by side, see ``nms_bitsets``.
+* Many queries on CUDA repeat a rule until nothing changes, see ``nms_fixed_point``.
 
 What equality with torchvision means
 ------------------------------------
@@ -30,22 +29,19 @@ For every query the result is that of ``torchvision.ops.batched_nms`` on the sam
 * float16 and bfloat16 input is raised to float32 first, as Detectron2 does.
 """
 
-import math
-
+import numpy as np
 import torch
+import torchvision  # noqa: F401  registers the operator
 from torch import Tensor
-from torchvision.ops import batched_nms
 
-# Largest number of elements of one temporary tensor; the work is split into chunks to hold it.
-_MAX_ELEMENTS = 1 << 22
+from .nms_arithmetic import shifted_by_class, uses_trick
+from .nms_bitsets import nms_bitsets
+from .nms_fixed_point import nms_fixed_point
 
-# Sizes of the [N, 4] box tensor up to which torchvision uses the coordinate trick. Before 0.22 it
-# left it at 20,000 on CUDA: between the two, boxes here may round otherwise than there.
-_TRICK_MAX_NUMEL_CPU = 4_000
-_TRICK_MAX_NUMEL_CUDA = 100_000
+# Called as such, torchvision.ops.nms has checks that take time at each call.
+_nms = torch.ops.torchvision.nms
 
 
-@torch.no_grad()
 def multi_query_nms(
     boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, topk: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -72,16 +68,15 @@ def multi_query_nms(
     boxes, scores = _checked(boxes, scores, classes, iou_threshold)
     num_queries, num_boxes = scores.shape
     topk = num_boxes if topk is None or topk < 0 else min(topk, num_boxes)
-    # Stable, so that equal scores rank by index as in torchvision's kernels.
-    order = scores.argsort(dim=1, descending=True, stable=True)
     if num_queries == 0 or num_boxes == 0:
-        kept = torch.ones_like(scores, dtype=torch.bool)
-    elif num_queries == 1:
-        kept = torch.zeros_like(scores, dtype=torch.bool)
-        kept[0, batched_nms(boxes.reshape(-1, 4), scores[0], classes, iou_threshold)] = True
-    else:
-        kept = _kept_boxes(boxes, order, classes, iou_threshold)
-    return _best(kept.gather(1, order), order, topk)
+        keep = torch.full((num_queries, topk), -1, device=scores.device)
+        return keep, keep.new_zeros(num_queries)
+    problem = (boxes, scores, classes, iou_threshold, topk)
+    if num_queries == 1:
+        return _single(*problem)
+    if not boxes.is_cpu:
+        return nms_fixed_point(*problem)
+    return nms_bitsets(*problem) or _one_by_one(*problem)
 
 
 def _checked(
@@ -100,9 +95,7 @@ def _checked(
         raise ValueError(f"expected classes {[num_boxes]}, got {list(classes.shape)}")
     if not 0.0 <= iou_threshold <= 1.0:
         raise ValueError(f"the IoU threshold must lie in [0, 1], got {iou_threshold}")
-    half = (torch.float16, torch.bfloat16)
-    boxes = boxes.float() if boxes.dtype in half else boxes
-    scores = scores.float() if scores.dtype in half else scores
+    boxes, scores = _plain(boxes), _plain(scores)
     if boxes.dtype != scores.dtype or not boxes.is_floating_point():
         raise TypeError(
             "boxes and scores must have one floating-point dtype, got "
@@ -111,146 +104,54 @@ def _checked(
     return boxes, scores
 
 
-def _kept_boxes(boxes: Tensor, order: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """Mask bool [Q, N] of the boxes that queries keep; ``order`` int64 [Q, N] is their ranking."""
-    num_boxes = order.shape[1]
-    positions = torch.arange(num_boxes, dtype=torch.int32, device=order.device)
-    rank = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, positions.expand_as(order))
-    groups = classes
-    if 4 * num_boxes <= (_TRICK_MAX_NUMEL_CPU if boxes.is_cpu else _TRICK_MAX_NUMEL_CUDA):
-        boxes, apart = _shifted_by_class(boxes, classes)
-        groups = classes if apart else None
-
-    if boxes.dim() == 2:
-        src, dst = _suppression_pairs(boxes[None], groups, iou_threshold)
-        step = max(1, _MAX_ELEMENTS // max(1, len(src)))
-        return torch.cat([_resolve(ranks, src, dst) for ranks in rank.split(step)])
-
-    step = max(1, _MAX_ELEMENTS // num_boxes**2)
-    kept = []
-    for own_boxes, ranks in zip(boxes.split(step), rank.split(step), strict=True):
-        src, dst = _suppression_pairs(own_boxes, groups, iou_threshold)
-        # The boxes of all queries of the chunk form one graph without edges between queries.
-        kept.append(_resolve(ranks.reshape(1, -1), src, dst).view(ranks.shape))
-    return torch.cat(kept)
+def _plain(values: Tensor) -> Tensor:
+    """The values without gradient and in at least float32."""
+    if values.requires_grad:
+        values = values.detach()
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def _shifted_by_class(boxes: Tensor, classes: Tensor) -> tuple[Tensor, bool]:
-    """Boxes [..., N, 4] moved apart by class, in the arithmetic of torchvision's trick, and
-    whether it is certain that boxes of different classes do not overlap then."""
-    stride = boxes.amax(dim=(-2, -1)) + 1
-    # Up to here the rounding of a coordinate is smaller than half of the gap between classes.
-    limit = 0.5 / torch.finfo(boxes.dtype).eps
-    apart = (boxes >= 0).all() & (stride.max() * (classes.abs().max() + 1) <= limit)
-    return boxes + (classes.to(boxes) * stride[..., None])[..., None], bool(apart)
-
-
-def _suppression_pairs(
-    boxes: Tensor, classes: Tensor | None, iou_threshold: float
+def _single(
+    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, topk: int
 ) -> tuple[Tensor, Tensor]:
-    """Pairs of boxes of which the first, if kept and better ranked, suppresses the second.
-
-    Args:
-        boxes: float [B, N, 4], B independent sets of boxes, xyxy in pixels.
-        classes: int [N]; only boxes of one class form pairs. None: all may.
-        iou_threshold: pairs have an IoU above it.
-
-    Returns:
-        ``(src, dst)`` int64 [E] each: positions in the B * N boxes.
-    """
-    num_sets, num_boxes, _ = boxes.shape
-    threshold = _kernel_threshold(iou_threshold, boxes)
-    positions = torch.arange(num_boxes, device=boxes.device)
-    set_start = torch.arange(num_sets, device=boxes.device) * num_boxes
-    rows = max(1, _MAX_ELEMENTS // (num_sets * num_boxes))
-    src, dst = [], []
-    for own in positions.split(rows):
-        # The fused IoU depends on which box is the better one, the other is found once a pair.
-        asked = own[:, None] != positions if boxes.is_cuda else own[:, None] < positions
-        if classes is not None:
-            asked &= classes[own, None] == classes
-        i, j = asked.nonzero(as_tuple=True)
-        i = own[i]
-        which, pair = (_iou(boxes[:, i], boxes[:, j], boxes.is_cuda) > threshold).nonzero(
-            as_tuple=True
-        )
-        src.append(set_start[which] + i[pair])
-        dst.append(set_start[which] + j[pair])
-    if not boxes.is_cuda:
-        src, dst = src + dst, dst + src
-    return torch.cat(src), torch.cat(dst)
+    """The one query's NMS by torchvision. Each operation counts beside its own few."""
+    own = boxes if boxes.dim() == 2 else boxes[0]
+    kept = _kept_by_one(own, scores[0], classes, iou_threshold)
+    # A negative width cuts.
+    keep = torch.constant_pad_nd(kept[None], (0, topk - len(kept)), -1)
+    return keep, kept.new_full((1,), min(len(kept), topk))
 
 
-def _iou(better: Tensor, worse: Tensor, fused: bool) -> Tensor:
-    """IoU of boxes [..., 4] that broadcast, rounded step by step as torchvision's kernels do.
-
-    ``fused``: add the area of the worse box in one rounding with its product of width and height,
-    as the CUDA kernel does; this makes the result depend on which of two boxes is the better one.
-    """
-    inter_size = torch.minimum(better[..., 2:], worse[..., 2:]) - torch.maximum(
-        better[..., :2], worse[..., :2]
-    )
-    inter = _width_times_height(inter_size.clamp_(min=0))
-    better_area = _width_times_height(better[..., 2:] - better[..., :2])
-    worse_size = worse[..., 2:] - worse[..., :2]
-    if fused:
-        # The product of two float32 is exact in float64. So is the sum, unless the better box is
-        # more than 16 times as large as the other; then the IoU is below 1/16 in any case.
-        areas = _width_times_height(worse_size.double()) + better_area.double()
-        areas = areas.to(better.dtype)
-    else:
-        areas = better_area + _width_times_height(worse_size)
-    return inter / (areas - inter)
+def _kept_by_one(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+    """The boxes [N, 4] that one query keeps under its scores [N], int64, by falling score."""
+    if uses_trick(boxes):
+        return _nms(shifted_by_class(boxes, classes), scores, iou_threshold)
+    # Class by class, as `batched_nms` does, but with a stable order at the end.
+    members = classes.argsort(stable=True)
+    sizes = classes[members].unique_consecutive(return_counts=True)[1].tolist()
+    if len(sizes) == 1:
+        return _nms(boxes, scores, iou_threshold)
+    members = members.split(sizes)
+    kept = [own[_nms(boxes[own], scores[own], iou_threshold)] for own in members]
+    kept = torch.cat(kept).sort().values
+    return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
-def _width_times_height(size: Tensor) -> Tensor:
-    return size[..., 0] * size[..., 1]
-
-
-def _kernel_threshold(iou_threshold: float, boxes: Tensor) -> float:
-    """The threshold to compare with in the boxes' dtype to decide as torchvision's kernels do."""
-    if boxes.is_cpu and boxes.dtype == torch.float64:
-        return iou_threshold
-    # The CUDA kernels take the threshold as float32, for float64 boxes too.
-    threshold = torch.tensor(iou_threshold, dtype=torch.float32)
-    if boxes.is_cpu and threshold.item() > iou_threshold:
-        # The CPU kernel compares in float64: float32 values above the threshold are those above
-        # the largest float32 that is not above it.
-        threshold = torch.nextafter(threshold, torch.tensor(-math.inf))
-    return threshold.item()
-
-
-def _resolve(rank: Tensor, src: Tensor, dst: Tensor) -> Tensor:
-    """The greedy result as the stable state of "kept if no better-ranked neighbour is kept".
-
-    Args:
-        rank: int32 [R, M], R rankings of the M boxes of one graph, 0 the best.
-        src: int64 [E], where each edge starts: that box suppresses the edge's other box in the
-            rankings in which it is the better one and is kept itself.
-        dst: int64 [E], where each edge ends.
-
-    Returns:
-        bool [R, M], the kept boxes.
-    """
-    row, edge = (rank[:, src] < rank[:, dst]).nonzero(as_tuple=True)
-    row_start = row * rank.shape[1]
-    better, worse = row_start + src[edge], row_start + dst[edge]
-    kept = torch.ones(rank.numel(), dtype=torch.bool, device=rank.device)
-    while True:
-        blockers = torch.zeros_like(kept, dtype=torch.int32)
-        blockers.index_add_(0, worse, kept[better].int())
-        settled = blockers == 0
-        # The one synchronisation of a round. Down the ranking each box of a stable state follows
-        # from those before it, so there is only one such state: the greedy result.
-        if torch.equal(settled, kept):
-            return kept.view(rank.shape)
-        kept = settled
-
-
-def _best(kept: Tensor, order: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """The first ``topk`` kept boxes of each row, ``kept`` bool [Q, N] being in ranking order."""
-    place = kept.cumsum(dim=1) - 1
-    # Whatever is not returned goes to one spare column, cut off below.
-    place = torch.where(kept & (place < topk), place, topk)
-    keep = order.new_full((len(order), topk + 1), -1).scatter_(1, place, order)[:, :topk]
-    return keep.contiguous(), kept.sum(dim=1).clamp_(max=topk)
+def _one_by_one(
+    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, topk: int
+) -> tuple[Tensor, Tensor]:
+    """Torchvision's NMS for one query after the other, on the CPU."""
+    trick = uses_trick(boxes)
+    if trick:
+        boxes = shifted_by_class(boxes, classes)
+    keep = np.full((len(scores), topk), -1)
+    num_kept = np.empty(len(scores), dtype=np.int64)
+    every = zip(boxes.expand(len(scores), -1, -1).unbind(), scores.unbind(), strict=True)
+    for query, (own, row) in enumerate(every):
+        if trick:
+            kept = _nms(own, row, iou_threshold)
+        else:
+            kept = _kept_by_one(own, row, classes, iou_threshold)
+        num_kept[query] = count = min(len(kept), topk)
+        keep[query, :count] = kept.numpy()[:count]
+    return torch.from_numpy(keep), torch.from_numpy(num_kept)

@@ -85,7 +85,8 @@ def _pixels(
         pixels int64 and their weights float, [n, bins, max(grid, 1) + 1] each.
     """
     if grid == 0:
-        return torch.zeros(len(size), bins, 2, dtype=torch.int64), size.new_zeros(1, bins, 2)
+        nothing = size.new_zeros(len(size), bins, 2)
+        return nothing.long(), nothing
     # The kernel's own order of operations: it decides here what is inside.
     step = (size / bins)[:, None, None]
     number, sample = torch.arange(bins)[:, None], torch.arange(grid) + 0.5
