@@ -23,14 +23,14 @@ def names(first: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """RefShapes with two images a split, registered as `tiny`."""
-    out = tmp_path_factory.mktemp("tiny")
+    """RefShapes with two images a split, registered as `builtin`."""
+    out = tmp_path_factory.mktemp("builtin")
     scenes = write_images(out, Settings(5, 320, 240, (2, 2, 2, 2)), workers=1)
     write_annotations(out, scenes)
     write_expressions(scenes, out, seed=5)
-    register_refshapes(out, name="tiny")
+    register_refshapes(out, name="builtin")
     yield out
-    for name in names("tiny"):
+    for name in names("builtin"):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
 
@@ -40,7 +40,7 @@ def test_importing_the_plugin_registers_refshapes():
 
 
 def test_of_the_referents_alone_the_contexts_are_withheld_and_nothing_else(root):
-    whole, withheld = (DatasetCatalog.get(f"tiny_{kind}train") for kind in ("", "referents_"))
+    whole, withheld = (DatasetCatalog.get(f"builtin_{kind}train") for kind in ("", "referents_"))
     assert any(e["context_ann_ids"] for image in whole for e in image["expressions"])
     for image in whole:
         for expression in image["expressions"]:
@@ -61,7 +61,7 @@ def test_registering_reads_nothing(tmp_path):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_data_set_of_a_split_has_the_expressions_of_all_manners(root, split):
-    images = DatasetCatalog.get(f"tiny_{split}")
+    images = DatasetCatalog.get(f"builtin_{split}")
     first = 1 + 2 * SPLITS.index(split)
     assert [image["image_id"] for image in images] == [first, first + 1]
     for image in images:
@@ -75,8 +75,8 @@ def test_the_data_set_of_a_split_has_the_expressions_of_all_manners(root, split)
 
 
 def test_the_data_set_of_a_manner_has_its_part_of_them(root):
-    everything = DatasetCatalog.get("tiny_val")
-    parts = [DatasetCatalog.get(f"tiny_{manner}_val") for manner in MANNERS]
+    everything = DatasetCatalog.get("builtin_val")
+    parts = [DatasetCatalog.get(f"builtin_{manner}_val") for manner in MANNERS]
     for manner, part in zip(MANNERS, parts, strict=True):
         assert {e["manner"] for image in part for e in image["expressions"]} == {manner}
     sent_ids = [e["sent_id"] for part in parts for image in part for e in image["expressions"]]
@@ -84,7 +84,7 @@ def test_the_data_set_of_a_manner_has_its_part_of_them(root):
 
 
 def test_the_instances_of_a_split_are_a_plain_detection_data_set(root):
-    images = DatasetCatalog.get("tiny_instances_testB")
+    images = DatasetCatalog.get("builtin_instances_testB")
     assert [image["image_id"] for image in images] == [7, 8]
     assert all(Path(image["file_name"]).is_file() for image in images)
     assert "expressions" not in images[0]
@@ -93,10 +93,10 @@ def test_the_instances_of_a_split_are_a_plain_detection_data_set(root):
 
 
 def test_metadata_say_how_to_evaluate(root):
-    DatasetCatalog.get("tiny_instances_val")
+    DatasetCatalog.get("builtin_instances_val")
     detection, grounding = (
-        MetadataCatalog.get("tiny_instances_val"),
-        MetadataCatalog.get("tiny_val"),
+        MetadataCatalog.get("builtin_instances_val"),
+        MetadataCatalog.get("builtin_val"),
     )
     assert detection.evaluator_type == "coco"
     assert grounding.evaluator_type == "refer"

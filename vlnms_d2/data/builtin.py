@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from .refshapes.scene import SPLITS
 from .register import (
     register_flickr30k_entities,
     register_karpathy,
@@ -89,6 +90,10 @@ def register_all(root: str | Path, prefix: str = "") -> None:
     """
     root = Path(root)
     register_refshapes(root / "refshapes", f"{prefix}refshapes")
+    entities = root / "refshapes_entities"  # tools/make_refshapes_captions.py
+    register_flickr30k_entities(
+        entities, f"{prefix}refshapes_entities", image_root=entities / "images", splits=SPLITS
+    )
     for one in REFER_SETS:
         register_refer(
             root / "refer" / one.folder,

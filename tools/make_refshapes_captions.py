@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+"""Write captions of RefShapes' images, in the format of Flickr30k Entities.
+
+    python tools/make_refshapes_captions.py --refshapes datasets/refshapes \\
+        --out datasets/refshapes_entities --seed 0
+
+Five captions an image, each of which lists two to four of its objects; see
+`vlnms_d2.data.refshapes.captions`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlnms_d2.data.refshapes.captions import write_captions
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    description, _, epilog = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--refshapes", type=Path, required=True, metavar="FOLDER", help="of make_refshapes.py")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    try:
+        counts = write_captions(args.refshapes, args.out, args.seed)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(f"{args.out}: captions {', '.join(f'{n} {split}' for split, n in counts.items())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""Segment what the reference matcher chose, and evaluate the masks (RES).
+
+    python tools/second_stage_masks.py --config-file configs/refshapes/vlnms_fc_trained.yaml \\
+        --datasets refshapes_val refshapes_testB --runs output/refshapes/second_stages/seed*/*
+
+`--runs` are folders with the `choices_<data set>.json` of `tools/train_second_stage.py rec`; each
+gets a `res_<data set>.json`. The mask head is that of the config's detector.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+from detectron2.utils.logger import setup_logger
+
+from vlnms_d2.config import load_config
+from vlnms_d2.data import GroundingMapper
+from vlnms_d2.engine.predictor import VLNMSPredictor
+from vlnms_d2.second_stages.masks import evaluate_masks, read_choices
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    description, _, epilog = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config-file", type=Path, required=True, metavar="FILE")
+    add("--datasets", nargs="+", required=True, metavar="NAME")
+    add("--runs", nargs="+", required=True, type=Path, metavar="FOLDER")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="last")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    setup_logger(name="vlnms_d2")
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        if not cfg.MODEL.MASK_ON:
+            raise ValueError(f"{args.config_file}: MODEL.MASK_ON is False, expected a mask head")
+        mapper = GroundingMapper(cfg, is_train=False)
+        model = VLNMSPredictor(cfg).model
+        for name in args.datasets:
+            choices = {run: read_choices(run / f"choices_{name}.json") for run in args.runs}
+            evaluate_masks(model, mapper, name, DatasetCatalog.get(name), choices)
+    except (OSError, KeyError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Accuracy of what a second stage chose: referring expressions (REC), their masks (RES) and
+phrases (PG).
+
+Source: VL-NMS, Sec. 4.2 and 4.3. The proposal of highest score of each query is its answer, so the
+same evaluators serve a second stage and query-aware proposals as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+
+from ..file_io import write_json
+from ..modeling.postprocessing import split_by_query
+
+logger = logging.getLogger(__name__)
+
+RESULTS_VERSION = 1
+IOU_THRESHOLD = 0.5
+MASK_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class _AnswerEvaluator(DatasetEvaluator):
+    """What the evaluators of this file share: one answer for each expression, kept once.
+
+    `process` takes model inputs with "image_id" and outputs with "instances" that have
+    `query_index`; the queries are the data set's expressions of that image, in its order, or those
+    that the input's "expressions" name by "sent_id" and "manner". An input without "query" and
+    "expressions" is passed over, so that the loader which shows each image twice can be used.
+
+    Args:
+        dataset_name: names the results.
+        dataset_dicts: of the data set, as `DatasetCatalog.get` gives them: images with annotations
+            and expressions.
+        output_dir: where the results are written; None writes nothing.
+        distributed: gather the expressions of all processes.
+
+    Attributes:
+        results: all results of the last `evaluate`, on the main process, as written to the file.
+    """
+
+    task: str
+    """Names the results and their file."""
+
+    def __init__(
+        self,
+        dataset_name: str,
+        dataset_dicts: Iterable[dict[str, Any]],
+        *,
+        output_dir: str | None = None,
+        distributed: bool = True,
+    ):
+        self.dataset_name = dataset_name
+        self.output_dir = output_dir
+        self.distributed = distributed
+        self.results: dict[str, Any] | None = None
+        self._images = {one["image_id"]: one for one in dataset_dicts}
+        self._records: dict[tuple[str | None, Any], Any] = {}
+
+    def reset(self) -> None:
+        """Forget all expressions."""
+        self._records = {}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take in a batch; see the class.
+
+        Raises:
+            ValueError: an image or expression is not of the data set, or an expression has no
+                referent; or the model gives no `query_index`.
+        """
+        for image_input, output in zip(inputs, outputs, strict=True):
+            if "query" not in image_input and "expressions" not in image_input:
+                continue
+            image = self._image(image_input)
+            expressions = self._expressions(image_input, image)
+            instances = output["instances"]
+            # Masks are large: only the answers' go to the CPU.
+            answers = [_best(own) for own in split_by_query(instances, len(expressions))]
+            annotations = {a["id"]: a for a in image["annotations"]}
+            for expression, answer in zip(expressions, answers, strict=True):
+                if expression["ann_id"] not in annotations:
+                    raise ValueError(
+                        f"expression {expression['sent_id']} of {_name(image)} has no annotated "
+                        f"referent ('ann_id' is {expression['ann_id']}): expected a data set of "
+                        "referring expressions or phrases"
+                    )
+                key = expression["manner"], expression["sent_id"]
+                referent = annotations[expression["ann_id"]]
+                self._records[key] = self._record(expression, referent, answer, image)
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Evaluate all expressions seen; prints a table and writes `{task}_{dataset_name}.json`.
+
+        Returns:
+            `{task: {name: number}}` on the main process, in percent; empty on the other processes
+            and where no expression was seen.
+        """
+        parts = [self._records]
+        if self.distributed:
+            comm.synchronize()
+            parts = comm.gather(self._records, dst=0)
+        if not comm.is_main_process():
+            return OrderedDict()
+        merged = dict(itertools.chain.from_iterable(part.items() for part in parts))
+        if not merged:
+            logger.warning("[%s] Did not receive any expressions.", type(self).__name__)
+            return OrderedDict()
+        keys = sorted(merged, key=lambda key: (str(key[0]), key[1]))
+        groups: dict[str, list[Any]] = {}
+        for key in keys:
+            for group in self._groups(key[0], merged[key]):
+                groups.setdefault(group, []).append(merged[key])
+        self.results = {
+            "version": RESULTS_VERSION,
+            "task": self.task,
+            "dataset": self.dataset_name,
+            "overall": self._summarise([merged[key] for key in keys]),
+            "groups": {name: self._summarise(groups[name]) for name in sorted(groups)},
+        }
+        if self.output_dir is not None:
+            PathManager.mkdirs(self.output_dir)
+            path = os.path.join(self.output_dir, f"{self.task}_{self.dataset_name}.json")
+            write_json(path, self.results)
+            logger.info("Wrote %s", path)
+        logger.info("%s on %s:\n%s", self.task, self.dataset_name, format_table(self.results))
+        return OrderedDict({self.task: flat_results(self.results)})
+
+    # --- what a subclass says --------------------------------------------------------------------
+
+    def _record(
+        self, expression: dict, referent: dict, answer: Instances | None, image: dict
+    ) -> Any:
+        """What is kept of an expression; without an answer, the query had no proposal."""
+        raise NotImplementedError
+
+    def _groups(self, manner: str | None, record: Any) -> Iterable[str]:
+        """The groups of which the expression is one."""
+        return () if manner is None else (manner,)
+
+    def _summarise(self, records: Sequence[Any]) -> dict[str, float | int]:
+        """The numbers of a group; "expressions" counts them."""
+        raise NotImplementedError
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def _image(self, image_input: dict) -> dict:
+        image_id = image_input["image_id"]
+        if image_id not in self._images:
+            raise ValueError(
+                f"{_name(image_input)}: image id {image_id} is not of {self.dataset_name}; give "
+                "the evaluator the dicts of the data set that is evaluated"
+            )
+        return self._images[image_id]
+
+    def _expressions(self, image_input: dict, image: dict) -> list[dict]:
+        named = image_input.get("expressions")
+        if named is None:
+            return image["expressions"]
+        own = {(e["manner"], e["sent_id"]): e for e in image["expressions"]}
+        try:
+            return [own[e["manner"], e["sent_id"]] for e in named]
+        except KeyError as error:
+            raise ValueError(
+                f"{_name(image_input)}: expression {error} is not of {self.dataset_name}; give the "
+                "evaluator the dicts of the data set that is evaluated"
+            ) from None
+
+
+class RECEvaluator(_AnswerEvaluator):
+    """Accuracy of referring expression comprehension: answers whose IoU with the referent is above
+    0.5, in percent of the expressions; by manner where the data set has several."""
+
+    task = "rec"
+
+    def _record(self, expression, referent, answer, image) -> float:
+        return _box_iou(referent, answer)
+
+    def _summarise(self, records: Sequence[float]) -> dict[str, float | int]:
+        ious = np.array(records)
+        return {
+            "expressions": len(ious),
+            "accuracy": 100.0 * float((ious > IOU_THRESHOLD).mean()),
+            "mean_iou": 100.0 * float(ious.mean()),
+        }
+
+
+class _PhraseRecord(NamedTuple):
+    iou: float
+    types: tuple[str, ...]
+
+
+class PhraseGroundingEvaluator(_AnswerEvaluator):
+    """Accuracy of phrase grounding, for all phrases and for each type of phrase.
+
+    A phrase's referent is its box, or the union of its boxes (Flickr30k Entities, "merged boxes"),
+    as the data set's reader gives it. The types are those of "phrase_type"; a phrase of several
+    types counts in each. Groups have "type:" before their name.
+    """
+
+    task = "phrase_grounding"
+
+    def _record(self, expression, referent, answer, image) -> _PhraseRecord:
+        return _PhraseRecord(_box_iou(referent, answer), tuple(expression.get("phrase_type", ())))
+
+    def _groups(self, manner: str | None, record: _PhraseRecord) -> Iterable[str]:
+        return (f"type:{kind}" for kind in dict.fromkeys(record.types))
+
+    def _summarise(self, records: Sequence[_PhraseRecord]) -> dict[str, float | int]:
+        hits = np.array([record.iou > IOU_THRESHOLD for record in records])
+        return {"expressions": len(hits), "accuracy": 100.0 * float(hits.mean())}
+
+
+class _MaskRecord(NamedTuple):
+    intersection: int
+    union: int
+
+
+class RESEvaluator(_AnswerEvaluator):
+    """Overall IoU and Pr@X of referring expression segmentation.
+
+    The overall IoU is the sum of the intersections over the sum of the unions; Pr@X the percentage
+    of expressions whose mask has an IoU above X with the referent's. An expression without an
+    answer has an empty mask. Answers need `pred_masks`, bool [n, height, width] in pixels of the
+    image file, and annotations their "segmentation": COCO's polygons or RLE.
+    """
+
+    task = "res"
+
+    def _record(self, expression, referent, answer, image) -> _MaskRecord:
+        if referent.get("segmentation") is None:
+            raise ValueError(
+                f"annotation {referent['id']} of {_name(image)} has no 'segmentation', expected "
+                "polygons or RLE to compare masks with"
+            )
+        truth = decode_mask(referent["segmentation"], image["height"], image["width"])
+        if answer is None:
+            return _MaskRecord(0, int(truth.sum()))
+        if not answer.has("pred_masks"):
+            raise ValueError(
+                f"the output for {_name(image)} has no pred_masks, which RES is about: set "
+                "MODEL.MASK_ON to True"
+            )
+        mask = answer.pred_masks[0].cpu().numpy().astype(bool)
+        return _MaskRecord(int((mask & truth).sum()), int((mask | truth).sum()))
+
+    def _summarise(self, records: Sequence[_MaskRecord]) -> dict[str, float | int]:
+        intersections, unions = np.array(records, dtype=np.int64).T
+        # Where neither has a pixel they are the same.
+        ious = np.where(unions > 0, intersections / np.maximum(unions, 1), 1.0)
+        total = int(unions.sum())
+        numbers = {
+            "expressions": len(records),
+            "overall_iou": 100.0 * int(intersections.sum()) / total if total else 100.0,
+        }
+        for threshold in MASK_THRESHOLDS:
+            numbers[f"pr@{threshold}"] = 100.0 * float((ious > threshold).mean())
+        return numbers
+
+
+def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """COCO's segmentation, polygons or RLE, as bool [height, width]."""
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            segmentation = mask_util.frPyObjects(segmentation, height, width)
+        return mask_util.decode(segmentation).astype(bool)
+    # COCO has polygons of two points, which have no area and which its own code refuses.
+    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+    if not polygons:
+        return np.zeros((height, width), dtype=bool)
+    parts = mask_util.frPyObjects(polygons, height, width)
+    return mask_util.decode(mask_util.merge(parts)).astype(bool)
+
+
+def flat_results(results: Mapping[str, Any]) -> dict[str, float]:
+    """The results as one level of numbers, in Detectron2's manner; a group's have a hyphen."""
+    flat = dict(results["overall"])
+    for group, numbers in results["groups"].items():
+        flat |= {f"{key}-{group}": value for key, value in numbers.items()}
+    return flat
+
+
+def format_table(results: Mapping[str, Any]) -> str:
+    """The results as a table to print."""
+    groups = {"all": results["overall"], **results["groups"]}
+    rows = [{"": name, **numbers} for name, numbers in groups.items()]
+    return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f")
+
+
+def _best(instances: Instances) -> Instances | None:
+    """The one of highest score, the first of several; None where there is none."""
+    if not len(instances):
+        return None
+    # argmax of equal scores gives any of them; a stable order gives the first.
+    best = int(instances.scores.argsort(descending=True, stable=True)[0])
+    return instances[best : best + 1]
+
+
+def _box_iou(referent: dict, answer: Instances | None) -> float:
+    if answer is None:
+        return 0.0
+    box = BoxMode.convert(referent["bbox"], referent["bbox_mode"], BoxMode.XYXY_ABS)
+    truth = Boxes(torch.tensor([box], dtype=torch.float32))
+    return float(pairwise_iou(truth, Boxes(answer.pred_boxes.tensor.float().cpu())))
+
+
+def _name(image: dict) -> str:
+    return image.get("file_name") or f"image {image['image_id']}"
