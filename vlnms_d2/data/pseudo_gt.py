@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.structures import BoxMode
-from torchvision.ops import box_iou
+from pycocotools.mask import iou as box_iou
 
 from ..file_io import write_json
 from ..language.matching import CategoryMatcher
@@ -122,17 +121,21 @@ def with_cosines(
 
 def same_box(annotations: list[dict[str, Any]], referents: list[int | None]) -> np.ndarray:
     """bool [E, A]: whether the annotation's box is that of the expression's referent."""
+    if not annotations:
+        return np.zeros((len(referents), 0), dtype=bool)
     row_of = {annotation["id"]: i for i, annotation in enumerate(annotations)}
-    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    modes = np.array([a["bbox_mode"] for a in annotations])
-    for mode in np.unique(modes).tolist():  # all of a mode together, which is much faster
-        rows = modes == mode
-        boxes[rows] = BoxMode.convert(boxes[rows], BoxMode(mode), BoxMode.XYXY_ABS)
-    boxes = torch.from_numpy(boxes)
-    same = (box_iou(boxes, boxes) > SAME_IOU).numpy() | np.eye(len(boxes), dtype=bool)
+    boxes = np.array([_xywh(annotation) for annotation in annotations], dtype=np.float64)
+    # The quickest of the libraries at hand for a few boxes: images are many.
+    same = box_iou(boxes, boxes, [False] * len(boxes)) > SAME_IOU
+    np.fill_diagonal(same, True)
     nobody = np.zeros((1, len(boxes)), dtype=bool)
-    places = [-1 if ann_id is None else row_of[ann_id] for ann_id in referents]
-    return np.concatenate([same, nobody])[places]
+    rows = [-1 if ann_id is None else row_of[ann_id] for ann_id in referents]
+    return np.concatenate([same, nobody])[rows]
+
+
+def _xywh(annotation: dict[str, Any]) -> list[float]:
+    box, mode = annotation["bbox"], annotation["bbox_mode"]
+    return box if mode == BoxMode.XYWH_ABS else BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
 
 
 def save_pseudo_gt(path: str | Path, dataset: str, settings: dict[str, Any], **found) -> None:
