@@ -218,6 +218,22 @@ def test_settings_are_compared_with_those_of_the_start(config_files, tmp_path):
         check_settings(run)
 
 
+def test_pseudo_ground_truth_is_compared_by_its_content(config_files, tmp_path):
+    def digest(folder: str) -> str:
+        words = ["MODEL.VLNMS.PSEUDO_GT.DIR", str(tmp_path / folder)]
+        [run] = plan(tmp_path / "out", config_files[:1], [0], words)
+        return settings(run.cfg)["MODEL.VLNMS.PSEUDO_GT.DIR"]
+
+    [run] = plan(tmp_path / "out", config_files[:1], [0], [])
+    for folder, content in (("one", "same"), ("two", "same"), ("three", "other")):
+        for name in run.cfg.DATASETS.TRAIN:
+            path = tmp_path / folder / name / "pseudo_gt.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(content)
+    assert digest("one") == digest("two") != digest("three")
+    assert digest("none") == str(tmp_path / "none")
+
+
 def test_a_finished_run_with_other_settings_is_an_error(main, training, capsys):
     assert main(seeds=[0]) == 0
     training.clear()

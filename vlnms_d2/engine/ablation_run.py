@@ -15,6 +15,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..config import default_config, load_config
+from ..data.expressions import prepared_folder, pseudo_gt_file
 from ..file_io import write_json
 from ..modeling.relatedness import relatedness_class
 
@@ -141,11 +142,18 @@ def plan(
 
 
 def settings(cfg: CfgNode) -> dict[str, Any]:
-    """All settings that change what a run gives, by their full keys; weights by their content."""
+    """All settings that change what a run gives, by their full keys; weights and pseudo ground
+    truth by their content."""
     flat = _flatten(yaml.safe_load(cfg.dump()))
-    weights = Path(cfg.MODEL.WEIGHTS)
-    if weights.is_file():
-        flat["MODEL.WEIGHTS"] = f"sha256 {_file_digest(weights)}"
+    folder = prepared_folder(cfg.MODEL.VLNMS.PSEUDO_GT.DIR)
+    contents = {
+        "MODEL.WEIGHTS": [Path(cfg.MODEL.WEIGHTS)],
+        "MODEL.VLNMS.PSEUDO_GT.DIR": [pseudo_gt_file(folder, n) for n in cfg.DATASETS.TRAIN],
+    }
+    for key, paths in contents.items():
+        digests = [_file_digest(path) for path in paths if path.is_file()]
+        if digests:
+            flat[key] = f"sha256 {' '.join(digests)}"
     return {key: value for key, value in flat.items() if key not in IRRELEVANT}
 
 
