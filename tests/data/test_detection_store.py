@@ -88,7 +88,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
         return highest
 
     peak(500)  # what is made once
-    assert peak(20_000) < 1.2 * peak(2_000)
+    # Ten times the file; what other threads of the process allocate meanwhile counts as well.
+    assert peak(20_000) < 2 * peak(2_000)
 
 
 WHOLE = json.dumps([detection(), detection()])

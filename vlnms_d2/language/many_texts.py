@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -47,8 +48,12 @@ class ManyTexts:
             return self.read(texts)
         chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(self.processes, context, _begin, (self.read,)) as pool:
-            return list(chain.from_iterable(pool.map(_read, chunks)))
+        gc.freeze()  # else the forks' collectors go through, and copy, all that is here
+        try:
+            with ProcessPoolExecutor(self.processes, context, _begin, (self.read,)) as pool:
+                return list(chain.from_iterable(pool.map(_read, chunks)))
+        finally:
+            gc.unfreeze()
 
 
 def _may_fork() -> bool:
