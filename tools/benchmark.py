@@ -22,18 +22,14 @@ import torch
 
 from vlnms_d2.benchmarks import BENCHMARKS, Options
 from vlnms_d2.benchmarks.plot import plot_time
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.file_io import write_json
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, _, epilog = __doc__.partition("\n\n")
     listed = "\n".join(f"  {name}: {benchmark.help}" for name, benchmark in BENCHMARKS.items())
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=f"{epilog}\nThe benchmarks:\n{listed}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, f"\nThe benchmarks:\n{listed}")
     defaults = Options()
     add = parser.add_argument
     add("what", nargs="+", choices=[*BENCHMARKS, "all"])

@@ -11,13 +11,13 @@ that its image has. Use a training split.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from vlnms_d2.data.expressions import load_expressions
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.evaluation.word_calibration import (
     collect_class_pairs,
     collect_pairs,
@@ -33,12 +33,7 @@ GAMMAS = [round(0.2 + 0.05 * i, 2) for i in range(14)]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--dataset", required=True, help="a registered data set")
     parser.add_argument("--word-vectors", default="", help="GloVe-format file; default: MiniLM")
     parser.add_argument("--pipeline", default="", help="spaCy pipeline; default: vlnms_d2's own")

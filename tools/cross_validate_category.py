@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.evaluation.category_folds import (
     assign_folds,
     choose,
@@ -39,12 +40,7 @@ from vlnms_d2.language.word_vectors import load_word_vectors
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     for name in ("detections", "annotations", "captions", "mentions"):
         add(f"--{name}", type=Path, required=True, metavar="FILE")

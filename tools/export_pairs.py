@@ -20,10 +20,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vlnms_d2.engine.command_line import make_parser, show_counts
 from vlnms_d2.engine.launch_options import (
     add_model_options,
     quiet_tracing,
-    show_counts,
     take_processes,
 )
 from vlnms_d2.engine.model_settings import ModelSettings
@@ -34,12 +34,7 @@ from vlnms_d2.modeling.looking import LAYERS
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--top-n", type=int, default=10, metavar="N", help="kept a pair; default: %(default)s")
     add("--features", choices=LAYERS, default="detector", dest="layer", help="of the pools")

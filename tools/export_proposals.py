@@ -23,11 +23,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from vlnms_d2.engine.command_line import add_cut_options, make_parser, show_counts
 from vlnms_d2.engine.export_run import ExportSettings, run_export
 from vlnms_d2.engine.launch_options import (
     add_model_options,
     quiet_tracing,
-    show_counts,
     take_processes,
 )
 from vlnms_d2.engine.model_settings import ModelSettings
@@ -37,26 +37,11 @@ from vlnms_d2.modeling.looking import LAYERS
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     formats = [*FORMATS, *FEATURE_FORMATS]
     add("--format", nargs="+", choices=formats, default=["jsonl"], dest="formats")
-    cut = parser.add_mutually_exclusive_group()
-    cut.add_argument("--top-n", type=int, metavar="N", help="kept a query")
-    cut.add_argument(
-        "--score-thresh", type=float, metavar="T", help="keep s above it, and the best"
-    )
-    cut.add_argument(
-        "--mean-proposals",
-        type=float,
-        metavar="M",
-        help="keep s above the threshold that leaves so many a query",
-    )
+    add_cut_options(parser)
     add("--features", choices=LAYERS, default="detector", dest="layer", help="of ddpn and scan")
     add("--masks", action="store_true", help="give masks, in jsonl and coco")
     add("--categories-of", metavar="NAME", help="data set that has the detector's classes")

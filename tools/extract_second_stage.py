@@ -26,6 +26,7 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from vlnms_d2.config import load_config
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.second_stages.extraction import Looked, RegionExtractor
 from vlnms_d2.second_stages.store import (
     DETECTOR,
@@ -40,12 +41,7 @@ FLOOR = 0.05  # below the thresholds of the real case, which are chosen on val
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--datasets", nargs="+", required=True, metavar="NAME", help="registered names")
     add("--what", nargs="+", required=True, metavar="SOURCE", help="gt, detector, or a VL-NMS")

@@ -10,21 +10,16 @@ Five captions an image, each of which lists two to four of its objects; see
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from vlnms_d2.data.refshapes.captions import write_captions
+from vlnms_d2.engine.command_line import make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--refshapes", type=Path, required=True, metavar="FOLDER", help="of make_refshapes.py")
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")

@@ -16,7 +16,6 @@ sets first: the others are compared with their vocabulary.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,18 +25,14 @@ from tqdm import tqdm
 
 from vlnms_d2.data.expressions import prepared_folder
 from vlnms_d2.data.results_file import read_detections
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.engine.preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
 from vlnms_d2.language.word_vectors import load_word_vectors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--datasets", nargs="+", required=True, metavar="NAME")
     parser.add_argument(
         "--out", type=Path, help="default: the folder vlnms_d2 under $DETECTRON2_DATASETS"

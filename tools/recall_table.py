@@ -10,13 +10,13 @@ of one experiment. How many misses are cut is computed per seed, then averaged.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.evaluation.seeds import (
     check_comparable,
     format_mean,
@@ -101,12 +101,7 @@ def markdown(groups: dict[str, list[dict[str, Any]]], by_manner: bool) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recall_*.json")
     parser.add_argument(
         "--by-manner", action="store_true", help="also one row per manner of expressions"

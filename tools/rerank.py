@@ -25,6 +25,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlnms_d2.engine.command_line import add_cut_options, make_parser, show_counts
 from vlnms_d2.engine.rerank_run import TOP_N, RerankSettings, run_rerank
 from vlnms_d2.evaluation.mention_recall import format_recall
 from vlnms_d2.export import FORMATS
@@ -33,12 +34,7 @@ from vlnms_d2.rerank import NMS_THRESH
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--detections", type=Path, required=True, metavar="FILE", help="COCO results")
     add("--annotations", type=Path, required=True, metavar="FILE", help="with the categories")
@@ -46,17 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split", help="of REFER's refs; default: all of them")
     add("--out", type=Path, required=True, metavar="DIR")
     add("--format", nargs="+", choices=list(FORMATS), default=["jsonl"], dest="formats")
-    cut = parser.add_mutually_exclusive_group()
-    cut.add_argument("--top-n", type=int, metavar="N", help=f"kept a query; default: {TOP_N}")
-    cut.add_argument(
-        "--score-thresh", type=float, metavar="T", help="keep s above it, and the best"
-    )
-    cut.add_argument(
-        "--mean-proposals",
-        type=float,
-        metavar="M",
-        help="keep s above the threshold that leaves so many a query; takes twice the time",
-    )
+    add_cut_options(parser, f"kept a query; default: {TOP_N}", "; takes twice the time")
     add("--nms-thresh", type=float, default=NMS_THRESH, metavar="IOU", help="default: %(default)s")
     add("--mentions", type=Path, metavar="FILE", help="[{caption_id, annotation_ids}]: recall")
     add("--image-dir", type=Path, metavar="DIR", help="of the images, for --pictures")
@@ -76,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"rerank: {error}", file=sys.stderr)
         return 1
-    for key, value in manifest["counts"].items():
-        shown = f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
-        print(f"{key.replace('_', ' ')}: {shown}")
+    show_counts(manifest["counts"])
     if manifest["threshold"] is not None:
         print(f"threshold: {manifest['threshold']:.6g}")
     if "recall" in manifest:

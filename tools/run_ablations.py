@@ -30,6 +30,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from vlnms_d2.engine.ablation_run import Run, check_settings, plan, settings
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.evaluation.ablation_table import Variant, markdown, summarise
 from vlnms_d2.evaluation.seeds import read_results
 from vlnms_d2.evaluation.timing import measure_extra_time
@@ -208,12 +209,7 @@ def write_table(runs: Sequence[Run], stem: Path, command_line: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     default_configs = [REPO / "configs" / "refshapes" / f"{name}.yaml" for name in NAMES]
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
     parser.add_argument(

@@ -19,18 +19,14 @@ from detectron2.utils.logger import setup_logger
 
 from vlnms_d2.config import load_config
 from vlnms_d2.data import GroundingMapper
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.engine.predictor import VLNMSPredictor
 from vlnms_d2.second_stages.masks import evaluate_masks, read_choices
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--config-file", type=Path, required=True, metavar="FILE")
     add("--datasets", nargs="+", required=True, metavar="NAME")

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import shutil
@@ -20,10 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.evaluation.retrieval import RANKS
-from vlnms_d2.evaluation.seeds import format_mean, mean_and_deviation
+from vlnms_d2.evaluation.seeds import format_mean, markdown_table, mean_and_deviation
 from vlnms_d2.file_io import atomic_write, write_json
 
 KINDS = ("rec", "res", "phrase_grounding", "retrieval", "proposals")
@@ -120,13 +118,7 @@ def table(
             )
     headers = ["boxes of", "seeds", *(["boxes"] if proposals is not None else [])]
     headers += [heading for heading, _, _ in columns]
-    return tabulate(
-        rows,
-        headers=headers,
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=["left"] + ["right"] * (len(headers) - 1),
-    )
+    return markdown_table(rows, headers)
 
 
 def groups_of(by_source: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
@@ -180,12 +172,7 @@ def copy_results(runs: Sequence[Path], out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--runs", nargs="+", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="without ending")
     args = parser.parse_args(argv)

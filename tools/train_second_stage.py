@@ -27,6 +27,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.file_io import atomic_write
 from vlnms_d2.second_stages.rec_training import build_matcher, train_matcher
 from vlnms_d2.second_stages.retrieval_training import (
@@ -39,12 +40,7 @@ from vlnms_d2.second_stages.store import GROUND_TRUTH
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     rec = commands.add_parser("rec", help="the matcher of expressions; it grounds phrases too")
     rec.add_argument("--phrases", nargs="+", default=[], metavar="NAME", help="to ground as well")

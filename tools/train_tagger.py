@@ -11,7 +11,6 @@ cut out of the dependency trees. One core, about six minutes; the same seed give
 
 from __future__ import annotations
 
-import argparse
 import re
 import string
 from collections import Counter
@@ -29,6 +28,7 @@ from spacy.training.converters import conllu_to_docs
 from spacy.util import fix_random_seed, minibatch
 from thinc.api import Adam
 
+from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.language.nouns import NOUN_POS
 
 SOURCE = (
@@ -263,12 +263,7 @@ def evaluate(nlp: Language, docs: Sequence[Doc]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--treebank", type=Path, required=True, help="folder of the CoNLL-U files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline")
     parser.add_argument("--epochs", type=int, default=5)

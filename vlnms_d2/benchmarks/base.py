@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..config import load_config
+from ..evaluation.timing import describe_machine
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class Options:
             raise ValueError(f"{path}: {error}") from error
         cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", self.device
         return cfg
+
+    def timed(self, **found: Any) -> dict[str, Any]:
+        """What was found in rounds on the image's candidates, and what it was measured on."""
+        return found | {
+            "candidates": self.candidates,
+            "rounds": self.rounds,
+            "machine": describe_machine(self.torch_device),
+        }
 
     @property
     def torch_device(self) -> torch.device:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..evaluation.timing import describe_machine
 from .base import Benchmark, Options, show_machine
 from .detector import CONFIG, IMAGE_SIZE, ask, build_pair
 from .turns import time_in_turn
@@ -51,12 +50,7 @@ class GroundingDino(Benchmark):
             }
             for count in counts
         ]
-        return {
-            "candidates": options.candidates,
-            "rounds": options.rounds,
-            "rows": rows,
-            "machine": describe_machine(options.torch_device),
-        }
+        return options.timed(rows=rows)
 
     def show(self, results: dict[str, Any]) -> str:
         """See `Benchmark.show`."""

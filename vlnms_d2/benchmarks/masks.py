@@ -8,7 +8,6 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from ..config import default_config
-from ..evaluation.timing import describe_machine
 from .base import Benchmark, Options, show_machine
 from .detector import CONFIG, ask, build_pair
 from .overhead import time_pair
@@ -36,14 +35,8 @@ class Masks(Benchmark):
         if options.device == "cpu":
             peaks = peak_rows(_peak_of_forward, (cfg.dump(), options.candidates), counts)
             rows = [row | peak for row, peak in zip(rows, peaks, strict=True)]
-        return {
-            "relatedness": cfg.MODEL.VLNMS.RELATEDNESS,
-            "masks": cfg.MODEL.VLNMS.MASKS,
-            "candidates": options.candidates,
-            "rounds": options.rounds,
-            "rows": rows,
-            "machine": describe_machine(options.torch_device),
-        }
+        vlnms = cfg.MODEL.VLNMS
+        return options.timed(relatedness=vlnms.RELATEDNESS, masks=vlnms.MASKS, rows=rows)
 
     def show(self, results: dict[str, Any]) -> str:
         """See `Benchmark.show`."""

@@ -10,7 +10,6 @@ from tabulate import tabulate
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from ..evaluation.timing import describe_machine
 from ..layers import multi_query_nms
 from .base import Benchmark, Options, show_machine
 from .turns import time_in_turn
@@ -47,12 +46,7 @@ class Nms(Benchmark):
             for own in (False, True)
             for count in options.queries or QUERIES
         ]
-        return {
-            "candidates": options.candidates,
-            "rounds": options.rounds,
-            "rows": rows,
-            "machine": describe_machine(options.torch_device),
-        }
+        return options.timed(rows=rows)
 
     def show(self, results: dict[str, Any]) -> str:
         """See `Benchmark.show`."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..evaluation.timing import describe_machine
 from .base import Benchmark, Options, show_machine
 from .detector import CONFIG, Pair, ask, build_pair
 from .turns import time_in_turn
@@ -35,13 +34,7 @@ class Overhead(Benchmark):
             pair = build_pair(cfg, options.candidates)
             named = {"visual_encoder": cfg.MODEL.VLNMS.VISUAL_ENCODER}
             rows += [named | row for row in time_pair(pair, counts, options)]
-        return {
-            "relatedness": cfg.MODEL.VLNMS.RELATEDNESS,
-            "candidates": options.candidates,
-            "rounds": options.rounds,
-            "rows": rows,
-            "machine": describe_machine(options.torch_device),
-        }
+        return options.timed(relatedness=cfg.MODEL.VLNMS.RELATEDNESS, rows=rows)
 
     def show(self, results: dict[str, Any]) -> str:
         """See `Benchmark.show`."""

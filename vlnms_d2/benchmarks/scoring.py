@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ..evaluation.timing import describe_machine
 from ..modeling.assembly import QueryResult
 from ..modeling.relatedness import box_locations
 from .base import Benchmark, Options, show_machine
@@ -31,14 +30,7 @@ class Scoring(Benchmark):
         cfg = options.load_config(CONFIG, ["MODEL.MASK_ON", "False"])
         model = build_pair(cfg, options.candidates)
         image, rows = _parts(model.vlnms, model.image_input, options)
-        return {
-            "relatedness": cfg.MODEL.VLNMS.RELATEDNESS,
-            "candidates": options.candidates,
-            "rounds": options.rounds,
-            "image": image,
-            "rows": rows,
-            "machine": describe_machine(options.torch_device),
-        }
+        return options.timed(relatedness=cfg.MODEL.VLNMS.RELATEDNESS, image=image, rows=rows)
 
     def show(self, results: dict[str, Any]) -> str:
         """See `Benchmark.show`."""

@@ -10,7 +10,6 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 
-from ..evaluation.timing import describe_machine
 from .base import Benchmark, Options, show_machine
 from .detector import CONFIG, IMAGE_SIZE, Pair, build_pair, made_up_queries
 from .turns import time_in_turn
@@ -44,12 +43,7 @@ class Train(Benchmark):
                     "ratio": round(shared / single, 3),
                 }
             )
-        return {
-            "candidates": options.candidates,
-            "rounds": options.rounds,
-            "rows": rows,
-            "machine": describe_machine(options.torch_device),
-        }
+        return options.timed(rows=rows)
 
     def show(self, results: dict[str, Any]) -> str:
         """See `Benchmark.show`."""

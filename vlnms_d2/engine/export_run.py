@@ -8,7 +8,6 @@ missing. What is written does not depend on how many processes there are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,11 @@ from ..modeling.looking import LAYERS
 from .cut import check_cut
 from .detector_classes import detector_classes
 from .export_blocks import COUNTS, FOUND, SCORES, BlockWriter, ImageBlocks
-from .model_settings import ModelSettings, identity_of
-from .processes import Processes, begun, from_main, own_missing
+from .model_run import run_model
+from .model_settings import ModelSettings
+from .processes import Processes, from_main, own_missing
 from .proposal_model import ProposalModel
-from .resumable import MANIFEST, OutputFolder, sha256_of
+from .resumable import OutputFolder, sha256_of
 from .score_threshold import threshold_for_mean
 from .shards import Shards, progress, sum_counts
 
@@ -144,21 +144,13 @@ def run_export(
         ValueError: a value is wrong, a file is damaged or the folder is in use.
         torch.multiprocessing.ProcessException: one of several processes failed, or was killed.
     """
-    processes = processes or Processes()
-    settings.config(processes.device)  # fails here rather than in another process
-    processes.run(_export, settings, processes.device, overwrite)
-    return json.loads((settings.out / MANIFEST).read_bytes())
+    return run_model(_work, settings, processes, overwrite)
 
 
-def _export(settings: ExportSettings, device: str, overwrite: bool) -> None:
-    """The work of one rank."""
-    cfg = settings.config(device)
-    images = settings.model.images()
-    with begun(
-        settings.out, lambda: identity_of(cfg, images, settings.identity), overwrite
-    ) as output:
-        if output is not None:
-            _Run(settings, cfg, images, output).finish()
+def _work(
+    settings: ExportSettings, cfg: CfgNode, images: Sequence[dict[str, Any]], output: OutputFolder
+) -> None:
+    _Run(settings, cfg, images, output).finish()
 
 
 class _Run:

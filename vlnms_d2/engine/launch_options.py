@@ -41,13 +41,6 @@ def take_processes(args: dict[str, Any]) -> Processes:
     return Processes(**given)
 
 
-def show_counts(counts: dict[str, int | float]) -> None:
-    """Print what a manifest counts."""
-    for key, value in counts.items():
-        shown = f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
-        print(f"{key.replace('_', ' ')}: {shown}")
-
-
 def quiet_tracing() -> None:
     """Silence a warning of how Detectron2 asks whether it is being traced."""
     logging.getLogger("torch.fx").setLevel(logging.ERROR)

@@ -7,7 +7,6 @@ images that are missing, and what is written does not depend on how many process
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,8 @@ from ..file_io import write_json
 from ..modeling.looking import LAYERS, check_model
 from ..modeling.pair_scoring import PairScorer, encode_captions
 from .export_blocks import ImageBlocks
-from .model_settings import ModelSettings, identity_of
+from .model_run import run_model
+from .model_settings import ModelSettings
 from .pair_blocks import (
     PAIRS,
     POOL,
@@ -43,8 +43,8 @@ from .pair_blocks import (
     save_arrays,
 )
 from .predictor import VLNMSPredictor
-from .processes import Processes, begun, own_missing
-from .resumable import MANIFEST, OutputFolder, sha256_of
+from .processes import Processes, own_missing
+from .resumable import OutputFolder, sha256_of
 from .shards import Shards, progress
 
 DTYPES = ("float32", "float16")
@@ -123,21 +123,13 @@ def run_pairs(
     Raises:
         As `vlnms_d2.engine.export_run.run_export`.
     """
-    processes = processes or Processes()
-    settings.config(processes.device)  # fails here rather than in another process
-    processes.run(_export, settings, processes.device, overwrite)
-    return json.loads((settings.out / MANIFEST).read_bytes())
+    return run_model(_work, settings, processes, overwrite)
 
 
-def _export(settings: PairSettings, device: str, overwrite: bool) -> None:
-    """The work of one rank."""
-    cfg = settings.config(device)
-    images = settings.model.images()
-    with begun(
-        settings.out, lambda: identity_of(cfg, images, settings.identity), overwrite
-    ) as output:
-        if output is not None:
-            _Run(settings, cfg, images, output).finish()
+def _work(
+    settings: PairSettings, cfg: CfgNode, images: Sequence[dict[str, Any]], output: OutputFolder
+) -> None:
+    _Run(settings, cfg, images, output).finish()
 
 
 class _Run:

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tabulate import tabulate
-
-from .seeds import check_comparable, format_mean, mean_and_deviation
+from .seeds import check_comparable, format_mean, markdown_table, mean_and_deviation
 
 SUMMARY_VERSION = 1
 DETECTOR = "detector"
@@ -194,7 +192,7 @@ def _dataset_table(dataset: Mapping[str, Any], timings: Mapping[str, Any]) -> st
             timing = timings.get(name)
             cells += [_extra(timing, key) for key in ("one_query_ms", "all_queries_ms")]
         rows.append(cells)
-    return _tabulate(rows, headers)
+    return markdown_table(rows, headers)
 
 
 def _manner_table(dataset: Mapping[str, Any]) -> str:
@@ -204,7 +202,7 @@ def _manner_table(dataset: Mapping[str, Any]) -> str:
         [name, *(cell for m in manners for cell in _cells(row["by_manner"][m], MANNER_COLUMNS))]
         for name, row in dataset["rows"].items()
     ]
-    return _tabulate(rows, headers)
+    return markdown_table(rows, headers)
 
 
 def _heading(column: Column, dataset: Mapping[str, Any]) -> str:
@@ -222,16 +220,6 @@ def _extra(timing: Mapping[str, Any] | None, key: str) -> str:
         return "-"
     extra = timing[key] - timing["detector_ms"]
     return f"{extra:.1f} ms ({100 * extra / timing['detector_ms']:.1f}%)"
-
-
-def _tabulate(rows: list[list[str]], headers: list[str]) -> str:
-    return tabulate(
-        rows,
-        headers=headers,
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=["left"] + ["right"] * (len(headers) - 1),
-    )
 
 
 def _notes(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -7,9 +7,7 @@ same evaluators serve a second stage and query-aware proposals as they are.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,11 +18,10 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from ..file_io import write_json
 from ..modeling.postprocessing import split_by_query
+from .records import gather_records, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +105,9 @@ class _AnswerEvaluator(DatasetEvaluator):
             `{task: {name: number}}` on the main process, in percent; empty on the other processes
             and where no expression was seen.
         """
-        parts = [self._records]
-        if self.distributed:
-            comm.synchronize()
-            parts = comm.gather(self._records, dst=0)
+        merged = gather_records(self._records, self.distributed)
         if not comm.is_main_process():
             return OrderedDict()
-        merged = dict(itertools.chain.from_iterable(part.items() for part in parts))
         if not merged:
             logger.warning("[%s] Did not receive any expressions.", type(self).__name__)
             return OrderedDict()
@@ -130,11 +123,7 @@ class _AnswerEvaluator(DatasetEvaluator):
             "overall": self._summarise([merged[key] for key in keys]),
             "groups": {name: self._summarise(groups[name]) for name in sorted(groups)},
         }
-        if self.output_dir is not None:
-            PathManager.mkdirs(self.output_dir)
-            path = os.path.join(self.output_dir, f"{self.task}_{self.dataset_name}.json")
-            write_json(path, self.results)
-            logger.info("Wrote %s", path)
+        write_results(self.output_dir, f"{self.task}_{self.dataset_name}", self.results)
         logger.info("%s on %s:\n%s", self.task, self.dataset_name, format_table(self.results))
         return OrderedDict({self.task: flat_results(self.results)})
 

@@ -7,9 +7,7 @@ unchanged on the others.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +16,11 @@ from typing import Any
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from ..file_io import write_json
 from ..modeling.postprocessing import split_by_query
 from .matching import Match, MatchTable, match_proposals
+from .records import gather_records, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -168,21 +165,13 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             return OrderedDict()
         self.results = self._evaluate_records(records)
         self.thresholds = self.results["thresholds"]
-        if self.output_dir is not None:
-            PathManager.mkdirs(self.output_dir)
-            path = os.path.join(self.output_dir, f"recall_{self.dataset_name}.json")
-            write_json(path, self.results)
-            logger.info("Wrote %s", path)
+        write_results(self.output_dir, f"recall_{self.dataset_name}", self.results)
         logger.info("Recall on %s:\n%s", self.dataset_name, format_table(self.results))
         return OrderedDict(recall=flat_results(self.results))
 
     def _gather(self) -> list[ExpressionRecord]:
         """All processes' expressions, once each, in an order that the processes do not change."""
-        parts = [self._records]
-        if self.distributed:
-            comm.synchronize()
-            parts = comm.gather(self._records, dst=0)
-        merged = dict(itertools.chain.from_iterable(part.items() for part in parts))
+        merged = gather_records(self._records, self.distributed)
         return [merged[key] for key in sorted(merged, key=lambda key: (str(key[0]), key[1]))]
 
     def _evaluate_records(self, records: list[ExpressionRecord]) -> dict[str, Any]:

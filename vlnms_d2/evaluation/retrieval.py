@@ -5,9 +5,7 @@ Source: VL-NMS, Sec. 4.4; the protocols are those of VSE++ and SCAN.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +14,9 @@ import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from ..file_io import write_json
+from .records import gather_records, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -155,13 +152,9 @@ class RetrievalEvaluator(DatasetEvaluator):
         Raises:
             ValueError: some images were not seen.
         """
-        parts = [self._rows]
-        if self.distributed:
-            comm.synchronize()
-            parts = comm.gather(self._rows, dst=0)
+        rows = gather_records(self._rows, self.distributed)
         if not comm.is_main_process():
             return OrderedDict()
-        rows = dict(itertools.chain.from_iterable(part.items() for part in parts))
         if not rows:
             logger.warning("[RetrievalEvaluator] Did not receive any images.")
             return OrderedDict()
@@ -184,11 +177,7 @@ class RetrievalEvaluator(DatasetEvaluator):
             self.results[f"folds_of_{self.fold}"] = five_fold_recall(
                 similarities, self._image_of_caption, self.fold
             )
-        if self.output_dir is not None:
-            PathManager.mkdirs(self.output_dir)
-            path = os.path.join(self.output_dir, f"retrieval_{self.dataset_name}.json")
-            write_json(path, self.results)
-            logger.info("Wrote %s", path)
+        write_results(self.output_dir, f"retrieval_{self.dataset_name}", self.results)
         logger.info("Retrieval on %s:\n%s", self.dataset_name, format_table(self.results))
         return OrderedDict(retrieval=flat_results(self.results))
 

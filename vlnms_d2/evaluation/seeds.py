@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from .recall import RESULTS_VERSION
 
 # Results that differ in one of these are not of one experiment.
@@ -72,3 +74,14 @@ def format_mean(mean: float | None, deviation: float | None, digits: int = 2) ->
         return "-"
     text = f"{mean:.{digits}f}"
     return text if deviation is None else f"{text} ± {deviation:.{digits}f}"
+
+
+def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    """A table of Markdown of cells as they are, the first column at the left, the others right."""
+    return tabulate(
+        rows,
+        headers=headers,
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["left"] + ["right"] * (len(headers) - 1),
+    )
