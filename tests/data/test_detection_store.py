@@ -1,5 +1,6 @@
 """Detections on disk, brought in order from a results file of any order."""
 
+import gc
 import json
 import random
 import tracemalloc
@@ -77,19 +78,23 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(detection_store, "_BATCH", 256)
     monkeypatch.setattr(json_stream, "CHUNK", 1 << 14)
 
-    def peak(count: int) -> int:
-        path, folder = tmp_path / f"{count}.json", tmp_path / str(count)
+    def peak(count: int, name: str) -> int:
+        path, folder = tmp_path / f"{name}.json", tmp_path / name
         folder.mkdir()
         path.write_text(json.dumps([detection(i % 3) for i in range(count)]))
+        gc.collect()
         tracemalloc.start()
         DetectionStore.build(path, CLASS_OF, path, folder)
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return highest
 
-    peak(500)  # what is made once
-    # Ten times the file; what other threads of the process allocate meanwhile counts as well.
-    assert peak(20_000) < 2 * peak(2_000)
+    def least_peak(count: int) -> int:
+        # What other threads of the process allocate meanwhile counts as well, and only adds.
+        return min(peak(count, f"{count}_{i}") for i in range(3))
+
+    peak(500, "what_is_made_once")
+    assert least_peak(20_000) < 1.2 * least_peak(2_000)
 
 
 WHOLE = json.dumps([detection(), detection()])
