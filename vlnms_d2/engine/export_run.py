@@ -26,9 +26,9 @@ from .model_run import run_model
 from .model_settings import ModelSettings
 from .processes import Processes, from_main, own_missing
 from .proposal_model import ProposalModel
-from .resumable import OutputFolder, sha256_of
+from .resumable import OutputFolder
 from .score_threshold import threshold_for_mean
-from .shards import Shards, progress, sum_counts
+from .shards import Shards, merge_format, progress, sum_counts
 
 MASK_FORMATS = ("jsonl", "coco")
 
@@ -213,7 +213,7 @@ class _Run:
             threshold = self.cfg.MODEL.VLNMS.FINAL_SCORE_THRESH
         counts = sum_counts(self.shards.paths(COUNTS))
         per_query = counts["proposals"] / counts["queries"]
-        outputs = {one.output: self._merge(one) for one in self.formats}
+        outputs = {one.output: merge_format(one, self.shards, self.output) for one in self.formats}
         self.output.finish(
             {
                 "counts": {
@@ -225,11 +225,3 @@ class _Run:
                 "outputs": outputs,
             }
         )
-
-    def _merge(self, one: ProposalFormat) -> str:
-        """Make the file or folder of a format of its shards; returns its sha256."""
-        path = self.output.work / one.output
-        one.merge(self.shards.paths(one.name), path)
-        digest = sha256_of(path, "*")
-        self.output.publish(one.output)
-        return digest

@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..config import load_config
-from .resumable import sha256_of, versions
+from .resumable import identity_of_files, versions
 
 IDENTITY_VERSION = 1
 
@@ -107,9 +107,7 @@ def identity_of(
         files["vocabulary"] = Path(vocabulary)
     return {
         "run_version": IDENTITY_VERSION,
-        "inputs": {
-            role: {"name": path.name, "sha256": sha256_of(path)} for role, path in files.items()
-        },
+        "inputs": identity_of_files(files),
         "images": digest_of_images(images),
         "settings": settings,
         "config": config,

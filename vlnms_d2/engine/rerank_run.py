@@ -25,9 +25,9 @@ from .parallel import run_tasks
 from .rerank_blocks import BlockSettings, BlockTask, BlockWorker, ImageTask
 from .rerank_pictures import Pictures
 from .rerank_text import TextRows
-from .resumable import OutputFolder, sha256_of, versions
+from .resumable import OutputFolder, identity_of_files, versions
 from .score_threshold import threshold_for_mean
-from .shards import Shards, progress, sum_counts
+from .shards import Shards, merge_format, progress, sum_counts
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +106,7 @@ class RerankSettings:
         }
         return {
             "run_version": RUN_VERSION,
-            "inputs": {
-                role: {"name": path.name, "sha256": sha256_of(path)}
-                for role, path in self.inputs.items()
-            },
+            "inputs": identity_of_files(self.inputs),
             "settings": settings,
             "versions": _versions(),
         }
@@ -202,7 +199,10 @@ class _Run:
         manifest: dict[str, Any] = {
             "counts": self._counts(store, num_silent),
             "threshold": threshold,
-            "outputs": {FORMATS[n].output: self._merge(n) for n in self.settings.formats},
+            "outputs": {
+                one.output: merge_format(one, self.shards, self.output)
+                for one in (FORMATS[name] for name in self.settings.formats)
+            },
             "pictures": len(drawn),
         }
         if self.mentioned:
@@ -303,14 +303,6 @@ class _Run:
                 tuple(self.row_of[query.text] for query in own),
                 tuple(self.mentioned.get(query.query_id) for query in own),
             )
-
-    def _merge(self, name: str) -> str:
-        """Make the file of a format of its shards; returns its sha256."""
-        output = FORMATS[name].output
-        FORMATS[name].merge(self.shards.paths(name), self.output.work / output)
-        digest = sha256_of(self.output.work / output)
-        self.output.publish(output)
-        return digest
 
     def _counts(self, store: DetectionStore, num_silent: int) -> dict[str, int | float]:
         counts = sum_counts(self.shards.paths("counts"))

@@ -139,6 +139,11 @@ def sha256_of(path: Path, pattern: str = "*.txt") -> str:
     return digest.hexdigest()
 
 
+def identity_of_files(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Name and sha256 of files, by their role, for an identity."""
+    return {role: {"name": path.name, "sha256": sha256_of(path)} for role, path in files.items()}
+
+
 def versions() -> dict[str, str]:
     """Of the program and of what computes for it, for an identity."""
     from .. import __version__

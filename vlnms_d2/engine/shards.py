@@ -11,6 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..export import ProposalFormat
+from .resumable import OutputFolder, sha256_of
+
 
 @dataclass(frozen=True)
 class Shards:
@@ -48,6 +51,15 @@ def sum_counts(paths: Iterable[Path]) -> Counter[str]:
     for path in paths:
         counts.update(json.loads(path.read_bytes()))
     return counts
+
+
+def merge_format(one: ProposalFormat, shards: Shards, output: OutputFolder) -> str:
+    """Make the file or folder of a format of its shards and publish it; returns its sha256."""
+    path = output.work / one.output
+    one.merge(shards.paths(one.name), path)
+    digest = sha256_of(path, "*")
+    output.publish(one.output)
+    return digest
 
 
 def progress(what: str, total: int) -> AbstractContextManager[tqdm]:
