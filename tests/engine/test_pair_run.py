@@ -123,7 +123,7 @@ def test_pools_have_the_features_of_the_layer(make_settings, whole, tmp_path):
         boxes = torch.from_numpy(pools[0].boxes * np.array([*scale, *scale])).float()
         with torch.no_grad():
             maps = model.backbone(images.tensor)
-            pooled = head._pool_boxes(maps, [Boxes(boxes)])
+            pooled = head.pool_boxes(maps, [Boxes(boxes)])
             expected = head.box_head(pooled), head.vlnms.visual_encoder(pooled)
         assert [p.features.dtype for p in pools] == [np.float32, np.float16]
         for pool, features, atol in zip(pools, expected, (1e-4, 1e-2), strict=True):

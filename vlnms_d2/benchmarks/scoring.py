@@ -57,14 +57,14 @@ def _parts(
     detections = head._detect(maps, proposals)
     found = head._select(detections, 0, size)
     head._pool(maps, detections, [found], [0])
-    [visual] = head._encode([found])
+    [visual] = head.encode_candidates([found])
     image = {
         "backbone": lambda: model.backbone(images.tensor),
         "RPN": lambda: model.proposal_generator(images, maps, None),
         "the detector's head": lambda: head._detect(maps, proposals),
         "candidates": lambda: head._select(detections, 0, size),
         "pooling them": lambda: head._pool(maps, detections, [found], [0]),
-        "encoding them": lambda: head._encode([found]),
+        "encoding them": lambda: head.encode_candidates([found]),
     }
     rows = []
     for count in options.queries or QUERIES:

@@ -108,7 +108,7 @@ class ProposalModel:
         [answer] = self.head.answer([seen.candidates], [seen.image_size], [list(queries)])
         instances = answer.distinct_instances(seen.image_size)
         if self.with_masks:
-            [instances] = self.head._mask_and_keypoint_heads(seen.maps, [instances])
+            [instances] = self.head.add_masks_and_keypoints(seen.maps, [instances])
         return self._gather(seen, answer, instances, len(queries))
 
     def _gather(

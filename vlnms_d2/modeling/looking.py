@@ -90,12 +90,12 @@ def box_features(head: QueryConditionedMixin, seen: Seen, layer: str) -> Tensor:
     """
     candidates = seen.candidates
     if layer == "relatedness":
-        with head._own_precision():
-            return head._encode([candidates])[0].float()
+        with head.own_precision():
+            return head.encode_candidates([candidates])[0].float()
     pooled = candidates.pooled
     if head.visual_encoder != "finetune":
-        pooled = head._pool_boxes(seen.maps, [Boxes(candidates.boxes)])
-    return head._encode_pooled(head.get_submodule(head.visual_encoder_source), pooled).float()
+        pooled = head.pool_boxes(seen.maps, [Boxes(candidates.boxes)])
+    return head.encode_pooled(head.get_submodule(head.visual_encoder_source), pooled).float()
 
 
 @torch.no_grad()

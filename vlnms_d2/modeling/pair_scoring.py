@@ -50,7 +50,7 @@ class PairScorer:
         found = []
         for start in range(0, len(self.text), step):
             text = self.text[start : start + step]
-            answer = self.head._answer_image(candidates, image_size, visual, text)
+            answer = self.head.answer_image(candidates, image_size, visual, text)
             found.append((start + answer.query_index, answer.candidate_index, answer.scores))
         return tuple(map(torch.cat, zip(*found, strict=True)))
 
@@ -63,7 +63,7 @@ def encode_captions(head: QueryConditionedMixin, captions: Sequence[str]) -> Tex
         head: of the model.
         captions: C of them, at least one.
     """
-    with head._own_precision():
+    with head.own_precision():
         parts = [
             condense(
                 head.vlnms.relatedness,

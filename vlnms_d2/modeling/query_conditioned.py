@@ -44,7 +44,7 @@ class QueryConditionedMixin(TrainsBranch):
 
     A subclass names the part of the detector that the visual encoder copies
     (`visual_encoder_source`), says how it detects (`_detect`) and, where it has no box pooler,
-    how boxes are pooled (`_pool_boxes`) and encoded (`_encode_pooled`).
+    how boxes are pooled (`pool_boxes`) and encoded (`encode_pooled`).
 
     Args (besides those of the head it is mixed into):
         text_encoder: from strings to word features.
@@ -153,12 +153,12 @@ class QueryConditionedMixin(TrainsBranch):
         """Run the detector's head on the proposals, no threshold and no NMS."""
         raise NotImplementedError
 
-    def _pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
+    def pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
         """Pool boxes of all images: float [sum of N, C, height, width]."""
         maps = [features[f] for f in self.box_in_features]
         return pool_boxes(self.box_pooler, maps, boxes)
 
-    def _encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
+    def encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
         """Run a copy of the visual encoder's source: float [N, D]."""
         return encoder(pooled).flatten(1)
 
@@ -191,7 +191,7 @@ class QueryConditionedMixin(TrainsBranch):
         for i, answer in zip(asked, answers, strict=True):
             results[i] = answer.distinct_instances(sizes[i])
         # Masks and keypoints: once per distinct box, whatever the number of queries.
-        results = self._mask_and_keypoint_heads(features, [results[i] for i in range(len(sizes))])
+        results = self.add_masks_and_keypoints(features, [results[i] for i in range(len(sizes))])
         for i, answer in zip(asked, answers, strict=True):
             results[i] = answer.per_query(results[i])
         return results
@@ -223,21 +223,29 @@ class QueryConditionedMixin(TrainsBranch):
             image_sizes: per image (height, width) in pixels of the network's input.
             queries: per image.
         """
-        with self._own_precision():
-            visual = self._encode(candidates)
+        with self.own_precision():
+            visual = self.encode_candidates(candidates)
             text = self.vlnms.encode_queries(queries)
         everything = zip(candidates, image_sizes, visual, text, strict=True)
-        return [self._answer_image(*own) for own in everything]
+        return [self.answer_image(*own) for own in everything]
 
-    def _answer_image(
+    def answer_image(
         self,
         found: Candidates,
         image_size: tuple[int, int],
         visual: Tensor,
         text: TextFeatures,
     ) -> QueryResult:
+        """`answer` for one image whose candidates and queries are encoded.
+
+        Args:
+            found: its N candidates.
+            image_size: (height, width) in pixels of the network's input.
+            visual: float [N, D], of `encode_candidates`.
+            text: of its queries, by the branch's `encode_queries`.
+        """
         locations = box_locations(found.boxes, image_size)
-        with self._own_precision():
+        with self.own_precision():
             relatedness, output = self.vlnms.score(visual, locations, text, self.output_attention)
         boxes = found.boxes
         if output.deltas is not None:
@@ -277,11 +285,11 @@ class QueryConditionedMixin(TrainsBranch):
         boxes = [Boxes(next(iter(features.values())).new_zeros(0, 4)) for _ in detections.boxes]
         for i, found in zip(asked, candidates, strict=True):
             boxes[i] = Boxes(found.boxes)
-        pooled = self._pool_boxes(features, boxes).split([len(found) for found in candidates])
+        pooled = self.pool_boxes(features, boxes).split([len(found) for found in candidates])
         for found, own in zip(candidates, pooled, strict=True):
             found.pooled = own
 
-    def _encode(self, candidates: list[Candidates]) -> list[Tensor]:
+    def encode_candidates(self, candidates: list[Candidates]) -> list[Tensor]:
         """Per image float [N, D], the visual features of its candidates; [N, 2 * D] where the box
         refinement has its own."""
         if self.vlnms.visual_encoder is None:
@@ -291,13 +299,13 @@ class QueryConditionedMixin(TrainsBranch):
         pooled = candidates[0].pooled
         if len(candidates) > 1:
             pooled = torch.cat([found.pooled for found in candidates])
-        encoded = self._encode_pooled(self.vlnms.visual_encoder, pooled)
+        encoded = self.encode_pooled(self.vlnms.visual_encoder, pooled)
         if self.vlnms.refinement_encoder is not None:
-            refinement = self._encode_pooled(self.vlnms.refinement_encoder, pooled)
+            refinement = self.encode_pooled(self.vlnms.refinement_encoder, pooled)
             encoded = torch.cat([encoded, refinement], dim=1)
         return list(encoded.split([len(found) for found in candidates]))
 
-    def _mask_and_keypoint_heads(
+    def add_masks_and_keypoints(
         self, features: Features, results: list[Instances]
     ) -> list[Instances]:
         """`forward_with_given_boxes`, at most `BOXES_AT_ONCE` boxes of an image at a time."""
@@ -317,6 +325,7 @@ class QueryConditionedMixin(TrainsBranch):
         """A copy of the visual encoder's source that learns."""
         return copy.deepcopy(self.get_submodule(self.visual_encoder_source)).requires_grad_(True)
 
-    def _own_precision(self) -> torch.autocast:
+    def own_precision(self) -> torch.autocast:
+        """A context in which the branch's layers compute as `MODEL.VLNMS.PRECISION` says."""
         device = next(self.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")

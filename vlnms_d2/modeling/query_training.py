@@ -75,8 +75,8 @@ class TrainsBranch(TakesQueries):
         candidates = [own.candidates for own in drawn]
         if pool is not None:
             pool(candidates)
-        with self._own_precision():
-            visual = self._encode(candidates)
+        with self.own_precision():
+            visual = self.encode_candidates(candidates)
             text = self.vlnms.encode_queries([batch.queries[i] for i in asked])
             outputs = [
                 self.vlnms.relatedness(box_features, box_locations(found.boxes, size), own)

@@ -51,10 +51,10 @@ class VLNMSRes5Head(QueryConditionedMixin, Res5ROIHeads):
         )
         return predict(self.box_predictor, box_features.mean(dim=[2, 3]), proposals)
 
-    def _pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
+    def pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
         return pool_boxes(self.pooler, [features[f] for f in self.in_features], boxes)
 
-    def _encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
+    def encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
         return encoder(pooled).mean(dim=[2, 3])
 
 

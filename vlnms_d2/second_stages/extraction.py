@@ -127,9 +127,10 @@ class RegionExtractor:
         candidates, _ = self._detect(looked)
         # `head.answer` in steps, as a split's captions are asked on every image: to encode them
         # each time would take most of the time.
-        [visual] = head._encode(candidates)
-        text = self._encode_queries(name, list(queries))
-        answer = head._answer_image(candidates[0], looked.input_size, visual, text)
+        with head.own_precision():
+            [visual] = head.encode_candidates(candidates)
+            text = self._encode_queries(name, list(queries))
+        answer = head.answer_image(candidates[0], looked.input_size, visual, text)
         own = answer.distinct
         regions = self._regions(
             looked, answer.boxes, answer.candidates.classes[own], answer.candidates.scores[own]
@@ -154,8 +155,8 @@ class RegionExtractor:
         self, looked: Looked, boxes: Tensor, classes: Tensor, scores: Tensor
     ) -> ImageRegions:
         head = self.model.roi_heads
-        pooled = head._pool_boxes(looked.features, [Boxes(boxes)])
-        deep = head._encode_pooled(self.encoder, pooled)
+        pooled = head.pool_boxes(looked.features, [Boxes(boxes)])
+        deep = head.encode_pooled(self.encoder, pooled)
         cells = pooled.flatten(2)
         # Over no box at all, a deviation would be undefined.
         spread = (cells - cells.mean(2, keepdim=True)).square().mean(2).sqrt()
