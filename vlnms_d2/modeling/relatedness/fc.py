@@ -104,19 +104,16 @@ class FC(Relatedness):
         if self.attention == "linear":
             scores = self.fc_s(text.words).squeeze(-1)
             return masked_softmax(scores, text.mask)
-        box = self.attend_box(self.dropout(self.mlp_a(visual)))
-        word = self.attend_word(text.words)
-        # One query at a time: [Q, N, L, D] would be gigabytes for many queries.
-        scores = (self.fc_s(torch.tanh(box[:, None] + w)).squeeze(-1) for w in word)
-        shape = (len(text), len(visual), text.mask.shape[1])
-        if torch.is_grad_enabled() and len(text):
-            stacked = torch.stack(list(scores))
-        else:
-            # In place, for the sake of memory; see `RelatednessOutput.cat`.
-            stacked = box.new_zeros(shape)
-            for row, own in zip(stacked, scores, strict=True):
-                row.copy_(own)
-        return masked_softmax(stacked, text.mask[:, None])
+        box = 2 * self.attend_box(self.dropout(self.mlp_a(visual)))
+        word = 2 * self.attend_word(text.words)
+        # tanh(x) = 2 sigmoid(2 x) - 1: on a CPU, torch's sigmoid is six times as fast.
+        weight, bias = 2 * self.fc_s.weight, self.fc_s.bias - self.fc_s.weight.sum()
+        scores = box.new_zeros(len(text), len(visual), text.mask.shape[1])
+        # One query at a time and no padding: [Q, N, L, D] would be gigabytes for many queries.
+        for i, length in enumerate(text.mask.sum(dim=1).tolist()):
+            hidden = (box[:, None] + word[i, :length]).sigmoid_()
+            scores[i, :, :length] = F.linear(hidden, weight, bias).squeeze(-1)
+        return masked_softmax(scores, text.mask[:, None])
 
     def _score_directly(self, box: Tensor, query: Tensor) -> Tensor:
         """Eq. 2 as it stands: [Q, N] logits through m [Q, N, D]."""
