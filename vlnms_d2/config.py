@@ -99,6 +99,9 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # "product": s = r * c; "weighted_sum": s = w * r + (1 - w) * c with w = FUSION_WEIGHT.
     vlnms.FUSION = "product"
     vlnms.FUSION_WEIGHT = 0.5
+    # False: NMS class by class, as the detector's. True: of all classes together, so that no place
+    # takes several proposals by as many classes; for second stages that see the boxes alone.
+    vlnms.CLASS_AGNOSTIC_NMS = False
     # The real operating point: keep s above this (chosen on val); the best one is always kept.
     vlnms.FINAL_SCORE_THRESH = 0.0
     # What `pred_masks` is where an image has queries. "pasted": a bool tensor [n, height, width],

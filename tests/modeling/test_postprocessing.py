@@ -55,12 +55,17 @@ def problems(draw):
     topk=st.sampled_from([-1, 1, 3, 100]),
     score_thresh=st.sampled_from([-1.0, 0.0, 0.25, 0.9, 2.0]),
     weight=st.sampled_from([None, 0.0, 0.3, 1.0]),
+    agnostic=st.booleans(),
 )
-def test_equals_fusion_nms_and_cut_query_by_query(problem, nms_thresh, topk, score_thresh, weight):
+def test_equals_fusion_nms_and_cut_query_by_query(
+    problem, nms_thresh, topk, score_thresh, weight, agnostic
+):
     options = {"nms_thresh": nms_thresh, "topk": topk, "score_thresh": score_thresh}
     fusion = {} if weight is None else {"fusion": "weighted_sum", "fusion_weight": weight}
-    selection = VLNMSPostprocessor(**options, **fusion)(*problem)
-    expected = reference(*problem, **options, weight=weight)
+    selection = VLNMSPostprocessor(**options, **fusion, class_agnostic=agnostic)(*problem)
+    boxes, confidence, relatedness, classes = problem
+    groups = torch.zeros_like(classes) if agnostic else classes
+    expected = reference(boxes, confidence, relatedness, groups, **options, weight=weight)
     assert by_query(selection, len(expected)) == expected
     assert selection.num_kept.tolist() == [len(row) for row in expected]
     for row, kept in zip(selection.index.tolist(), expected, strict=True):
@@ -79,10 +84,11 @@ def test_relatedness_decides_which_of_two_overlapping_boxes_stays():
     torch.testing.assert_close(selection.scores, relatedness * CONFIDENCE)
 
 
-def test_boxes_of_different_classes_do_not_suppress_each_other():
+def test_boxes_of_different_classes_suppress_each_other_only_where_that_is_asked():
     post = VLNMSPostprocessor()
-    selection = post(BOXES, CONFIDENCE, torch.ones(1, 4), torch.tensor([0, 1, 0, 1]))
-    assert by_query(selection, 1) == [[0, 1, 2, 3]]
+    problem = (BOXES, CONFIDENCE, torch.ones(1, 4), torch.tensor([0, 1, 0, 1]))
+    assert by_query(post(*problem), 1) == [[0, 1, 2, 3]]
+    assert by_query(VLNMSPostprocessor(class_agnostic=True)(*problem), 1) == [[0, 2, 3]]
 
 
 def test_each_query_may_have_its_own_boxes():
@@ -145,6 +151,7 @@ def test_from_config_reads_detectron2s_own_keys():
     cfg.TEST.DETECTIONS_PER_IMAGE = 17
     cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.07
     cfg.MODEL.VLNMS.FUSION, cfg.MODEL.VLNMS.FUSION_WEIGHT = "weighted_sum", 0.2
+    cfg.MODEL.VLNMS.CLASS_AGNOSTIC_NMS = True
     for post in (VLNMSPostprocessor(cfg), build_postprocessor(cfg)):
         assert vars(post) == {
             "nms_thresh": 0.31,
@@ -152,6 +159,7 @@ def test_from_config_reads_detectron2s_own_keys():
             "score_thresh": 0.07,
             "fusion": "weighted_sum",
             "fusion_weight": 0.2,
+            "class_agnostic": True,
         }
 
 

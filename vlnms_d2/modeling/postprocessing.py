@@ -1,4 +1,4 @@
-"""The VL-NMS postprocessor: score fusion, class-wise NMS on the fused score, final cut."""
+"""The VL-NMS postprocessor: score fusion, NMS on the fused score, final cut."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Selection:
 
 @POSTPROCESSOR_REGISTRY.register()
 class VLNMSPostprocessor:
-    """Fuse class confidence and relatedness, run class-wise NMS on the product, cut (Sec. 3.2).
+    """Fuse class confidence and relatedness, run NMS on the product, cut (Sec. 3.2).
 
     Works on boxes and scores from anywhere::
 
@@ -55,6 +55,7 @@ class VLNMSPostprocessor:
         score_thresh: the real operating point: fused scores above this are kept, and the best.
         fusion: "product" (s = r * c) or "weighted_sum" (s = w * r + (1 - w) * c).
         fusion_weight: w.
+        class_agnostic: a box is suppressed by a better one of any class.
     """
 
     @configurable
@@ -66,12 +67,14 @@ class VLNMSPostprocessor:
         score_thresh: float = 0.0,
         fusion: str = "product",
         fusion_weight: float = 0.5,
+        class_agnostic: bool = False,
     ):
         self.nms_thresh = nms_thresh
         self.topk = topk
         self.score_thresh = score_thresh
         self.fusion = fusion
         self.fusion_weight = fusion_weight
+        self.class_agnostic = class_agnostic
         # Fail here rather than at the first image.
         fuse_scores(torch.zeros(0), torch.zeros(0), fusion, fusion_weight)
 
@@ -83,6 +86,7 @@ class VLNMSPostprocessor:
             "score_thresh": cfg.MODEL.VLNMS.FINAL_SCORE_THRESH,
             "fusion": cfg.MODEL.VLNMS.FUSION,
             "fusion_weight": cfg.MODEL.VLNMS.FUSION_WEIGHT,
+            "class_agnostic": cfg.MODEL.VLNMS.CLASS_AGNOSTIC_NMS,
         }
 
     def __call__(
@@ -97,7 +101,8 @@ class VLNMSPostprocessor:
             classes: int64 [N].
         """
         scores = fuse_scores(cls_scores, relatedness, self.fusion, self.fusion_weight)
-        index, num_kept = multi_query_nms(boxes, scores, classes, self.nms_thresh, self.topk)
+        groups = torch.zeros_like(classes) if self.class_agnostic else classes
+        index, num_kept = multi_query_nms(boxes, scores, groups, self.nms_thresh, self.topk)
         # The scores fall along a row, so the cut keeps a prefix; padding (-1) never counts.
         above = (scores.gather(1, index.clamp(min=0)) > self.score_thresh) & (index >= 0)
         num_kept = torch.minimum(num_kept, above.sum(dim=1).clamp(min=1))
