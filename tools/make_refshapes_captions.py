@@ -4,7 +4,7 @@
     python tools/make_refshapes_captions.py --refshapes datasets/refshapes \\
         --out datasets/refshapes_entities --seed 0
 
-Five captions an image, each of which lists two to four of its objects; see
+Five captions an image, each of which lists three to six of its objects; see
 `vlnms_d2.data.refshapes.captions`.
 """
 
