@@ -71,7 +71,7 @@ class RegionExtractor:
                 raise ValueError(
                     f"{name} has another detector than {first_name}: extract their proposals apart"
                 )
-        self._encoded: tuple[str, list[str], TextFeatures] | None = None
+        self._encoded: dict[str, tuple[list[str], TextFeatures]] = {}
         self.mapper = GroundingMapper(next(iter(configs.values())), is_train=False)
         self.encoder = self.model.roi_heads.get_submodule(
             self.model.roi_heads.visual_encoder_source
@@ -140,10 +140,11 @@ class RegionExtractor:
         return regions
 
     def _encode_queries(self, name: str, queries: list[str]) -> TextFeatures:
-        if self._encoded is None or self._encoded[:2] != (name, queries):
+        asked, text = self._encoded.get(name, (None, None))
+        if asked != queries:
             [text] = self.models[name].roi_heads.vlnms.encode_queries([queries])
-            self._encoded = name, queries, text
-        return self._encoded[2]
+            self._encoded[name] = queries, text
+        return text
 
     def _detect(self, looked: Looked) -> tuple[list[Candidates], list[Instances]]:
         if looked.detections is None:
