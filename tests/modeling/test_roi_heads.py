@@ -1,5 +1,4 @@
-import copy
-import pickle
+"""Detectron2's heads with a VL-NMS branch: the stock detector without a query, proposals with one."""
 
 import pytest
 import torch
@@ -14,18 +13,14 @@ from conftest import (
     targets,
 )
 from detectron2 import model_zoo
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
-from detectron2.structures import BitMasks, Boxes, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.structures import Boxes, Instances
 from torchvision.ops import batched_nms
 
-from vlnms_d2 import add_vlnms_config, split_by_query, use_queries
+from vlnms_d2 import add_vlnms_config, split_by_query
 from vlnms_d2.modeling.candidates import select_candidates
-from vlnms_d2.modeling.text import Vocabulary
 
 FIELDS = {
     "pred_boxes",
@@ -117,10 +112,6 @@ def test_resizing_to_the_output_size_keeps_every_field_and_the_order(model):
     assert instances.pred_masks.shape[1:] == (48, 200)
     assert instances.query_index.tolist() == sorted(instances.query_index.tolist())
     torch.testing.assert_close(instances.scores, instances.cls_scores * instances.relatedness)
-
-
-def same_scores(a, b) -> bool:
-    return torch.allclose(a.scores, b.scores, rtol=1e-5)
 
 
 @pytest.mark.parametrize("visual_encoder", ["finetune", "shared"])
@@ -338,251 +329,6 @@ def test_the_detector_runs_once_whatever_the_number_of_queries(config):
     own.register_forward_hook(lambda *_: calls.append("visual_encoder"))
     run(model, image_input(0, query=["red", "dog", "cup", "blue cup"]))
     assert sorted(calls) == ["FPN", "FastRCNNConvFCHead", "RPN", "visual_encoder"]
-
-
-# --- queries: what reaches the head, and what must not stay there ------------------------------
-
-
-def test_bad_queries_say_what_and_where(config):
-    model = build(config())
-    with pytest.raises(TypeError, match=r'batched_inputs\[1\]\["query"\] must be a string or'):
-        run(model, image_input(0), image_input(0, query=7))
-    with pytest.raises(TypeError, match=r'\["query"\]\[1\] must be a string, got NoneType'):
-        run(model, image_input(0, query=["dog", None]))
-
-
-@pytest.mark.parametrize("relatedness", MODULES)
-@pytest.mark.parametrize("query", ["", "   ", "?!"])
-def test_an_empty_query_leaves_the_detectors_boxes_and_order(config, head, relatedness, query):
-    model = build(config(head, relatedness))
-    alone, asked = run(model, image_input(0), image_input(0, query=query))
-    assert torch.equal(asked.relatedness, torch.ones(len(asked)))
-    assert torch.equal(asked.pred_classes, alone.pred_classes)
-    torch.testing.assert_close(asked.scores, alone.scores)
-    torch.testing.assert_close(asked.pred_boxes.tensor, alone.pred_boxes.tensor)
-
-
-def test_unknown_words_and_very_long_queries_are_answered(config):
-    model = build(config())
-    unknown, long = "zyx qwv", "red " * 5000
-    (instances,) = run(model, image_input(0, query=[unknown, long, "red " * 20]))
-    first, second, third = split_by_query(instances, 3)
-    assert len(first) > 0
-    assert same_scores(second, third)  # cut at MAX_WORDS = 20
-
-
-def test_queries_are_gone_after_the_forward_also_when_it_raised(config, head):
-    model = build(config(head))
-    run(model, image_input(0, query="dog"))
-    assert model.roi_heads.query_batch is None
-    with pytest.raises(RuntimeError):
-        run(model, {"image": torch.zeros(5, 40, 40), "query": "dog"})
-    assert model.roi_heads.query_batch is None
-    (instances,) = run(model, image_input(0))
-    assert not instances.has("query_index")
-
-
-def test_two_models_do_not_see_each_others_queries(config):
-    first, second = build(config()), build(config(), seed=1)
-    hook = first.backbone.register_forward_hook(
-        lambda *_: setattr(first, "inner", run(second, image_input(0))[0])
-    )
-    (outer,) = run(first, image_input(0, query="dog"))
-    hook.remove()
-    assert outer.has("query_index") and not first.inner.has("query_index")
-
-
-def test_copies_and_pickles_use_their_own_head(config, head):
-    model = build(config(head))
-    reference = run(model, image_input(0, query="red cup"))[0]
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        with torch.no_grad():
-            twin.roi_heads.vlnms.relatedness.fc_r.bias += 1
-        changed = run(twin, image_input(0, query="red cup"))[0]
-        assert twin.roi_heads.query_batch is None
-        assert changed.relatedness.mean() > reference.relatedness.mean()
-        assert same_instances(run(model, image_input(0, query="red cup"))[0], reference)
-
-
-def test_inference_called_directly_never_sees_old_queries(config):
-    model = build(config())
-    run(model, image_input(0, query="dog"))
-    with torch.no_grad():
-        plain = model.inference([image_input(0, query="dog")])[0]["instances"]
-        assert not plain.has("query_index")
-        with use_queries(model, [["dog", "cup"]]):
-            asked = model.inference([image_input(0)])[0]["instances"]
-            # A call of the model takes the queries of its own inputs, also in here.
-            assert not run(model, image_input(0))[0].has("query_index")
-            again = model.inference([image_input(0)])[0]["instances"]
-        after = model.inference([image_input(0)])[0]["instances"]
-    assert same_instances(asked, run(model, image_input(0, query=["dog", "cup"]))[0])
-    assert same_instances(asked, again)
-    assert not after.has("query_index")
-
-
-def test_use_queries_checks_its_arguments(config):
-    model = build(config())
-    with pytest.raises(TypeError, match=r"queries\[1\]"), use_queries(model, ["a", 3]):
-        pass
-    with pytest.raises(ValueError, match="no VL-NMS head"), use_queries(model.backbone, ["a"]):
-        pass
-    with (
-        pytest.raises(ValueError, match="queries for 2 images"),
-        use_queries(model, ["a", "b"]),
-    ):
-        model.inference([image_input(0)])
-
-
-def test_test_time_augmentation_takes_queries(config):
-    cfg = config()
-    cfg.TEST.AUG.MIN_SIZES = (96, 128)
-    cfg.TEST.AUG.MAX_SIZE = 160
-    model = build(cfg)
-    augmented = GeneralizedRCNNWithTTA(cfg, model)
-    numpy_input = {"image": image_input(0)["image"], "height": 96, "width": 128}
-    with torch.no_grad():
-        plain = augmented([dict(numpy_input)])[0]["instances"]
-        with use_queries(model, "red cup", every_image=True):
-            asked = augmented([dict(numpy_input)])[0]["instances"]
-    assert len(plain) and len(asked)
-    assert not torch.equal(plain.scores[: len(asked)], asked.scores[: len(plain)])
-
-
-class Wrapper(torch.nn.Module):
-    """Stands for DistributedDataParallel: calls the model from inside."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
-
-
-def test_wrappers_and_keyword_calls(config):
-    model = build(config())
-    with torch.no_grad():
-        wrapped = Wrapper(model)(batched_inputs=[image_input(0, query="dog")])[0]["instances"]
-    assert same_instances(wrapped, run(model, image_input(0, query="dog"))[0])
-
-
-# --- training ----------------------------------------------------------------------------------
-
-
-def test_the_frozen_detector_stays_in_eval_mode_and_does_not_move(config, head):
-    model = build(config(head))
-    before = copy.deepcopy(model.state_dict())
-    model.train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(2):
-        losses = model([image_input(0, query=["red cup", "dog"], query_targets=targets(2))])
-        sum(losses.values()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert not model.backbone.training and not model.proposal_generator.training
-    assert model.roi_heads.training and model.roi_heads.vlnms.training
-    for name, value in model.state_dict().items():
-        if ".vlnms." not in name:
-            assert torch.equal(value, before[name]), name
-    moved = [n for n, v in model.state_dict().items() if not torch.equal(v, before[n])]
-    assert any("visual_encoder" in n for n in moved) and any("text_encoder" in n for n in moved)
-
-
-def test_training_uses_the_candidates_of_inference(config, head):
-    """In training mode too: CascadeROIHeads would drop boxes between its stages."""
-    model = build(config(head))
-    seen = []
-    select = model.roi_heads._select
-    model.roi_heads._select = lambda *args: seen.append(select(*args)) or seen[-1]
-    run(model, image_input(0, query="dog"))
-    model.train()
-    model([image_input(0, query="dog", query_targets=targets(1))])
-    assert torch.equal(seen[0].boxes, seen[1].boxes)
-    assert torch.equal(seen[0].scores, seen[1].scores)
-
-
-def test_training_errors_say_what_is_missing(config):
-    model = build(config()).train()
-    for nothing in ({}, {"query": [], "query_targets": []}):
-        with pytest.raises(ValueError, match="FREEZE_DETECTOR is True and no image"):
-            model([image_input(0, **nothing)])
-    with pytest.raises(ValueError, match='no "query_targets"'):
-        model([image_input(0, query="dog")])
-    with pytest.raises(ValueError, match="2 queries but query_targets has 1"):
-        model([image_input(0, query=["dog", "cup"], query_targets=targets(1))])
-
-
-def test_an_unfrozen_detector_trains_with_its_own_losses(config, head):
-    cfg = config(head)
-    cfg.MODEL.VLNMS.FREEZE_DETECTOR = False
-    model = build(cfg).train()
-    ground_truth = targets(1)[0]
-    ground_truth.gt_classes = torch.tensor([1, 2])
-    ground_truth.gt_masks = BitMasks(torch.ones(2, 96, 128, dtype=torch.bool))
-    inputs = [
-        image_input(0, query=["dog"], query_targets=targets(1), instances=ground_truth),
-    ]
-    with EventStorage():
-        losses = model(inputs)
-    assert "loss_relatedness" in losses and "loss_rpn_cls" in losses and "loss_mask" in losses
-    assert any(name.startswith("loss_cls") for name in losses)
-    assert model.backbone.training
-
-
-# --- loading -----------------------------------------------------------------------------------
-
-
-def copy_equals_head(model) -> bool:
-    head = model.roi_heads
-    source = head.get_submodule(head.visual_encoder_source).state_dict()
-    own = head.vlnms.visual_encoder.state_dict()
-    return source.keys() == own.keys() and all(torch.equal(own[k], source[k]) for k in own)
-
-
-@pytest.mark.parametrize("matching_heuristics", [False, True])
-def test_a_stock_checkpoint_starts_the_copy_from_the_detectors_head(
-    config, head, tmp_path, matching_heuristics
-):
-    stock = build(stock_config(HEADS[head]), seed=3)
-    content = {"model": stock.state_dict(), "matching_heuristics": matching_heuristics}
-    content["model"] = {k: v.numpy() for k, v in content["model"].items()}
-    (tmp_path / "stock.pkl").write_bytes(
-        pickle.dumps({"__author__": "Detectron2 Model Zoo", **content})
-    )
-    model = build(config(head))
-    DetectionCheckpointer(model).load(str(tmp_path / "stock.pkl"))
-    assert copy_equals_head(model)
-    for name, value in stock.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
-
-
-def test_without_a_checkpoint_the_copy_starts_as_the_head(config, head):
-    model = build(config(head))
-    assert copy_equals_head(model)
-
-
-def test_a_checkpoint_with_a_copy_of_its_own_wins(config, head, tmp_path):
-    trained = build(config(head), seed=3)
-    with torch.no_grad():
-        for parameter in trained.roi_heads.vlnms.visual_encoder.parameters():
-            parameter.add_(1)
-    torch.save({"model": trained.state_dict()}, tmp_path / "trained.pth")
-    model = build(config(head))
-    DetectionCheckpointer(model).load(str(tmp_path / "trained.pth"))
-    assert not copy_equals_head(model)
-    for name, value in trained.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
-
-
-def test_a_vocabulary_that_does_not_fit_the_checkpoint_is_an_error(config, tmp_path):
-    trained = build(config())
-    torch.save({"model": trained.state_dict()}, tmp_path / "trained.pth")
-    cfg = config()
-    cfg.MODEL.VLNMS.VOCAB = str(tmp_path / "other.json")
-    Vocabulary(["some", "other", "words"]).save(cfg.MODEL.VLNMS.VOCAB)
-    with pytest.raises(ValueError, match="another vocabulary"):
-        DetectionCheckpointer(build(cfg)).load(str(tmp_path / "trained.pth"))
 
 
 # --- configs -----------------------------------------------------------------------------------

@@ -1,0 +1,135 @@
+"""Training a query-conditioned head, and loading its weights."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import (
+    HEADS,
+    build,
+    image_input,
+    run,
+    stock_config,
+    targets,
+)
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.structures import BitMasks
+from detectron2.utils.events import EventStorage
+
+from vlnms_d2.modeling.text import Vocabulary
+
+
+def test_the_frozen_detector_stays_in_eval_mode_and_does_not_move(config, head):
+    model = build(config(head))
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        losses = model([image_input(0, query=["red cup", "dog"], query_targets=targets(2))])
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not model.backbone.training and not model.proposal_generator.training
+    assert model.roi_heads.training and model.roi_heads.vlnms.training
+    for name, value in model.state_dict().items():
+        if ".vlnms." not in name:
+            assert torch.equal(value, before[name]), name
+    moved = [n for n, v in model.state_dict().items() if not torch.equal(v, before[n])]
+    assert any("visual_encoder" in n for n in moved) and any("text_encoder" in n for n in moved)
+
+
+def test_training_uses_the_candidates_of_inference(config, head):
+    """In training mode too: CascadeROIHeads would drop boxes between its stages."""
+    model = build(config(head))
+    seen = []
+    select = model.roi_heads._select
+    model.roi_heads._select = lambda *args: seen.append(select(*args)) or seen[-1]
+    run(model, image_input(0, query="dog"))
+    model.train()
+    model([image_input(0, query="dog", query_targets=targets(1))])
+    assert torch.equal(seen[0].boxes, seen[1].boxes)
+    assert torch.equal(seen[0].scores, seen[1].scores)
+
+
+def test_training_errors_say_what_is_missing(config):
+    model = build(config()).train()
+    for nothing in ({}, {"query": [], "query_targets": []}):
+        with pytest.raises(ValueError, match="FREEZE_DETECTOR is True and no image"):
+            model([image_input(0, **nothing)])
+    with pytest.raises(ValueError, match='no "query_targets"'):
+        model([image_input(0, query="dog")])
+    with pytest.raises(ValueError, match="2 queries but query_targets has 1"):
+        model([image_input(0, query=["dog", "cup"], query_targets=targets(1))])
+
+
+def test_an_unfrozen_detector_trains_with_its_own_losses(config, head):
+    cfg = config(head)
+    cfg.MODEL.VLNMS.FREEZE_DETECTOR = False
+    model = build(cfg).train()
+    ground_truth = targets(1)[0]
+    ground_truth.gt_classes = torch.tensor([1, 2])
+    ground_truth.gt_masks = BitMasks(torch.ones(2, 96, 128, dtype=torch.bool))
+    inputs = [
+        image_input(0, query=["dog"], query_targets=targets(1), instances=ground_truth),
+    ]
+    with EventStorage():
+        losses = model(inputs)
+    assert "loss_relatedness" in losses and "loss_rpn_cls" in losses and "loss_mask" in losses
+    assert any(name.startswith("loss_cls") for name in losses)
+    assert model.backbone.training
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+def copy_equals_head(model) -> bool:
+    head = model.roi_heads
+    source = head.get_submodule(head.visual_encoder_source).state_dict()
+    own = head.vlnms.visual_encoder.state_dict()
+    return source.keys() == own.keys() and all(torch.equal(own[k], source[k]) for k in own)
+
+
+@pytest.mark.parametrize("matching_heuristics", [False, True])
+def test_a_stock_checkpoint_starts_the_copy_from_the_detectors_head(
+    config, head, tmp_path, matching_heuristics
+):
+    stock = build(stock_config(HEADS[head]), seed=3)
+    content = {"model": stock.state_dict(), "matching_heuristics": matching_heuristics}
+    content["model"] = {k: v.numpy() for k, v in content["model"].items()}
+    (tmp_path / "stock.pkl").write_bytes(
+        pickle.dumps({"__author__": "Detectron2 Model Zoo", **content})
+    )
+    model = build(config(head))
+    DetectionCheckpointer(model).load(str(tmp_path / "stock.pkl"))
+    assert copy_equals_head(model)
+    for name, value in stock.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_without_a_checkpoint_the_copy_starts_as_the_head(config, head):
+    model = build(config(head))
+    assert copy_equals_head(model)
+
+
+def test_a_checkpoint_with_a_copy_of_its_own_wins(config, head, tmp_path):
+    trained = build(config(head), seed=3)
+    with torch.no_grad():
+        for parameter in trained.roi_heads.vlnms.visual_encoder.parameters():
+            parameter.add_(1)
+    torch.save({"model": trained.state_dict()}, tmp_path / "trained.pth")
+    model = build(config(head))
+    DetectionCheckpointer(model).load(str(tmp_path / "trained.pth"))
+    assert not copy_equals_head(model)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_vocabulary_that_does_not_fit_the_checkpoint_is_an_error(config, tmp_path):
+    trained = build(config())
+    torch.save({"model": trained.state_dict()}, tmp_path / "trained.pth")
+    cfg = config()
+    cfg.MODEL.VLNMS.VOCAB = str(tmp_path / "other.json")
+    Vocabulary(["some", "other", "words"]).save(cfg.MODEL.VLNMS.VOCAB)
+    with pytest.raises(ValueError, match="another vocabulary"):
+        DetectionCheckpointer(build(cfg)).load(str(tmp_path / "trained.pth"))
