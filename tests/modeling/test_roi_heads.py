@@ -1,4 +1,4 @@
-"""Detectron2's heads with a VL-NMS branch: the stock detector without a query, proposals with one."""
+"""Detectron2's heads with a VL-NMS branch: stock without a query, with one proposals for it."""
 
 import pytest
 import torch
