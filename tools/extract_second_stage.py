@@ -11,8 +11,9 @@
 "gt" are the annotated boxes, "detector" what the detector itself finds, and each name of
 `--proposals` what that VL-NMS keeps for each query down to `--floor`. With `--top N` all of these
 keep N boxes, of whatever score, and each VL-NMS is asked every query of the data set on every image
-(retrieval). Data sets of the same image files are done together, as each image goes through the
-detector once.
+(retrieval); `--group M` asks only those of M images, itself among them, on each (to learn
+retrieval from these boxes). Data sets of the same image files are done together, as each image
+goes through the detector once.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="FOLDER")
     add("--floor", type=float, default=FLOOR, metavar="S", help="least fused score (%(default)s)")
     add("--top", type=int, metavar="N", help="all pairs of images and queries, N boxes for each")
+    add("--group", type=int, metavar="M", help="pairs of M images each, with --top")
     add("--overwrite", action="store_true", help="make files anew that are there")
     return parser
 
@@ -95,6 +97,21 @@ def extract(
     return extractor.query_aware(looked, source, queries, [e["sent_id"] for e in expressions])
 
 
+def queries_of(
+    dataset_dicts: Sequence[dict], args: argparse.Namespace
+) -> dict[int, Sequence[dict]]:
+    """Per image the expressions that a VL-NMS is asked on it."""
+    if args.top is None:
+        return {one["image_id"]: one["expressions"] for one in dataset_dicts}
+    size = args.group or len(dataset_dicts)
+    asked = {}
+    for start in range(0, len(dataset_dicts), size):
+        group = dataset_dicts[start : start + size]
+        expressions = [e for one in group for e in one["expressions"]]
+        asked.update({one["image_id"]: expressions for one in group})
+    return asked
+
+
 def missing(args: argparse.Namespace) -> dict[str, list[str]]:
     """Per data set the sources whose file is not there yet."""
     wanted = {}
@@ -119,15 +136,14 @@ def run(args: argparse.Namespace, configs: Mapping[str, CfgNode]) -> None:
     for files, names in groups.items():
         found = {(name, source): [] for name in names for source in wanted[name]}
         by_file = {name: {one["file_name"]: one for one in datasets[name]} for name in names}
-        everything = {
-            name: [e for one in datasets[name] for e in one["expressions"]] for name in names
-        }
+        asked = {name: queries_of(datasets[name], args) for name in names}
         for file in tqdm(files, unit="image", desc=" ".join(names)):
             looked = extractor.look(by_file[names[0]][file])
             for name, source in found:
                 one = by_file[name][file]
-                asked = one["expressions"] if args.top is None else everything[name]
-                found[name, source].append(extract(extractor, looked, source, one, asked))
+                found[name, source].append(
+                    extract(extractor, looked, source, one, asked[name][one["image_id"]])
+                )
         for (name, source), images in found.items():
             save_regions(regions_file(args.out, name, source), images)
 
@@ -136,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.group is not None and (args.top is None or args.group < 1):
+        parser.error(f"--group {args.group}: expected a positive number, and --top N with it")
     try:
         configs = read_configs(args)
         run(args, configs)

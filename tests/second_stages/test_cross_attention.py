@@ -66,6 +66,15 @@ def test_pairs_are_the_same_as_all_against_all(model):
     torch.testing.assert_close(pairs, model(boxes, mask, text).diagonal())
 
 
+def test_pairs_of_several_images_are_those_of_each(model):
+    boxes, mask = encoded([4, 2, 3, 1, 0, 5])
+    words, word_mask = encoded([3, 5], seed=1)
+    text = TextFeatures(words * word_mask[..., None], word_mask)
+    boxes, mask = boxes.view(3, 2, *boxes.shape[1:]), mask.view(3, 2, -1)
+    each = torch.stack([model.compare_pairs(boxes[i], mask[i], text) for i in range(3)])
+    torch.testing.assert_close(model.compare_pairs(boxes, mask, text), each)
+
+
 @torch.no_grad()
 def test_captions_without_words_and_images_without_boxes(model):
     text = model.encode_captions(["red cup", ""])
@@ -145,3 +154,63 @@ def test_boxes_for_other_captions_are_an_error():
     images[0].kept = torch.zeros(3, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match="image 0 has boxes for 3 captions, expected 16"):
         list(compare_all(model, dicts, images, num_boxes=10))
+
+
+def keep(images, dicts, boxes_of, group=None):
+    """Let each image keep `boxes_of` it for the captions of its group of images."""
+    group = group or len(dicts)
+    for start in range(0, len(dicts), group):
+        members = dicts[start : start + group]
+        sent_ids = [e["sent_id"] for one in members for e in one["expressions"]]
+        for one in members:
+            regions = images[one["image_id"]]
+            regions.sent_ids = torch.tensor(sent_ids)
+            regions.kept = boxes_of(regions).repeat(len(sent_ids), 1)
+            regions.kept_scores = torch.ones(regions.kept.shape)
+
+
+def test_to_learn_from_all_boxes_of_each_pair_is_to_learn_from_those_of_the_image():
+    expected, dicts, images = trained()
+    keep(images, dicts, lambda regions: torch.arange(len(regions)))
+    model = build_cross_attention(dicts, images, 0)
+    train_cross_attention(model, dicts, images, 0, Schedule(20, 8, 5e-3))
+    torch.testing.assert_close(model.project.weight, expected.project.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_to_learn_from_the_first_boxes_is_not_to_see_the_others():
+    def learnt(cut, num_boxes):
+        dicts, images = dataset()
+        model = build_cross_attention(dicts, images, 0)  # its scale is that of all boxes
+        if cut:
+            keep(images, dicts, lambda regions: torch.arange(len(regions))[:num_boxes])
+        train_cross_attention(
+            model, dicts, images, 0, Schedule(2, 8, 5e-3), num_boxes=None if cut else num_boxes
+        )
+        return model.project.weight
+
+    torch.testing.assert_close(learnt(True, 1), learnt(False, 1), rtol=1e-3, atol=1e-4)
+
+
+def test_batches_are_of_images_that_were_asked_the_same():
+    dicts, images = dataset()
+    keep(images, dicts, lambda regions: torch.arange(len(regions)), group=3)
+    asked = []
+    model = build_cross_attention(dicts, images, 0)
+    encode = model.encode_captions
+    model.encode_captions = lambda captions: asked.append(captions) or encode(captions)
+    train_cross_attention(model, dicts, images, 0, Schedule(2, 2, 5e-3))
+    group_of = {e["query"]: k // 3 for k, one in enumerate(dicts) for e in one["expressions"]}
+    assert all(len({group_of[query] for query in batch}) == 1 for batch in asked)
+    # An epoch: two batches of the groups of three, one of the group of two; every image once.
+    epochs = [sorted(query for batch in asked[k : k + 5] for query in batch) for k in (0, 5)]
+    assert len(asked) == 10
+    assert all(epoch == sorted(one["expressions"][0]["query"] for one in dicts) for epoch in epochs)
+
+
+def test_an_image_without_boxes_for_its_own_captions_is_an_error():
+    dicts, images = dataset()
+    keep(images, dicts[1:], lambda regions: torch.arange(len(regions)))
+    images[0].sent_ids, images[0].kept = images[1].sent_ids, images[1].kept
+    model = build_cross_attention(dicts, images, 0)
+    with pytest.raises(ValueError, match="image 0 has no boxes for captions of its own"):
+        train_cross_attention(model, dicts, images, 0)

@@ -118,6 +118,37 @@ def test_from_images_to_tables(quick, config_file, captions, tiny_refshapes, tmp
     assert json.loads((tmp_path / "docs" / "table.json").read_text()) == results
 
 
+def test_retrieval_learns_from_the_boxes_it_is_tested_on(
+    quick, config_file, captions, tiny_refshapes, tmp_path
+):
+    cache, sentences = tmp_path / "cache", f"{CAPTIONS}_captions_train"
+    own = ["--proposals", f"vlnms_fc={config_file}", "--out", str(cache), "--top", "4"]
+    what = ["--what", "detector", "vlnms_fc", "--datasets", sentences]
+    extract_tool.main([*what, *own, "--group", "2"])
+    dicts = DatasetCatalog.get(sentences)
+    pairs = load_regions(regions_file(cache, sentences, "vlnms_fc"))
+    for start in range(0, len(dicts), 2):
+        group = dicts[start : start + 2]
+        asked = [e["sent_id"] for one in group for e in one["expressions"]]
+        for one in group:
+            assert pairs[one["image_id"]].sent_ids.tolist() == asked
+            assert len(pairs[one["image_id"]].kept) == len(asked)
+
+    extract_tool.main([*what, *own, "--overwrite"])  # a test asks all of them
+    out = ["--out", str(tmp_path / "out"), "--cache", str(cache), "--num-boxes", "4"]
+    out += ["--train", sentences, "--test", sentences, "--sources", "detector", "vlnms_fc"]
+    train_tool.main(["retrieval", "--train-boxes", "own", *out])
+    weights = [
+        torch.load(tmp_path / "out" / source / "retrieval.pth", weights_only=True)
+        for source in ("detector", "vlnms_fc")
+    ]
+    assert not torch.equal(*(one["project.weight"] for one in weights))
+    result = tmp_path / "out" / "vlnms_fc" / f"retrieval_{sentences}.json"
+    first = result.read_text()
+    train_tool.main(["retrieval", "--train-boxes", "own", "--eval-only", *out])
+    assert result.read_text() == first
+
+
 def test_gains_are_of_the_same_seeds():
     of_seeds = {"seed0": 50.0, "seed1": 60.0, "seed2": 90.0}
     base = {"seed1": 40.0, "seed0": 40.0}
@@ -131,6 +162,8 @@ def test_gains_are_of_the_same_seeds():
         (["--what", "other"], "--what other: expected gt, detector or a name"),
         (["--what", "gt", "--proposals", "model.yaml"], "expected NAME=CONFIG"),
         (["--what", "gt", "--proposals", "gt=model.yaml"], "expected NAME=CONFIG"),
+        (["--what", "gt", "--group", "2"], "--group 2: expected a positive number, and --top N"),
+        (["--what", "gt", "--top", "2", "--group", "0"], "--group 0: expected a positive number"),
     ],
 )
 def test_extract_says_what_is_wrong(options, message, config_file, tmp_path, capsys):

@@ -73,32 +73,30 @@ class StackedCrossAttention(nn.Module):
         """
         # A word is normalised over the boxes: those that are padding must not count.
         cosines = torch.einsum("inh,clh->icnl", boxes * mask[..., None], text.words)
-        return _mean_over_boxes(
-            self._box_cosines(cosines, text, text.mask[None, :, None, :]), mask[:, None, :]
-        )
+        return _mean_over_boxes(self._box_cosines(cosines, text), mask[:, None, :])
 
     def compare_pairs(self, boxes: Tensor, mask: Tensor, text: TextFeatures) -> Tensor:
         """Compare each caption with boxes of its own.
 
         Args:
-            boxes: float [C, N, H], encoded: those that the caption has of an image.
-            mask: bool [C, N], False where there is padding.
+            boxes: float [..., C, N, H], encoded: those that the caption has of an image.
+            mask: bool [..., C, N], False where there is padding.
             text: of the C captions, encoded.
 
         Returns:
-            Float [C].
+            Float [..., C].
         """
-        cosines = torch.einsum("cnh,clh->cnl", boxes * mask[..., None], text.words)
-        return _mean_over_boxes(self._box_cosines(cosines, text, text.mask[:, None, :]), mask)
+        cosines = torch.einsum("...cnh,clh->...cnl", boxes * mask[..., None], text.words)
+        return _mean_over_boxes(self._box_cosines(cosines, text), mask)
 
-    def _box_cosines(self, cosines: Tensor, text: TextFeatures, words: Tensor) -> Tensor:
-        """The cosine of each box with the words that it attends to: float [(I,) C, N].
+    def _box_cosines(self, cosines: Tensor, text: TextFeatures) -> Tensor:
+        """The cosine of each box with the words that it attends to: float [..., C, N].
 
         Args:
-            cosines: float [(I,) C, N, L], of boxes and words.
+            cosines: float [..., C, N, L], of boxes and words.
             text: of the C captions.
-            words: bool, broadcasts with the cosines: False where there is padding.
         """
+        words = text.mask[:, None, :]
         # Eq. 1: negative cosines are dropped, then each word is normalised over the boxes.
         positive = F.normalize(cosines.clamp(min=0) * words, dim=-2)
         weights = (self.smoothing * positive).masked_fill(~words, float("-inf")).softmax(dim=-1)

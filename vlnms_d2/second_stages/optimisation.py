@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,10 +42,24 @@ def batches(count: int, size: int, generator: torch.Generator | None = None) -> 
     yield from (part.tolist() for part in order.split(size))
 
 
+def batches_of_groups(
+    groups: Sequence[Sequence[int]], size: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Batches of `size` within each group (its last may be smaller), everything shuffled."""
+    found = [
+        [group[k] for k in part]
+        for group in groups
+        for part in batches(len(group), size, generator)
+    ]
+    if len(groups) == 1:
+        return found  # in random order as they are
+    return [found[k] for k in torch.randperm(len(found), generator=generator).tolist()]
+
+
 def optimise(
     model: nn.Module,
     loss: Callable[[list[int], float], Tensor],
-    num_images: int,
+    groups: Sequence[Sequence[int]],
     schedule: Schedule,
     seed: int,
 ) -> None:
@@ -55,14 +69,14 @@ def optimise(
         model: with the parameters to train.
         loss: of the images of a batch, given by their numbers and by the share of the training
             that is done, from 0 to 1.
-        num_images: in all.
+        groups: of the numbers of the images; a batch has images of one group.
         schedule: see there.
         seed: of the order of the images.
     """
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
     )
-    per_epoch = math.ceil(num_images / schedule.images_per_batch)
+    per_epoch = sum(-(-len(group) // schedule.images_per_batch) for group in groups)
     total = per_epoch * schedule.epochs
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_lr(step, total))
     generator = torch.Generator().manual_seed(seed)
@@ -70,7 +84,7 @@ def optimise(
     step = 0
     for epoch in range(schedule.epochs):
         started, sum_of_losses = time.perf_counter(), 0.0
-        for index in batches(num_images, schedule.images_per_batch, generator):
+        for index in batches_of_groups(groups, schedule.images_per_batch, generator):
             optimiser.zero_grad()
             value = loss(index, step / total)
             value.backward()

@@ -83,7 +83,7 @@ def train_matcher(
         scores = matcher(boxes, queries, _image_of_query(chosen))
         return F.cross_entropy(scores, target)
 
-    optimise(matcher, loss, len(dataset_dicts), schedule, seed)
+    optimise(matcher, loss, [range(len(dataset_dicts))], schedule, seed)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Training the reference retrieval model on annotated boxes, and comparing all pairs of a split."""
+"""Training the reference retrieval model, and comparing all pairs of a split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build_cross_attention(
 
     Args:
         dataset_dicts: to train on.
-        images: their annotated boxes with features.
+        images: their boxes with features.
         seed: of the weights.
     """
     torch.manual_seed(seed)
@@ -41,33 +41,78 @@ def train_cross_attention(
     images: Mapping[int, ImageRegions],
     seed: int,
     schedule: Schedule = SCHEDULE,
+    *,
+    num_boxes: int | None = None,
 ) -> None:
     """Train the model, in place, to tell which caption of a batch belongs to which image.
 
     In each epoch every image comes once, with one of its captions. The loss is of all negatives at
-    first (`EASY_SHARE`), then of the hardest ones.
+    first (`EASY_SHARE`), then of the hardest ones. Where boxes depend on the caption, each pair of
+    a batch has its own, and a batch has images that were asked the same captions.
 
     Args:
         model: with random weights.
         dataset_dicts: with captions.
-        images: their annotated boxes with features.
+        images: their boxes with features; of a VL-NMS those for the captions of a group of images.
         seed: of the order and of the captions drawn.
         schedule: how long and how fast.
+        num_boxes: only the first so many of each image, or of each pair; None for all.
+
+    Raises:
+        ValueError: an image has no boxes for captions of its own.
     """
     draws = torch.Generator().manual_seed(seed)
 
     def loss(index: list[int], done: float) -> Tensor:
-        captions, features = [], []
-        for i in index:
-            own = dataset_dicts[i]["expressions"]
-            drawn = int(torch.randint(len(own), (), generator=draws))
-            captions.append(own[drawn]["query"])
-            features.append(images[dataset_dicts[i]["image_id"]].features)
-        boxes, mask = _pad(features)
-        similarities = model(model.encode_boxes(boxes), mask, model.encode_captions(captions))
+        own = [dataset_dicts[i]["expressions"] for i in index]
+        drawn = [one[int(torch.randint(len(one), (), generator=draws))] for one in own]
+        text = model.encode_captions([one["query"] for one in drawn])
+        regions = [images[dataset_dicts[i]["image_id"]] for i in index]
+        if regions[0].kept is None:
+            boxes, mask = _pad([one.features[:num_boxes] for one in regions])
+            similarities = model(model.encode_boxes(boxes), mask, text)
+        else:
+            kept = _kept_of(regions, [one["sent_id"] for one in drawn], num_boxes)
+            boxes, _ = _pad([one.features for one in regions])
+            image = torch.arange(len(regions))[:, None, None]
+            chosen = model.encode_boxes(boxes)[image, kept.clamp(min=0)]
+            similarities = model.compare_pairs(chosen, kept >= 0, text)
         return triplet_loss(similarities, hardest=done >= EASY_SHARE)
 
-    optimise(model, loss, len(dataset_dicts), schedule, seed)
+    optimise(model, loss, _asked_the_same(dataset_dicts, images), schedule, seed)
+
+
+def _asked_the_same(
+    dataset_dicts: Sequence[dict], images: Mapping[int, ImageRegions]
+) -> list[list[int]]:
+    """The numbers of the images in groups of those that were asked the same captions."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, one in enumerate(dataset_dicts):
+        sent_ids = images[one["image_id"]].sent_ids
+        asked = () if sent_ids is None else tuple(sent_ids.tolist())
+        if sent_ids is not None and not {e["sent_id"] for e in one["expressions"]} <= set(asked):
+            raise ValueError(
+                f"image {one['image_id']} has no boxes for captions of its own; extract them with "
+                "--top N --group N"
+            )
+        groups.setdefault(asked, []).append(i)
+    return list(groups.values())
+
+
+def _kept_of(
+    regions: Sequence[ImageRegions], sent_ids: Sequence[int], num_boxes: int | None
+) -> Tensor:
+    """Which boxes of each image each caption keeps, int64 [I, C, K], padded with -1.
+
+    Args:
+        regions: of I images that were asked the same captions.
+        sent_ids: of C of these captions.
+        num_boxes: K at most.
+    """
+    row = {sent_id: k for k, sent_id in enumerate(regions[0].sent_ids.tolist())}
+    rows = torch.tensor([row[sent_id] for sent_id in sent_ids])
+    kept = [one.kept[rows, :num_boxes].T for one in regions]
+    return pad_sequence(kept, batch_first=True, padding_value=-1).transpose(1, 2)
 
 
 @torch.no_grad()
