@@ -31,9 +31,13 @@ SOURCES = {
     "vlnms_fc": "VL-NMS FC",
     "vlnms_trans": "VL-NMS Trans",
     "vlnms_fc_captions": "VL-NMS FC, trained on captions (GT)",
+    "vlnms_fc_no_context": "VL-NMS FC, trained on referents alone",
+    "vlnms_fc_wspg": "VL-NMS FC (WSPG)",
+    "vlnms_fc_text_similarity": "VL-NMS FC (text similarity)",
 }
 TRANSFER = "VL-NMS FC, trained on expressions (Transfer)"
-ORDER = ("detector", "vlnms_fc", "vlnms_fc_captions", "vlnms_trans", "gt")
+PSEUDO_GT = ("vlnms_fc_no_context", "vlnms_fc_wspg", "vlnms_fc_text_similarity")
+ORDER = ("detector", *PSEUDO_GT, "vlnms_fc", "vlnms_fc_captions", "vlnms_trans", "gt")
 RETRIEVAL_KEYS = (*(f"{side}_r@{k}" for side in ("sentence", "image") for k in RANKS), "r@sum")
 MASK_KEYS = ("overall_iou", "pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9")
 
