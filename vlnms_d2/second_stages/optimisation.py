@@ -76,7 +76,7 @@ def optimise(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
     )
-    per_epoch = sum(-(-len(group) // schedule.images_per_batch) for group in groups)
+    per_epoch = sum(math.ceil(len(group) / schedule.images_per_batch) for group in groups)
     total = per_epoch * schedule.epochs
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_lr(step, total))
     generator = torch.Generator().manual_seed(seed)

@@ -68,15 +68,8 @@ def train_cross_attention(
         drawn = [one[int(torch.randint(len(one), (), generator=draws))] for one in own]
         text = model.encode_captions([one["query"] for one in drawn])
         regions = [images[dataset_dicts[i]["image_id"]] for i in index]
-        if regions[0].kept is None:
-            boxes, mask = _pad([one.features[:num_boxes] for one in regions])
-            similarities = model(model.encode_boxes(boxes), mask, text)
-        else:
-            kept = _kept_of(regions, [one["sent_id"] for one in drawn], num_boxes)
-            boxes, _ = _pad([one.features for one in regions])
-            image = torch.arange(len(regions))[:, None, None]
-            chosen = model.encode_boxes(boxes)[image, kept.clamp(min=0)]
-            similarities = model.compare_pairs(chosen, kept >= 0, text)
+        rows = _rows_of([one["sent_id"] for one in drawn], regions[0])
+        similarities = _compare(model, regions, text, rows, num_boxes)
         return triplet_loss(similarities, hardest=done >= EASY_SHARE)
 
     optimise(model, loss, _asked_the_same(dataset_dicts, images), schedule, seed)
@@ -99,20 +92,40 @@ def _asked_the_same(
     return list(groups.values())
 
 
-def _kept_of(
-    regions: Sequence[ImageRegions], sent_ids: Sequence[int], num_boxes: int | None
+def _rows_of(sent_ids: Sequence[int], regions: ImageRegions) -> list[int]:
+    """Which of the captions that an image was asked these are; none where it was asked none."""
+    if regions.sent_ids is None:
+        return []
+    row = {sent_id: k for k, sent_id in enumerate(regions.sent_ids.tolist())}
+    return [row[sent_id] for sent_id in sent_ids]
+
+
+def _compare(
+    model: StackedCrossAttention,
+    regions: Sequence[ImageRegions],
+    text: TextFeatures,
+    rows: Sequence[int] | slice,
+    num_boxes: int | None,
 ) -> Tensor:
-    """Which boxes of each image each caption keeps, int64 [I, C, K], padded with -1.
+    """Compare I images with C captions, each pair on the boxes that it has: float [I, C].
 
     Args:
-        regions: of I images that were asked the same captions.
-        sent_ids: of C of these captions.
-        num_boxes: K at most.
+        model: of boxes and words.
+        regions: of the images; of a VL-NMS all asked the same captions.
+        text: of the captions, encoded.
+        rows: which of those that a VL-NMS was asked the captions are.
+        num_boxes: only the first so many of each image, or of each pair; None for all.
     """
-    row = {sent_id: k for k, sent_id in enumerate(regions[0].sent_ids.tolist())}
-    rows = torch.tensor([row[sent_id] for sent_id in sent_ids])
+    if regions[0].kept is None:
+        boxes, mask = _pad([one.features[:num_boxes] for one in regions])
+        return model(model.encode_boxes(boxes), mask, text)
+    boxes, _ = _pad([one.features for one in regions])
+    # [I, C, K] from the transposed lists, as these are padded in their first dimension.
     kept = [one.kept[rows, :num_boxes].T for one in regions]
-    return pad_sequence(kept, batch_first=True, padding_value=-1).transpose(1, 2)
+    kept = pad_sequence(kept, batch_first=True, padding_value=-1).transpose(1, 2)
+    image = torch.arange(len(regions))[:, None, None]
+    chosen = model.encode_boxes(boxes)[image, kept.clamp(min=0)]
+    return model.compare_pairs(chosen, kept >= 0, text)
 
 
 @torch.no_grad()
@@ -141,29 +154,12 @@ def compare_all(
     text = model.encode_captions(captions)
     for one in dataset_dicts:
         regions = images[one["image_id"]]
-        encoded = model.encode_boxes(regions.features.float())
-        if regions.kept is None:
-            boxes = encoded[None, :num_boxes]
-            mask = torch.ones(boxes.shape[:2], dtype=torch.bool)
-            yield one["image_id"], model(boxes, mask, text)[0]
-        else:
-            yield one["image_id"], _compare_chosen(model, encoded, regions, text, num_boxes)
-
-
-def _compare_chosen(
-    model: StackedCrossAttention,
-    encoded: Tensor,
-    regions: ImageRegions,
-    text: TextFeatures,
-    num_boxes: int | None,
-) -> Tensor:
-    if len(regions.kept) != len(text):
-        raise ValueError(
-            f"image {regions.image_id} has boxes for {len(regions.kept)} captions, expected "
-            f"{len(text)}; extract them with --top N"
-        )
-    kept = regions.kept[:, :num_boxes].long()
-    return model.compare_pairs(encoded[kept.clamp(min=0)], kept >= 0, text)
+        if regions.kept is not None and len(regions.kept) != len(text):
+            raise ValueError(
+                f"image {regions.image_id} has boxes for {len(regions.kept)} captions, expected "
+                f"{len(text)}; extract them with --top N"
+            )
+        yield one["image_id"], _compare(model, [regions], text, slice(None), num_boxes)[0]
 
 
 def _pad(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
