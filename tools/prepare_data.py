@@ -47,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vocab-min-count", type=int, default=2, metavar="N")
     parser.add_argument("--detections", default="", help="COCO results of a detector, for WSPG")
     parser.add_argument("--categories", help="COCO file with the detector's categories, for WSPG")
-    parser.add_argument("--min-score", type=float, default=0.3, help="of detections, for WSPG")
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        default=Settings.min_score,
+        help="of detections, for WSPG (default: %(default)s)",
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="P", help="that find nouns")
     parser.add_argument("--redo", action="store_true", help="make again what is there")
     args = parser.parse_args(argv)

@@ -124,7 +124,7 @@ def test_boxes_of_a_detector_in_place_of_annotated_ones(prepare, tmp_path):
     results = [
         {"image_id": image_id, "category_id": 5, "bbox": [1, 2, 3, 4], "score": 0.9},
         {"image_id": image_id, "category_id": 9, "bbox": [5, 6, 7, 8], "score": 0.8},
-        {"image_id": image_id, "category_id": 5, "bbox": [0, 0, 9, 9], "score": 0.1},
+        {"image_id": image_id, "category_id": 5, "bbox": [0, 0, 9, 9], "score": 0.09},
     ]
     categories = {"categories": [{"id": 5, "name": "cup"}, {"id": 9, "name": "dog"}]}
     (tmp_path / "results.json").write_text(json.dumps(results))

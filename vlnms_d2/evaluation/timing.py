@@ -23,8 +23,8 @@ WARM_UP_IMAGES = 2
 def measure_extra_time(cfg: CfgNode, num_images: int) -> dict[str, Any]:
     """Time the detector alone, with one expression, and with all expressions of an image.
 
-    Each is timed in a pass of its own over the images: what a query leaves behind, such as waiting
-    threads of NumPy's matrix product, can slow the detector's next image. Masks are off, as in the
+    Each is timed in a pass of its own over the images: what a query leaves behind, such as
+    threads that still wait for work, can slow the detector's next image. Masks are off, as in the
     evaluation of recall.
 
     Args:
