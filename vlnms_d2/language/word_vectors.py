@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .glove_block import hash_word
 from .glove_cache import open_vectors
@@ -49,10 +48,7 @@ class WordVectors(ABC):
         Returns:
             float32 [A, B]; 0 where one of the two is unknown.
         """
-        # By torch: the threads of NumPy's product would keep cores busy for a while after it, and
-        # slow the detector.
-        product = torch.from_numpy(self(a)) @ torch.from_numpy(self(b)).T
-        return product.clamp(-1, 1).numpy()
+        return np.clip(self(a) @ self(b).T, -1, 1)
 
     @abstractmethod
     def _look_up(self, words: list[str]) -> np.ndarray:
