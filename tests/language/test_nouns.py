@@ -14,7 +14,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 
 from vlnms_d2.language import NounFinder
-from vlnms_d2.language.nouns import EMBEDDED, MAX_CHARS, NOUN_POS, chunks_by_tags
+from vlnms_d2.language.nouns import EMBEDDED, FEW, MAX_CHARS, NOUN_POS, chunks_by_tags
 
 POS = {
     "the": "DET",
@@ -174,6 +174,24 @@ def test_each_distinct_text_is_read_once(pipeline):
     assert SEEN == ["the cup", "it", "two"]
     found[0].append("changed")  # equal texts have lists of their own
     assert found[2] == ["cup"]
+
+
+def test_numpy_multiplies_for_many_texts_and_says_the_same(finder, monkeypatch):
+    by_blis = set()
+    gemm = finder._ops.gemm
+
+    def observed(*args, **kwargs):
+        by_blis.add(finder._ops.use_blis)
+        return gemm(*args, **kwargs)
+
+    monkeypatch.setattr(finder._ops, "gemm", observed)
+    texts = [f"the {n} red cups that a man holds beside dog {n}" for n in range(FEW + 1)]
+    many = finder.tagged(texts)
+    assert by_blis == {False}
+    by_blis.clear()
+    few = finder.tagged(texts[:FEW])
+    assert by_blis == {True}
+    assert few == many[:FEW]
 
 
 def test_a_parser_gives_the_chunks_and_is_not_run_for_nouns(pipeline):

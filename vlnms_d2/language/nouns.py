@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc, Token
+    from thinc.api import NumpyOps
 
 KEY = "MODEL.VLNMS.PSEUDO_GT.SPACY_PIPELINE"
 EMBEDDED = Path(__file__).parent / "en_ud_pos"
@@ -29,6 +30,8 @@ UNUSED = (
 )
 """Components that give neither parts of speech nor noun chunks."""
 BATCH = 128
+FEW = 32
+"""Up to so many texts are read without NumPy's matrix product, see `_read`."""
 MAX_CHARS = 2000  # read at once, which bounds memory; longer texts are read in pieces
 
 
@@ -53,6 +56,7 @@ class NounFinder:
         self.pos = tuple(pos)
         self.batch_size = batch_size
         self._nlp = _load(pipeline)
+        self._ops = _share_ops(self._nlp)
         self._parses = _has_noun_chunks(self._nlp)
 
     def nouns(self, texts: Iterable[str]) -> list[list[str]]:
@@ -103,6 +107,9 @@ class NounFinder:
         keys = [" ".join(text.split()) for text in texts]
         pieces = [(piece, key) for key in dict.fromkeys(keys) for piece in _pieces(key)]
         found: dict[str, list] = {key: [] for key in keys}
+        # NumPy multiplies matrices of many texts in half the time of BLIS. Of few there is little
+        # to gain, and its threads would keep cores busy for a while that a detector has use for.
+        self._ops.use_blis = len(pieces) <= FEW
         docs = self._nlp.pipe(
             pieces, as_tuples=True, batch_size=self.batch_size, disable=list(disable)
         )
@@ -189,7 +196,6 @@ def _load(pipeline: str) -> Language:
         )
     try:
         nlp = spacy.load(source, exclude=UNUSED)
-        _multiply_with_numpy(nlp)
         tagged = nlp("the red cup").has_annotation("POS", require_complete=True)
     except Exception as error:  # spaCy and the readers below it raise all sorts of things
         raise ValueError(_not_usable(source, f"loading it gave: {error}")) from error
@@ -200,15 +206,17 @@ def _load(pipeline: str) -> Language:
     return nlp
 
 
-def _multiply_with_numpy(nlp: Language) -> None:
-    """Let numpy multiply matrices in the place of BLIS: reading takes half the time."""
+def _share_ops(nlp: Language) -> NumpyOps:
+    """Give all parts of the pipeline that run on the CPU the same operations, and return these."""
     from thinc.api import NumpyOps
 
+    ops = NumpyOps()
     for _, component in nlp.pipeline:
         model = getattr(component, "model", None)
         for part in model.walk() if model is not None else ():
             if type(part.ops) is NumpyOps:
-                part.ops = NumpyOps(use_blis=False)
+                part.ops = ops
+    return ops
 
 
 def _not_usable(source: str | Path, why: str) -> str:
