@@ -55,8 +55,7 @@ class NounFinder:
         self.pipeline = pipeline
         self.pos = tuple(pos)
         self.batch_size = batch_size
-        self._nlp = _load(pipeline)
-        self._ops = _share_ops(self._nlp)
+        self._nlp, self._ops = _load(pipeline)
         self._parses = _has_noun_chunks(self._nlp)
 
     def nouns(self, texts: Iterable[str]) -> list[list[str]]:
@@ -176,7 +175,8 @@ def _rebuild(cls: type[NounFinder], pipeline: str, pos: Sequence[str], batch_siz
     return cls(pipeline, pos=pos, batch_size=batch_size)
 
 
-def _load(pipeline: str) -> Language:
+def _load(pipeline: str) -> tuple[Language, NumpyOps]:
+    """The pipeline and what multiplies its matrices on the CPU."""
     try:
         import spacy
     except ImportError as error:
@@ -196,6 +196,7 @@ def _load(pipeline: str) -> Language:
         )
     try:
         nlp = spacy.load(source, exclude=UNUSED)
+        ops = _share_ops(nlp)
         tagged = nlp("the red cup").has_annotation("POS", require_complete=True)
     except Exception as error:  # spaCy and the readers below it raise all sorts of things
         raise ValueError(_not_usable(source, f"loading it gave: {error}")) from error
@@ -203,7 +204,7 @@ def _load(pipeline: str) -> Language:
         raise ValueError(
             _not_usable(source, f"its components {nlp.pipe_names} give no parts of speech (POS)")
         )
-    return nlp
+    return nlp, ops
 
 
 def _share_ops(nlp: Language) -> NumpyOps:
