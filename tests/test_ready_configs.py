@@ -17,8 +17,8 @@ from test_config import flatten, make_config
 from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY
 from vlnms_d2.data.refshapes.scene import CATEGORIES
 from vlnms_d2.layers.fusion import FUSION_MODES
-from vlnms_d2.modeling.relatedness.trans import LAYERS
-from vlnms_d2.modeling.text.category_mentions import category_names
+from vlnms_d2.modeling.relatedness.trans import FUSION_LAYERS
+from vlnms_d2.modeling.relatedness.category import category_names
 
 CONFIGS = REPO / "configs"
 DETECTOR = CONFIGS / "Base-VLNMS-RCNN-R101-FPN.yaml"
@@ -92,7 +92,7 @@ def test_the_names_in_it_are_known(path):
     assert vlnms.TEXT_ENCODER in TEXT_ENCODER_REGISTRY
     assert vlnms.POSTPROCESSOR in POSTPROCESSOR_REGISTRY
     assert vlnms.FUSION in FUSION_MODES
-    assert vlnms.TRANS.FUSION in LAYERS
+    assert vlnms.TRANS.FUSION in FUSION_LAYERS
     assert vlnms.LOSS in ("bce", "ranking")
     assert vlnms.ATTENTION in ("linear", "additive")
     check_output_dir(cfg, path)
@@ -238,7 +238,7 @@ def check(branch, cfg: CfgNode) -> None:
     assert type(branch.text_encoder).__name__ == vlnms.TEXT_ENCODER
     if vlnms.RELATEDNESS == "Trans":
         assert (branch.relatedness.mlp_t is not None) == (vlnms.REG_WEIGHT > 0)
-        assert isinstance(branch.relatedness.layers[0], LAYERS[vlnms.TRANS.FUSION])
+        assert isinstance(branch.relatedness.layers[0], FUSION_LAYERS[vlnms.TRANS.FUSION])
 
 
 # Those without context are the same models, as shown above.

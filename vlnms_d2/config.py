@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.registry import Registry
 
 from .language.curve import MIDPOINT, SLOPE
 
@@ -171,6 +172,18 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # The real operating point is the threshold at which this many proposals per expression remain
     # on the first data set of DATASETS.TEST; the others use it unchanged.
     test.MEAN_PROPOSALS = 8.0
+
+
+def lookup(registry: Registry, name: str, key: str) -> type:
+    """`registry.get(name)`, for a name that the config key `MODEL.VLNMS.<key>` gives.
+
+    Raises:
+        ValueError: the name is not registered; the message lists those that are.
+    """
+    if name not in registry:
+        known = ", ".join(sorted(known_name for known_name, _ in registry))
+        raise ValueError(f"MODEL.VLNMS.{key} is {name!r}; the registered names are: {known}")
+    return registry.get(name)
 
 
 def default_config() -> CfgNode:

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.modeling.relatedness import RelatednessOutput, Trans
-from vlnms_d2.modeling.relatedness.attention import CoAttentionLayer, JointLayer
+from vlnms_d2.modeling.relatedness.trans import CoAttentionLayer, JointLayer
 from vlnms_d2.modeling.text import TextFeatures
 
 FUSIONS = ["joint", "co_attention"]

@@ -87,5 +87,5 @@ def _peak_of_answering(config_text: str, num_candidates: int, num_queries: int) 
         )
     queries = made_up_queries(num_queries)
     # The first time, for the buffers that libraries make once.
-    model.roi_heads.answer(candidates, images.image_sizes, [queries[:1]])
-    return raise_of_peak(lambda: model.roi_heads.answer(candidates, images.image_sizes, [queries]))
+    model.roi_heads.score_queries(candidates, images.image_sizes, [queries[:1]])
+    return raise_of_peak(lambda: model.roi_heads.score_queries(candidates, images.image_sizes, [queries]))

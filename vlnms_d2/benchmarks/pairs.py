@@ -21,8 +21,8 @@ from ..engine.parallel import run_tasks
 from ..engine.processes import one_thread
 from ..engine.shards import Shards
 from ..evaluation.timing import describe_machine
-from ..modeling.pair_scoring import PairScorer, condense
-from ..modeling.query_conditioned import QueryConditionedMixin
+from ..modeling.feature_extraction import PairScorer, condense
+from ..modeling.roi_heads import QueryConditionedMixin
 from ..modeling.text import TextFeatures
 from .base import Benchmark, Options, show_machine
 

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..data.dataset_mapper import GroundingMapper
 from ..engine.predictor import VLNMSPredictor
-from ..modeling.assembly import QueryResult
+from ..modeling.postprocessing import QueryResult
 from ..modeling.candidates import Candidates
 from ..modeling.text import TextFeatures
 from .store import ImageRegions
@@ -127,10 +127,10 @@ class RegionExtractor:
         candidates, _ = self._detect(looked)
         # `head.answer` in steps, as a split's captions are asked on every image: to encode them
         # each time would take most of the time.
-        with head.own_precision():
+        with head.vlnms.autocast():
             [visual] = head.encode_candidates(candidates)
             text = self._encode_queries(name, list(queries))
-        answer = head.answer_image(candidates[0], looked.input_size, visual, text)
+        answer = head.score_image(candidates[0], looked.input_size, visual, text)
         own = answer.distinct
         regions = self._regions(
             looked, answer.boxes, answer.candidates.classes[own], answer.candidates.scores[own]

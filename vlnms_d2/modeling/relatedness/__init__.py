@@ -1,6 +1,6 @@
 """Relatedness modules: how likely does the query mention the box? Plain torch."""
 
-from .base import (
+from .build import (
     RELATEDNESS_REGISTRY,
     Relatedness,
     RelatednessOutput,

@@ -1,18 +1,39 @@
-"""Masks of many queries: each distinct box has one, pasted into the image when it is asked for.
+"""Masks of many queries: one per distinct box, pasted into the image on demand.
 
 Stock Detectron2 pastes a mask of the image's size per instance. The queries of one image share
-their boxes: of 1,000 queries with 100 proposals each, pasted masks would be 30 GB at 640x480.
+their boxes: for 1,000 queries with 100 proposals each, pasted masks would take 30 GB at 640x480.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, ROIMasks
+from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import Tensor
+
+_CHUNK = 100
+
+
+def forward_in_chunks(
+    forward: Callable[[list[Instances]], list[Instances]], instances: list[Instances]
+) -> list[Instances]:
+    """Run the mask and keypoint heads on at most 100 boxes of an image at a time.
+
+    They pool 200 kB per box, and many queries keep many distinct boxes.
+
+    Args:
+        forward: adds masks and keypoints to the instances of each image.
+        instances: per image.
+    """
+    most = max([1, *map(len, instances)])
+    chunks = [
+        forward([image[start : start + _CHUNK] for image in instances])
+        for start in range(0, most, _CHUNK)
+    ]
+    return [Instances.cat(list(image)) for image in zip(*chunks, strict=True)]
 
 
 class SharedRoiMasks(ROIMasks):
@@ -20,7 +41,7 @@ class SharedRoiMasks(ROIMasks):
 
     Args:
         tensor: float [D, M, M], of the distinct boxes.
-        index: int64 [n], which of them each instance has.
+        index: int64 [n], the mask of each instance.
     """
 
     def __init__(self, tensor: Tensor, index: Tensor):
@@ -48,16 +69,16 @@ class SharedRoiMasks(ROIMasks):
 class SharedMasks:
     """The masks of n instances, [n, height, width] bool, pasted on demand.
 
-    It is used like the tensor that stock Detectron2 gives: an integer gives a mask, anything else
-    that indexes a tensor gives a `SharedMasks`; iterating pastes one mask after the other.
-    `tensor`, `numpy()` and `np.asarray` paste all of them, and take n * height * width bytes.
+    It is used like the tensor of stock Detectron2: an integer index returns one mask, any other
+    index of a tensor returns a `SharedMasks`; iterating pastes one mask at a time. `tensor`,
+    `numpy()` and `np.asarray` paste all of them, which takes n * height * width bytes.
 
     Args:
         roi_masks: float [D, M, M], within the distinct boxes.
-        index: int64 [n], which of them each instance has.
-        boxes: n of them, of the instances, in pixels.
+        index: int64 [n], the mask of each instance.
+        boxes: the n instances' boxes, in pixels.
         image_size: (height, width) in pixels.
-        threshold: a pixel above it belongs to the mask.
+        threshold: pixels above it belong to the mask.
     """
 
     dtype = torch.bool
@@ -83,14 +104,14 @@ class SharedMasks:
 
     @property
     def device(self) -> torch.device:
-        """Where the masks are."""
+        """The device of the masks."""
         return self.roi_masks.device
 
     @property
     def tensor(self) -> Tensor:
         """All masks, pasted: bool [n, height, width]."""
-        own = ROIMasks(self.roi_masks[self.index])
-        return own.to_bitmasks(self.boxes, *self.image_size, self.threshold).tensor.bool()
+        masks = ROIMasks(self.roi_masks[self.index])
+        return masks.to_bitmasks(self.boxes, *self.image_size, self.threshold).tensor.bool()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -123,7 +144,7 @@ class SharedMasks:
 
     @staticmethod
     def cat(parts: Sequence[SharedMasks]) -> SharedMasks:
-        """Masks of one image size behind each other, for `Instances.cat`."""
+        """Concatenate masks of one image size, for `Instances.cat`."""
         starts = np.cumsum([0] + [len(part.roi_masks) for part in parts])
         index = [part.index + int(start) for part, start in zip(parts, starts, strict=False)]
         return parts[0]._with(

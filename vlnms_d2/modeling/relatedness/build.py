@@ -1,4 +1,4 @@
-"""What every relatedness module is: boxes and words in, one logit per pair out."""
+"""Relatedness modules: the interface and the registry."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from fvcore.common.registry import Registry
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ..text.encoder import TextFeatures, lookup
+from ...config import lookup
+from ..text.build import TextFeatures
 
 RELATEDNESS_REGISTRY = Registry("RELATEDNESS")
 RELATEDNESS_REGISTRY.__doc__ = """
 Registry for relatedness modules: subclasses of :class:`Relatedness`, built by
-`cls(**cls.from_config(cfg), visual_dim=..., text_dim=...)`.
+`cls(cfg, visual_dim, text_dim)`.
 """
 
 
 @dataclass
 class RelatednessOutput:
-    """What a relatedness module says of N boxes and Q queries.
+    """The output of a relatedness module for N boxes and Q queries.
 
     Attributes:
         logits: float [Q, N]; relatedness r is their sigmoid.
         attention: float [Q, L] where the word attention is the same for every box, [Q, N, L]
-            where it is not; rows sum to one over the words of a query. None where the module
-            was not asked for it, or has none.
+            where it is not; rows sum to one over the words of a query. None where it was not
+            requested, or the module has none.
         deltas: float [Q, N, 4], box refinement t = (tx, ty, tw, th) in the parameterisation of
             the detector's box predictor; None where the module has none.
     """
@@ -39,14 +40,14 @@ class RelatednessOutput:
     def cat(
         parts: Iterable[RelatednessOutput], num_queries: int, num_words: int
     ) -> RelatednessOutput:
-        """Parts for different queries as one.
+        """Concatenate the outputs for different queries.
 
-        Each part is copied as it comes. To keep them for a `torch.cat` costs some hundred MiB:
-        small as they are, in memory they lie between the temporary tensors of their parts, so that
-        the allocator cannot use the place of those for the next part's.
+        Each part is copied as it arrives. Keeping them for `torch.cat` costs some hundred MiB:
+        small as they are, they lie in memory between the temporary tensors of their parts, so the
+        allocator cannot reuse that space for the next part.
 
         Args:
-            parts: one after the other; at least one.
+            parts: at least one.
             num_queries: of all parts.
             num_words: of the longest query; attentions are padded to it.
         """
@@ -83,12 +84,15 @@ class RelatednessOutput:
 class Relatedness(nn.Module):
     """Base class of the relatedness modules.
 
+    A subclass is built like every Detectron2 component: a `@configurable` constructor with the
+    widths `visual_dim` and `text_dim` among its arguments, and `from_config`.
+
     Attributes:
         learns: whether there is anything to train.
         compares_boxes: whether a box's score depends on the other boxes of the image.
         refines: whether it gives a box refinement.
-        text_encoder, visual_encoder: what it takes in place of those that the config names,
-            MODEL.VLNMS.TEXT_ENCODER and MODEL.VLNMS.VISUAL_ENCODER; None where it takes those.
+        text_encoder, visual_encoder: what it uses in place of MODEL.VLNMS.TEXT_ENCODER and
+            MODEL.VLNMS.VISUAL_ENCODER; None for those of the config.
     """
 
     learns = True
@@ -98,8 +102,14 @@ class Relatedness(nn.Module):
     visual_encoder: str | None = None
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
-        """The constructor's arguments that the config gives, all but the two widths."""
+    def from_config(cls, cfg, visual_dim: int, text_dim: int) -> dict:
+        """The constructor's arguments.
+
+        Args:
+            cfg: the config.
+            visual_dim: width of the box features.
+            text_dim: width of the word features.
+        """
         raise NotImplementedError
 
     def forward(
@@ -112,22 +122,30 @@ class Relatedness(nn.Module):
         """Score every box against every query.
 
         Args:
-            visual: float [N, visual_dim], features of the boxes of one image; where it refines
-                boxes, [N, 2 * visual_dim] with the features for that behind those for relatedness
-                if they are not the same.
-            locations: float [N, 5], where they are; see `box_locations`.
+            visual: float [N, visual_dim], features of the boxes of one image. With box
+                refinement they may be [N, 2 * visual_dim]: the second half then is for that.
+            locations: float [N, 5], where the boxes are; see `box_locations`.
             text: Q queries with words [Q, L, text_dim].
-            with_attention: give the word attention also where that costs extra.
+            with_attention: return the word attention also where that costs extra.
         """
         raise NotImplementedError
 
+    def condense(self, text: TextFeatures) -> TextFeatures:
+        """Text that is scored the same and costs less per image, for many images with the same
+        queries."""
+        return text
+
     def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
-        """About how many bytes of temporary tensors a query takes at inference."""
-        raise NotImplementedError
+        """Upper bound on the temporary memory of one query at inference, in bytes.
+
+        The queries of an image are scored in chunks by it. This default suits a module whose
+        widest tensor is [Q, N + L, D] with D up to 4,096; a leaner one may override it.
+        """
+        return 4 * (num_boxes + num_words) * 4 * 4096
 
 
 def box_locations(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Location features of boxes (SPEC section 4).
+    """Location features of boxes (Sec. 3.2.2).
 
     Args:
         boxes: float [N, 4], xyxy in pixels.
@@ -143,7 +161,7 @@ def box_locations(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, raised from half precision: what layers give under autocast."""
+    """`x`, raised from half precision, which layers return under autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -157,12 +175,12 @@ def relatedness_class(cfg) -> type[Relatedness]:
 
 
 def text_encoder_name(cfg) -> str:
-    """The text encoder that the relatedness module of the config takes."""
+    """The text encoder that the config's relatedness module uses."""
     return relatedness_class(cfg).text_encoder or cfg.MODEL.VLNMS.TEXT_ENCODER
 
 
 def visual_encoder_name(cfg) -> str:
-    """The visual encoder that the relatedness module of the config takes."""
+    """The visual encoder that the config's relatedness module uses."""
     return relatedness_class(cfg).visual_encoder or cfg.MODEL.VLNMS.VISUAL_ENCODER
 
 
@@ -172,5 +190,4 @@ def build_relatedness(cfg, visual_dim: int, text_dim: int) -> Relatedness:
     Raises:
         ValueError: the name is not registered; the message lists those that are.
     """
-    cls = relatedness_class(cfg)
-    return cls(**cls.from_config(cfg), visual_dim=visual_dim, text_dim=text_dim)
+    return relatedness_class(cfg)(cfg, visual_dim, text_dim)

@@ -1,17 +1,21 @@
-"""What every text encoder is: strings in, word features and a padding mask out."""
+"""Text encoders: the interface, the registry, and padding."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from fvcore.common.registry import Registry
+import torch.nn.functional as F
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ...config import lookup
+
 TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
 TEXT_ENCODER_REGISTRY.__doc__ = """
-Registry for text encoders: subclasses of :class:`TextEncoder` built by `cls(cfg)`.
+Registry for text encoders: subclasses of :class:`TextEncoder`, built by `cls(cfg)`.
 """
 
 
@@ -36,21 +40,31 @@ class TextFeatures:
         length = int(mask.sum(dim=1).max()) if mask.numel() else 0
         return TextFeatures(self.words[index][:, :length], mask[:, :length])
 
+    @staticmethod
+    def cat(parts: Sequence[TextFeatures]) -> TextFeatures:
+        """The queries of several parts, padded to the longest."""
+        longest = max(part.mask.shape[1] for part in parts)
+        missing = [longest - part.mask.shape[1] for part in parts]
+        return TextFeatures(
+            torch.cat([F.pad(p.words, (0, 0, 0, n)) for p, n in zip(parts, missing, strict=True)]),
+            torch.cat([F.pad(p.mask, (0, n)) for p, n in zip(parts, missing, strict=True)]),
+        )
+
 
 class TextEncoder(nn.Module):
     """Base class of the text encoders.
 
     Attributes:
         output_dim: width D of the word features.
-        uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`; the trainer builds one where it is
-            empty.
+        uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`; the trainer builds a vocabulary
+            where that is empty.
     """
 
     output_dim: int
     uses_vocabulary = False
 
     def tokenize(self, query: str) -> list[str]:
-        """The words of `query` as the encoder sees them, cut to the longest length it takes."""
+        """The words of `query` as the encoder splits it, truncated to its maximum length."""
         raise NotImplementedError
 
     def forward(self, queries: list[str]) -> TextFeatures:
@@ -59,7 +73,7 @@ class TextEncoder(nn.Module):
 
 
 def build_text_encoder(cfg, name: str | None = None) -> TextEncoder:
-    """The text encoder of a name of the registry, by default `MODEL.VLNMS.TEXT_ENCODER`.
+    """The text encoder of a registered name, by default `MODEL.VLNMS.TEXT_ENCODER`.
 
     Raises:
         ValueError: the name is not registered; the message lists those that are.
@@ -68,7 +82,7 @@ def build_text_encoder(cfg, name: str | None = None) -> TextEncoder:
 
 
 def text_encoder_class(name: str) -> type[TextEncoder]:
-    """The class of a name of the registry.
+    """The text encoder class of a registered name.
 
     Raises:
         ValueError: the name is not registered; the message lists those that are.
@@ -76,18 +90,10 @@ def text_encoder_class(name: str) -> type[TextEncoder]:
     return lookup(TEXT_ENCODER_REGISTRY, name, "TEXT_ENCODER")
 
 
-def lookup(registry: Registry, name: str, key: str) -> type:
-    """`registry.get(name)` with an error that names the config key and the possible values."""
-    if name not in registry:
-        known = ", ".join(sorted(known_name for known_name, _ in registry))
-        raise ValueError(f"MODEL.VLNMS.{key} is {name!r}; the registered names are: {known}")
-    return registry.get(name)
-
-
 def pad_features(words: list[Tensor], dim: int, device: torch.device) -> TextFeatures:
-    """Features of queries of different lengths, each float [L, dim], as one."""
+    """Pad the features of queries, each float [L, dim], to the longest."""
     features = pad_sequence([*words, torch.zeros(0, dim)], batch_first=True)[: len(words)]
-    lengths = torch.tensor([len(own) for own in words], dtype=torch.int64)
+    lengths = torch.tensor([len(w) for w in words], dtype=torch.int64)
     mask = torch.arange(features.shape[1]) < lengths[:, None]
     return TextFeatures(features.to(device), mask.to(device))
 

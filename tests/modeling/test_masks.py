@@ -8,8 +8,8 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from vlnms_d2 import split_by_query
-from vlnms_d2.modeling import query_conditioned
-from vlnms_d2.modeling.shared_masks import SharedMasks, SharedRoiMasks
+from vlnms_d2.modeling import masks as masks_module
+from vlnms_d2.modeling.masks import SharedMasks, SharedRoiMasks
 
 SIZE = (30, 40)
 INDEX = torch.tensor([2, 0, 2, 1, 0])
@@ -99,7 +99,7 @@ def test_a_few_boxes_at_a_time_give_the_same_masks(config, head, monkeypatch):
     model = build(cfg)
     inputs = [image_input(0, query=["red cup", "dog"]), image_input(1), image_input(2, query=[])]
     at_once = run(model, *inputs)
-    monkeypatch.setattr(query_conditioned, "BOXES_AT_ONCE", 4)
+    monkeypatch.setattr(masks_module, "_CHUNK", 4)
     for few, all_ in zip(run(model, *inputs), at_once, strict=True):
         assert torch.equal(few.pred_boxes.tensor, all_.pred_boxes.tensor)
         assert few.pred_masks.shape == all_.pred_masks.shape
