@@ -64,7 +64,9 @@ def batch(criterion: Criterion) -> list:
     second = make_candidates(torch.cat([near(GROUND_TRUTH[:1], 5, seed=1), random_boxes(6, 1)]))
     return [
         criterion.sample(first, [target(GROUND_TRUTH, [True, False]), target(GROUND_TRUTH)], True),
-        criterion.sample(second, [target(GROUND_TRUTH[:1]), target([]), target(GROUND_TRUTH)], True),
+        criterion.sample(
+            second, [target(GROUND_TRUTH[:1]), target([]), target(GROUND_TRUTH)], True
+        ),
     ]
 
 
@@ -118,10 +120,10 @@ def test_candidates_that_no_query_drew_stay_on_demand():
         draws.append(criterion.sample(candidates, targets, keep_others))
     everything, used = draws
     assert len(everything.candidates) == 40
-    assert everything.samples.sum(dim=1).tolist() == [6, 6]
+    assert everything.sampled.sum(dim=1).tolist() == [6, 6]
     index = used.candidates.proposal_index
-    assert index.tolist() == everything.samples.any(dim=0).nonzero()[:, 0].tolist()
-    assert torch.equal(used.samples, everything.samples[:, index])
+    assert index.tolist() == everything.sampled.any(dim=0).nonzero()[:, 0].tolist()
+    assert torch.equal(used.sampled, everything.sampled[:, index])
     for field in ("labels", "weights", "iou", "matched_boxes", "regress"):
         own, all_of_them = getattr(used.labels, field), getattr(everything.labels, field)
         assert torch.equal(own, all_of_them[:, index]), field
@@ -133,10 +135,10 @@ def test_the_share_of_positives_and_their_threshold():
     foreground = [target([[0.0, 0, 10, 10]])]
     for threshold, num_positive in ((0.5, 20), (0.7, 10)):
         everything = Criterion(batch_size_per_query=-1, iou_threshold=threshold)
-        samples = everything.draw(make_candidates(boxes), foreground, keep_others=True)
+        samples = everything.sample(make_candidates(boxes), foreground, keep_others=True)
         assert int(samples.labels.labels.sum()) == num_positive
     few = Criterion(batch_size_per_query=8, positive_fraction=0.25, iou_threshold=0.5)
-    samples = few.draw(make_candidates(boxes), foreground, keep_others=False)
+    samples = few.sample(make_candidates(boxes), foreground, keep_others=False)
     assert samples.labels.labels[samples.sampled].sum() == 2 and samples.sampled.sum() == 8
 
 
@@ -182,8 +184,8 @@ def test_refinement_equals_a_loop(reg_weight, beta, batch_size):
     total, count, per_image = 0.0, 0, []
     for said, own in zip(outputs, samples, strict=True):
         before = count
-        for q in range(own.samples.shape[0]):
-            for n in range(own.samples.shape[1]):
+        for q in range(own.sampled.shape[0]):
+            for n in range(own.sampled.shape[1]):
                 if not own.labels.regress[q, n]:
                     continue
                 box, matched = own.candidates.boxes[n], own.labels.matched_boxes[q, n]
@@ -211,7 +213,9 @@ def test_a_refinement_onto_the_foreground_costs_nothing():
     samples = criterion.sample(candidates, [target(GROUND_TRUTH[:1])], keep_others=True)
     deltas = box2box.get_deltas(samples.candidates.boxes, samples.labels.matched_boxes[0])[None]
     deltas = deltas.nan_to_num(0.0)
-    losses = criterion.losses([RelatednessOutput(deltas[..., 0], deltas=deltas)], [samples], box2box)
+    losses = criterion.losses(
+        [RelatednessOutput(deltas[..., 0], deltas=deltas)], [samples], box2box
+    )
     assert samples.labels.regress.sum() > 2
     assert losses["loss_refinement"].item() == pytest.approx(0.0, abs=1e-6)
     moved = box2box.apply_deltas(deltas[0], samples.candidates.boxes)[samples.labels.regress[0]]
@@ -236,9 +240,9 @@ def test_relatedness_is_the_mean_over_images(loss):
     samples = batch(criterion)
     outputs = [output(own, seed, refine=False) for seed, own in enumerate(samples)]
     each = [
-        relatedness_bce(said.logits, own.labels, own.samples)
+        relatedness_bce(said.logits, own.labels, own.sampled)
         if loss == "bce"
-        else ranking_loss(said.logits, own.labels.iou, own.samples, margin=0.3, top_h=3)
+        else ranking_loss(said.logits, own.labels.iou, own.sampled, margin=0.3, top_h=3)
         for said, own in zip(outputs, samples, strict=True)
     ]
     assert each[0] != each[1] and min(each) > 0

@@ -87,8 +87,12 @@ def test_threads_that_share_a_model_get_their_own_answers(config):
     queries = ["dog", "red cup", "left chair", "dog on the table"]
     expected = [run(model, image_input(0, query=query))[0] for query in queries]
     together = threading.Barrier(len(queries))
+
+    def wait_for_the_others(*_):
+        together.wait(timeout=60)
+
     # Every forward has read its queries before any reaches the head.
-    hook = model.backbone.register_forward_hook(lambda *_: [together.wait(timeout=60)] and None)
+    hook = model.backbone.register_forward_hook(wait_for_the_others)
     with ThreadPoolExecutor(len(queries)) as pool:
         answers = list(pool.map(lambda query: run(model, image_input(0, query=query))[0], queries))
     hook.remove()

@@ -89,14 +89,14 @@ class QueryConditionedMixin(TakesQueries):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for key, value, expected in (
-            ("VISUAL_ENCODER", visual_encoder, ("finetune", "shared", "class")),
-            ("MASKS", masks, MASKS),
-        ):
-            if value not in expected:
-                raise ValueError(
-                    f"MODEL.VLNMS.{key} is {value!r}, expected {' or '.join(map(repr, expected))}"
-                )
+        if visual_encoder not in ("finetune", "shared", "class"):
+            raise ValueError(
+                f"MODEL.VLNMS.VISUAL_ENCODER is {visual_encoder!r}, expected 'finetune' or 'shared'"
+            )
+        if masks not in MASKS:
+            raise ValueError(
+                f"MODEL.VLNMS.MASKS is {masks!r}, expected one of {', '.join(map(repr, MASKS))}"
+            )
         self.visual_encoder = visual_encoder
         self.freeze_detector = freeze_detector
         if freeze_detector:
@@ -259,10 +259,10 @@ class QueryConditionedMixin(TakesQueries):
         visual: Tensor,
         text: TextFeatures,
     ) -> QueryResult:
-        """`score_queries` for one image with encoded candidates and queries.
+        """`score_queries` for one image whose candidates and queries are encoded.
 
         Args:
-            candidates: its N candidates.
+            candidates: its N candidates; they need not be pooled.
             image_size: (height, width) in pixels of the network's input.
             visual: float [N, D], of `encode_candidates`.
             text: its Q queries.
@@ -271,18 +271,17 @@ class QueryConditionedMixin(TakesQueries):
         with self.vlnms.autocast():
             relatedness, output = self.vlnms.score(visual, locations, text, self.output_attention)
         boxes = candidates.boxes  # [N, 4]
-        if output.deltas is not None:  # [Q, N, 4]
+        if output.deltas is not None:
             box2box = self.last_predictor.box2box_transform
-            boxes = refine_boxes(boxes, output.deltas, image_size, box2box)
-        selection = self.postprocessor(boxes, candidates.scores, relatedness, candidates.classes)
+            boxes = refine_boxes(boxes, output.deltas, image_size, box2box)  # [Q, N, 4]
+        kept = self.postprocessor(boxes, candidates.scores, relatedness, candidates.classes)
         attention = output.attention if self.output_attention else None
-        return QueryResult(candidates, boxes, relatedness, selection, attention, self.masks)
+        return QueryResult(candidates, boxes, relatedness, kept, attention, self.masks)
 
     def encode_candidates(self, candidates: list[Candidates]) -> list[Tensor]:
         """Per image the visual features of its candidates, float [N, D]; [N, 2 * D] where the box
         refinement has features of its own."""
-        pooled = [image.pooled for image in candidates]
-        return self.vlnms.encode_boxes(pooled, self.encode_pooled)
+        return self.vlnms.encode_boxes([c.pooled for c in candidates], self.encode_pooled)
 
     def add_masks_and_keypoints(
         self, features: Features, results: list[Instances]
@@ -300,10 +299,10 @@ class QueryConditionedMixin(TakesQueries):
         the stock result without masks and keypoints."""
         predictions = self.predict(features, proposals)
         sizes = [p.image_size for p in proposals]
-        indices = list(range(len(proposals)))
-        candidates = self._select(predictions, sizes, indices)
-        self._pool(features, predictions, candidates, indices)
-        return candidates, stock_results(self.last_predictor, predictions, sizes, indices)
+        images = list(range(len(proposals)))
+        candidates = self._select(predictions, sizes, images)
+        self._pool(features, predictions, candidates, images)
+        return candidates, stock_results(self.last_predictor, predictions, sizes, images)
 
     # --- training -----------------------------------------------------------------------------
 

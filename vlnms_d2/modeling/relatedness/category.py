@@ -1,7 +1,7 @@
 """Relatedness without training, from the name of the candidate's category.
 
-`CategoryMentions` encodes a query as what its nouns say of the category names, `Category` scores the
-candidates by it. The comparison is that of the paper's pseudo ground truth (Sec. 3.3).
+`CategoryMentions` encodes a query by the similarity of its nouns to the category names; `Category`
+scores the candidates by it. The comparison is that of the paper's pseudo ground truth (Sec. 3.3).
 """
 
 from __future__ import annotations
