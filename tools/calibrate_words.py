@@ -11,22 +11,27 @@ that its image has. Use a training split.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from vlnms_d2.data.expressions import load_expressions
 from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.evaluation.word_calibration import (
+from vlnms_d2.language.matching import CategoryMatcher, category_matcher
+from vlnms_d2.language.nouns import NounFinder
+from vlnms_d2.language.word_vectors import load_word_vectors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "Category"))
+
+from category_study.calibration import (
     collect_class_pairs,
     collect_pairs,
     fit_curve,
     try_gammas,
 )
-from vlnms_d2.language.matching import CategoryMatcher, category_matcher
-from vlnms_d2.language.nouns import NounFinder
-from vlnms_d2.language.word_vectors import load_word_vectors
 
 GAMMAS = [round(0.2 + 0.05 * i, 2) for i in range(14)]
 

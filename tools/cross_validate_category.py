@@ -22,7 +22,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.evaluation.category_folds import (
+from vlnms_d2.file_io import write_json
+from vlnms_d2.language.nouns import NounFinder
+from vlnms_d2.language.rules import RULES
+from vlnms_d2.language.word_vectors import load_word_vectors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "Category"))
+
+from category_study.folds import (
     assign_folds,
     choose,
     cross_validate,
@@ -32,10 +39,6 @@ from vlnms_d2.evaluation.category_folds import (
     read_photos,
     rules_grid,
 )
-from vlnms_d2.file_io import write_json
-from vlnms_d2.language.nouns import NounFinder
-from vlnms_d2.language.rules import RULES
-from vlnms_d2.language.word_vectors import load_word_vectors
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -19,6 +19,7 @@ goes through the detector once.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,8 +29,11 @@ from tqdm import tqdm
 
 from vlnms_d2.config import load_config
 from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.second_stages.extraction import Looked, RegionExtractor
-from vlnms_d2.second_stages.store import (
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))
+
+from second_stages.extraction import Looked, RegionExtractor
+from second_stages.store import (
     DETECTOR,
     GROUND_TRUTH,
     ImageRegions,

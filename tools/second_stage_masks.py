@@ -11,6 +11,7 @@ gets a `res_<data set>.json`. The mask head is that of the config's detector.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from vlnms_d2.config import load_config
 from vlnms_d2.data import GroundingMapper
 from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.engine.predictor import VLNMSPredictor
-from vlnms_d2.second_stages.masks import evaluate_masks, read_choices
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))
+
+from second_stages.masks import evaluate_masks, read_choices
 
 
 def build_parser() -> argparse.ArgumentParser:

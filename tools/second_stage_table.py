@@ -21,8 +21,12 @@ from typing import Any
 
 from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.evaluation.retrieval import RANKS
-from vlnms_d2.evaluation.seeds import format_mean, markdown_table, mean_and_deviation
 from vlnms_d2.file_io import atomic_write, write_json
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "RefShapes"))
+
+from ablations.seeds import format_mean, markdown_table, mean_and_deviation
 
 KINDS = ("rec", "res", "phrase_grounding", "retrieval", "proposals")
 SOURCES = {

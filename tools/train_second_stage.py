@@ -23,6 +23,7 @@ model of its own.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,14 +33,17 @@ from detectron2.utils.logger import setup_logger
 
 from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.file_io import atomic_write
-from vlnms_d2.second_stages.cross_attention import StackedCrossAttention
-from vlnms_d2.second_stages.rec_training import build_matcher, train_matcher
-from vlnms_d2.second_stages.retrieval_training import (
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))
+
+from second_stages.cross_attention import StackedCrossAttention
+from second_stages.rec_training import build_matcher, train_matcher
+from second_stages.retrieval_training import (
     build_cross_attention,
     train_cross_attention,
 )
-from vlnms_d2.second_stages.runs import Split, evaluate_grounding, evaluate_retrieval
-from vlnms_d2.second_stages.store import GROUND_TRUTH
+from second_stages.runs import Split, evaluate_grounding, evaluate_retrieval
+from second_stages.store import GROUND_TRUTH
 
 
 def build_parser() -> argparse.ArgumentParser:
