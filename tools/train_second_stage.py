@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
             nargs="+",
             default=[],
             metavar="NAME=OTHER",
-            help="take boxes that do not depend on queries from another data set of the same images",
+            help="take boxes that do not depend on queries from OTHER, of the same images",
         )
         add("--seed", type=int, default=0)
         add("--out", type=Path, required=True, metavar="FOLDER")

@@ -74,8 +74,8 @@ class Split:
         missing = [one["image_id"] for one in dataset_dicts if one["image_id"] not in images]
         if missing:
             raise ValueError(
-                f"{path} lacks {len(missing)} images of {name}, such as {missing[0]}; extract it again "
-                "with tools/extract_second_stage.py --overwrite"
+                f"{path} lacks {len(missing)} images of {name}, such as {missing[0]}; extract it "
+                "again with tools/extract_second_stage.py --overwrite"
             )
         return cls(name, dataset_dicts, images)
 
@@ -92,12 +92,12 @@ def evaluate_grounding(
     """Let a matcher choose among the boxes of a source; write its choices and their accuracy.
 
     Each split gives `rec_<data set>.json` (`phrase_grounding_...` for phrases),
-    `choices_<data set>.json` and `proposals_<data set>.json`, which has the mean number of boxes per
-    expression.
+    `choices_<data set>.json` and `proposals_<data set>.json`, which has the mean number of visible
+    boxes.
 
     Args:
         matcher: trained.
-        splits: the threshold of the real case is chosen on the first (val) and used for all.
+        splits: the threshold of the real case is chosen on the first (val) for all of them.
         source: of the boxes; there is no threshold for annotated ones.
         out_dir: existing or new folder.
         mean_proposals: per expression at the real operating point.
@@ -156,7 +156,7 @@ def run_evaluator(
 def answers(
     choices: Mapping[int, Sequence[Choice]], images: Mapping[int, ImageRegions]
 ) -> dict[int, Instances]:
-    """The chosen boxes as `Instances` of the model's format, one for each expression of an image."""
+    """The chosen boxes as `Instances`, one for each expression of an image."""
     by_image = {}
     for image_id, chosen in choices.items():
         regions = images[image_id]
