@@ -26,7 +26,7 @@ REFINED_BY = 3.0  # pixels, the standard deviation of the refinement of boxes by
 
 
 class Nms(Benchmark):
-    """`multi_query_nms` over a loop of `torchvision.ops.batched_nms`, both limited to the best 100."""
+    """`multi_query_nms` over a loop of `torchvision.ops.batched_nms`, both for the best 100."""
 
     def measure(self, options: Options) -> dict[str, Any]:
         """See `Benchmark.measure`; "rows" have the interleaved times of both sides in ms.

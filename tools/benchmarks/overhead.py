@@ -72,7 +72,7 @@ def time_pair(pair: Pair, counts: Sequence[int], options: Options) -> list[dict[
     """Time stock Detectron2 and the detector with each number of queries, interleaved.
 
     Returns:
-        For each number of queries "queries", "detector_ms", "with_queries_ms" and "ratio", of medians.
+        Medians for each number of queries: "queries", "detector_ms", "with_queries_ms", "ratio".
     """
     sides = {0: partial(ask, pair.stock, pair.image_input, 0)}
     sides |= {count: partial(ask, pair.vlnms, pair.image_input, count) for count in counts}

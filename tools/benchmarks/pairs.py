@@ -1,4 +1,4 @@
-"""Rate at which (image, caption) pairs are answered once the candidates of the images are stored."""
+"""Rate at which (image, caption) pairs are answered for images whose candidates are stored."""
 
 from __future__ import annotations
 
