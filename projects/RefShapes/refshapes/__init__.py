@@ -1,1 +1,1 @@
-"""RefShapes: scenes, how they are drawn, what is said of them, and the files."""
+"""The generator of RefShapes: layouts, drawing, referring expressions and captions."""

@@ -1,9 +1,10 @@
 """Captions of RefShapes' images, written in the format of Flickr30k Entities.
 
-RefShapes has expressions, each of one object; image-text matching and phrase grounding want
-sentences that name several. Each caption lists a few objects of its image, drawn as the referents
-of the expressions are, by phrases that fit no other object of the image; each phrase is marked with
-its object, whose box is in `Annotations/`. All of it follows from the scenes and a seed.
+The expressions of RefShapes describe one object each; image-text matching and phrase grounding need
+sentences that mention several. Each caption lists a few objects of its image, sampled like the
+referents of the expressions, by phrases that fit no other object of the image. Each phrase is
+marked with its object, whose box is in `Annotations/`. The captions depend only on the scenes and a
+seed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _SOURCE = "It is written by tools/make_refshapes.py."
 
 
 class Mention(NamedTuple):
-    """An object that a caption names, and the words for it."""
+    """An object that a caption mentions, and the phrase for it."""
 
     object_id: int
     category: str
@@ -49,7 +50,7 @@ class Mention(NamedTuple):
 
 
 class Caption(NamedTuple):
-    """The objects that a caption lists, in its order."""
+    """A caption, as the objects that it lists, in order."""
 
     mentions: tuple[Mention, ...]
 
@@ -73,11 +74,11 @@ class Caption(NamedTuple):
 
 
 def read_scenes(root: str | Path) -> Iterator[Scene]:
-    """The scenes of a folder that `tools/make_refshapes.py` wrote, by image id.
+    """Read the scenes in a folder of `tools/make_refshapes.py`, ordered by image id.
 
     Raises:
         FileNotFoundError: there is no `instances.json`.
-        ValueError: it is damaged, or not RefShapes'.
+        ValueError: it is damaged, or not of RefShapes.
     """
     path = Path(root) / "instances.json"
     content = read_json(path, _SOURCE)
@@ -88,23 +89,27 @@ def read_scenes(root: str | Path) -> Iterator[Scene]:
         objects.setdefault(image_id, []).append(_object(annotation, where))
     images = require(content, "images", list, str(path))
     for image in sorted(images, key=lambda image: image["id"]):
-        own = objects.get(image["id"], [])
-        yield Scene(image["id"], image["split"], image["width"], image["height"], tuple(own))
+        yield Scene(
+            image["id"],
+            image["split"],
+            image["width"],
+            image["height"],
+            tuple(objects.get(image["id"], ())),
+        )
 
 
 def captions(scene: Scene, seed: int) -> list[Caption]:
-    """`CAPTIONS` captions of a scene; fewer than two objects are named where no more can be told
-    apart, and an image of which none can has no captions."""
+    """`CAPTIONS` captions of a scene; none if no object can be described unambiguously."""
     rng = Random(f"{seed}/{scene.image_id}/captions")
     made = []
     for _ in range(CAPTIONS):
-        wanted = rng.choices(OBJECTS, OBJECTS_WEIGHTS)[0]
+        count = rng.choices(OBJECTS, OBJECTS_WEIGHTS)[0]
         mentions: list[Mention] = []
-        # In random order, those that catch the eye tending to come first, as referents are drawn.
+        # In random order, in which prominent objects tend to come first, as for referents.
         for one in sorted(
             scene.objects, key=lambda o: rng.random() ** (1 / o.prominence), reverse=True
         ):
-            if len(mentions) == wanted:
+            if len(mentions) == count:
                 break
             text = _phrase(scene, one, rng)
             if text is not None:
@@ -118,11 +123,11 @@ def write_captions(root: str | Path, out_dir: str | Path, seed: int) -> dict[str
     """Write the captions of a RefShapes folder in the layout of Flickr30k Entities.
 
     Writes `Annotations/<image id>.xml`, `Sentences/<image id>.txt`, `images/<image id>.jpg`
-    (copies) and, last, a list `<split>.txt` for each split; the same folder and seed give the same
-    bytes.
+    (copies) and, last, a list `<split>.txt` for each split; the same folder and seed give
+    byte-identical files.
 
     Args:
-        root: the folder that `tools/make_refshapes.py` wrote.
+        root: a folder of `tools/make_refshapes.py`.
         out_dir: existing or new folder.
         seed: any integer.
 
@@ -135,32 +140,32 @@ def write_captions(root: str | Path, out_dir: str | Path, seed: int) -> dict[str
     listed: dict[str, list[int]] = {split: [] for split in SPLITS}
     counts = dict.fromkeys(SPLITS, 0)
     for scene in read_scenes(root):
-        own = captions(scene, seed)
-        if not own:
+        scene_captions = captions(scene, seed)
+        if not scene_captions:
             continue
         chains = {one.id: number for number, one in enumerate(scene.objects, 1)}
         _write(out_dir / "Annotations" / f"{scene.image_id}.xml", _xml(scene, chains))
-        sentences = "".join(f"{caption.marked(chains)}\n" for caption in own)
+        sentences = "".join(f"{caption.marked(chains)}\n" for caption in scene_captions)
         _write(out_dir / "Sentences" / f"{scene.image_id}.txt", sentences)
         image = root / "images" / image_file_name(scene.image_id)
         shutil.copyfile(image, out_dir / "images" / f"{scene.image_id}.jpg")
         listed[scene.split].append(scene.image_id)
-        counts[scene.split] += len(own)
+        counts[scene.split] += len(scene_captions)
     for split, ids in listed.items():
         _write(out_dir / f"{split}.txt", "".join(f"{image_id}\n" for image_id in ids))
     return counts
 
 
 def _phrase(scene: Scene, one: SceneObject, rng: Random) -> str | None:
-    """Words that mean the object and no other one of the scene, by its looks alone; None if
-    chance brings up none."""
+    """A random phrase that describes only this object of the scene, by its appearance; None if none
+    was found."""
     habits = HABITS["refcoco+"]
     for _ in range(PHRASE_TRIES):
         color, pattern, size, _ = (rng.random() < share for share in habits.referent)
         description = Description(
             category=one.category,
             color=one.color if color else None,
-            # An object without stripes or dots is seldom called plain.
+            # People rarely call an object plain.
             pattern=one.pattern
             if pattern and (one.pattern != "plain" or rng.random() < PLAIN_SHARE)
             else None,
@@ -196,7 +201,7 @@ def _object(annotation: dict[str, Any], where: str) -> SceneObject:
 
 
 def _xml(scene: Scene, chains: Mapping[int, int]) -> str:
-    """The objects' boxes; pixels are counted from 1, and the last one belongs to the box."""
+    """The boxes of the objects, with 1-based pixels, the last one included."""
     lines = [
         "<annotation>",
         f"<filename>{scene.image_id}.jpg</filename>",

@@ -1,13 +1,13 @@
-"""Referring expressions of RefShapes: who is referred to, in which words, written as REFER.
+"""Referring expressions of RefShapes, written in the format of REFER.
 
-For each image and style a few referents are drawn, each described by one to three sentences.
-Everything follows from the seed and the image id alone.
+For each image and style a few referents are sampled, each described by one to three sentences. The
+result depends only on the seed and the image id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from math import hypot
 from pathlib import Path
@@ -44,61 +44,51 @@ TRIES_PER_FORM = 10
 PLAIN_SHARE = 0.4  # relative to how often other patterns are named
 
 
-@dataclass(frozen=True)
-class Said:
-    """One sentence about a referent.
-
-    Attributes:
-        expression: the sentence as meant, its meaning and its context.
-        written: the sentence as written: with a misspelling now and then.
-    """
-
-    expression: Expression
-    written: str
-
-
-def describe_scene(scene: Scene, style: str, seed: int) -> Iterator[tuple[SceneObject, list[Said]]]:
+def describe_scene(
+    scene: Scene, style: str, seed: int
+) -> Iterator[tuple[SceneObject, list[Sentence]]]:
     """Referents of a scene with one to three sentences each, in one style.
 
     Yields at most `REFERENTS_PER_STYLE` referents, fewer if too few objects can be told apart.
     """
-    # A string seeds the same sequence in every process, which a hash of objects would not.
+    # A string gives the same sequence in every process, unlike the hash of an object.
     rng = Random(f"{seed}/{scene.image_id}/{style}")
-    found = 0
+    count = 0
     for referent in _shuffled(scene.objects, rng):
-        if found == REFERENTS_PER_STYLE:
+        if count == REFERENTS_PER_STYLE:
             return
-        said = _sentences(scene, referent, style, rng)
-        if said:
-            found += 1
-            yield referent, said
+        sentences = _sentences(scene, referent, style, rng)
+        if sentences:
+            count += 1
+            yield referent, sentences
 
 
 def _shuffled(objects: Sequence[SceneObject], rng: Random) -> list[SceneObject]:
-    """Objects in random order, those that catch the eye tending to come first."""
+    """Objects in random order, in which prominent ones tend to come first."""
     return sorted(objects, key=lambda one: rng.random() ** (1 / one.prominence), reverse=True)
 
 
-def _sentences(scene: Scene, referent: SceneObject, style: str, rng: Random) -> list[Said]:
+def _sentences(scene: Scene, referent: SceneObject, style: str, rng: Random) -> list[Sentence]:
     count = rng.choices(SENTENCES, SENTENCES_WEIGHTS)[0]
     describer = Describer(scene, referent, style, rng)
-    said: dict[str, Said] = {}
+    sentences: dict[str, Sentence] = {}
     for _ in range(count * ATTEMPTS_PER_SENTENCE):
-        if len(said) == count:
+        if len(sentences) == count:
             break
         expression = describer.expression()
         if expression is None:
             break
         wrong = misspell(expression.text, rng) if rng.random() < MISSPELT_SHARE else None
-        said.setdefault(expression.text, Said(expression, wrong or expression.text))
-    return list(said.values())
+        sentence = Sentence(wrong or expression.text, expression.text, expression.context)
+        sentences.setdefault(expression.text, sentence)
+    return list(sentences.values())
 
 
 def write_expressions(scenes: Sequence[Scene], out_dir: Path, seed: int) -> dict[str, int]:
-    """Writes the expressions of all scenes as REFER files, with their contexts beside them.
+    """Write the expressions of all scenes as REFER files, and their contexts.
 
     Writes `refs(refcoco).p`, `refs(refcoco+).p`, `refs(refcocog).p` and `contexts.json`; the same
-    scenes and seed give the same bytes.
+    scenes and seed give byte-identical files.
 
     Args:
         scenes: scenes with distinct image ids, in any order.
@@ -115,17 +105,13 @@ def write_expressions(scenes: Sequence[Scene], out_dir: Path, seed: int) -> dict
     for one, other in pairwise(ordered):
         if one.image_id == other.image_id:
             raise ValueError(
-                f"Image id {one.image_id} belongs to two scenes: expected distinct ids. Number "
-                "the scenes anew."
+                f"Image id {one.image_id} belongs to two scenes: expected distinct ids. Renumber "
+                "the scenes."
             )
     refs: dict[str, list[Ref]] = {style: [] for style in STYLES}
     for style in STYLES:
         for scene in ordered:
-            for referent, said in describe_scene(scene, style, seed):
-                sentences = [
-                    Sentence(one.written, one.expression.text, one.expression.context)
-                    for one in said
-                ]
+            for referent, sentences in describe_scene(scene, style, seed):
                 refs[style].append(Ref(scene, referent, sentences))
     write_refer(refs, Path(out_dir))
     return {style: sum(len(ref.sentences) for ref in refs[style]) for style in STYLES}
@@ -144,14 +130,14 @@ class Attributes(NamedTuple):
 
 
 class Habits(NamedTuple):
-    """What people do under the rules of one data set.
+    """How people describe objects under the rules of one data set.
 
     Attributes:
-        forms: how often each form of description is tried first.
+        forms: weight with which each form of description is tried first.
         referent, context: how often properties of the referent and of a contextual object are
             named.
         relations: kinds of relation in use.
-        trim: how often a property that is not needed is left out again.
+        trim: how often an unnecessary property is removed.
     """
 
     forms: Mapping[str, float]
@@ -187,7 +173,7 @@ HABITS = {
 
 
 class Expression(NamedTuple):
-    """A sentence, its meaning and the ids of the contextual objects it names."""
+    """A sentence, its meaning and the ids of the contextual objects that it names."""
 
     text: str
     description: Description
@@ -195,7 +181,7 @@ class Expression(NamedTuple):
 
 
 class Describer:
-    """Describes one object of a scene in one style, with a source of chance of its own."""
+    """Describes one object of a scene in one style."""
 
     def __init__(self, scene: Scene, referent: SceneObject, style: str, rng: Random) -> None:
         self.scene = scene
@@ -206,19 +192,19 @@ class Describer:
         self._neighbours = self._sure_relations()
 
     def expression(self) -> Expression | None:
-        """An unambiguous expression, or None if chance brings up none."""
+        """A random unambiguous expression, or None if none was found."""
         for form in self._forms():
             for _ in range(TRIES_PER_FORM):
                 proposal = self._propose(form)
                 if proposal is None:
                     break
-                found = self._accept(proposal)
-                if found is not None:
-                    return found
+                expression = self._accept(proposal)
+                if expression is not None:
+                    return expression
         return None
 
     def _forms(self) -> list[str]:
-        """The forms in random order, frequent ones tending to come first."""
+        """The forms in random order, in which frequent ones tend to come first."""
         forms = self.habits.forms
         return sorted(forms, key=lambda form: self.rng.random() ** (1 / forms[form]), reverse=True)
 
@@ -244,7 +230,7 @@ class Describer:
         return Expression(text, proposal, context)
 
     def _trimmed(self, proposal: Description) -> Description:
-        """The description without properties that are not needed, now and then."""
+        """The description, sometimes without its unnecessary properties."""
         for name in ("size", "pattern", "color"):
             if getattr(proposal, name) is None or self.rng.random() >= self.habits.trim:
                 continue
@@ -254,7 +240,7 @@ class Describer:
         return proposal
 
     def _propose(self, form: str) -> Description | None:
-        """A description of the form that is true of the referent, or None if there is none."""
+        """A description of the given form that is true of the referent, or None."""
         rng = self.rng
         looks = self._looks(self.referent, self.habits.referent)
         if form == "looks":
@@ -277,9 +263,9 @@ class Describer:
 
     def _looks(self, one: SceneObject, shares: Attributes) -> Description:
         named = [self.rng.random() < share for share in shares]
-        # An object without stripes or dots is seldom called plain.
+        # People rarely call an object plain.
         worth_saying = one.pattern != "plain" or self.rng.random() < PLAIN_SHARE
-        # Nobody calls an object small whose size cannot be told.
+        # The size of a mostly covered object is unknown.
         sized = one.size != "medium" and one.visible >= SIZE_VISIBLE
         return Description(
             category=one.category,
@@ -292,11 +278,11 @@ class Describer:
     def _sure_relations(self) -> list[tuple[str, SceneObject, float]]:
         """(kind, other object, weight) of all relations of the referent.
 
-        Near objects and those that catch the eye weigh more: people rather name those.
+        Near and prominent objects have higher weights, as people prefer to name those.
         """
         scene, referent = self.scene, self.referent
         diagonal = hypot(scene.width, scene.height)
-        found = []
+        relations = []
         for other in scene.objects:
             if other.id == referent.id:
                 continue
@@ -305,8 +291,8 @@ class Describer:
             weight = other.prominence / (0.1 + hypot(dx, dy) / diagonal)
             for kind in self.habits.relations:
                 if relation_holds(scene, kind, referent, [other]).sure:
-                    found.append((kind, other, weight))
-        return found
+                    relations.append((kind, other, weight))
+        return relations
 
     def _relations(self, count: int) -> tuple[Relation, ...] | None:
         chosen: dict[int, Relation] = {}

@@ -1,4 +1,4 @@
-"""Which shapes an image holds and where: sampled and checked before anything is painted."""
+"""Sampling of the shapes of an image and their positions, before anything is painted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .raster import Stamp, rasterise
 from .scene import COLORS, MIN_HEIGHT, MIN_WIDTH, PATTERNS, SIZES
 
 MIN_VISIBLE = 0.45
-"""Least share of an object's pixels that may stay uncovered."""
+"""Minimum share of an object's pixels that are visible."""
 MIN_PIXELS = 120
-"""Least number of an object's pixels that may stay uncovered."""
+"""Minimum number of an object's pixels that are visible."""
 CROWD_SHARE = 0.6
-"""Least share of a crowd's objects that are of one category."""
+"""Minimum share of a crowd's objects with the same category."""
 
 MIN_CONTRAST = {
     "red": 0.66,
@@ -32,8 +32,8 @@ MIN_CONTRAST = {
     "white": 0.68,
     "black": 0.65,
 }
-"""Least opacity at which a colour word stays true over a grey surface: a paler orange would read
-as brown, a paler white or black as grey."""
+"""Minimum opacity at which a color word is right over a gray surface: a paler orange would look
+brown, a paler white or black gray."""
 
 _LONG_SIDE = {"small": (20, 30), "medium": (34, 50), "large": (56, 84)}
 _SIZE_ODDS = (0.33, 0.42, 0.25)
@@ -55,7 +55,7 @@ class PlacedShape:
         long_side: long side in pixels before rotation.
         left, top: pixel of the image under the stamp's first pixel.
         contrast: opacity in (0, 1] over the mean of what lies below.
-        blur: standard deviation in pixels of the shape's own blur, 0 for none.
+        blur: standard deviation in pixels of the blur of the shape, 0 for none.
         shadow: opacity in [0, 1) of its drop shadow, 0 for none.
     """
 
@@ -83,7 +83,7 @@ def sample_layout(
 ) -> list[PlacedShape]:
     """Objects and distractors of one image, in the order in which to paint them.
 
-    Every object keeps `MIN_VISIBLE` of its pixels and at least `MIN_PIXELS` of them uncovered.
+    At least `MIN_VISIBLE` of the pixels of every object, and `MIN_PIXELS`, are visible.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}")
@@ -115,7 +115,7 @@ def visible_masks(
 
 
 def _mixed_groups(rng: np.random.Generator, total: int) -> list[tuple[str, int]]:
-    """Categories with how often each occurs; mostly 2 to 4, so that a name is seldom enough."""
+    """Categories with their counts, mostly 2 to 4, so that the category alone is rarely unique."""
     names = [CATEGORIES[i] for i in rng.permutation(len(CATEGORIES))]
     groups: list[tuple[str, int]] = []
     while total > 0:
@@ -142,7 +142,7 @@ def _sample_words(
         while len(used) < count:
             color = str(rng.choice(COLORS))
             if used and rng.random() < 0.3:
-                # Share a colour within the group at times: then colour alone does not tell.
+                # Sometimes repeat a color of the group, so that the color alone is not unique.
                 color = used[int(rng.integers(len(used)))][1]
             pattern = str(rng.choice(PATTERNS, p=_PATTERN_ODDS))
             word = (category, color, pattern, str(rng.choice(SIZES, p=_SIZE_ODDS)))
@@ -183,12 +183,12 @@ def _find_spot(
     layout: list[PlacedShape],
     full: list[int],
 ) -> tuple[int, int] | None:
-    """Left and top of a spot where the mask leaves enough of every object below it, or None."""
+    """Left and top of a position that leaves enough of every object below visible, or None."""
     rows, cols = mask.shape
     height, width = owner.shape
     if rows > height or cols > width:
         return None
-    seen = np.bincount(owner[owner >= 0], minlength=len(layout))
+    visible = np.bincount(owner[owner >= 0], minlength=len(layout))
     for _ in range(_TRIES_PER_SHAPE):
         left = rng.uniform(0, width - cols)
         top = rng.uniform(0, height - rows)
@@ -205,7 +205,7 @@ def _find_spot(
         lost = np.bincount(below[below >= 0], minlength=len(layout))
         if all(
             layout[i].category is None
-            or seen[i] - lost[i] >= max(MIN_PIXELS, MIN_VISIBLE * full[i])
+            or visible[i] - lost[i] >= max(MIN_PIXELS, MIN_VISIBLE * full[i])
             for i in np.flatnonzero(lost)
         ):
             return left, top

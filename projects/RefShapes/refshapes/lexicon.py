@@ -193,13 +193,13 @@ POSES: Mapping[str, tuple[str, ...]] = {
     "hat": ("lying", "placed"),
     "bottle": ("standing", "placed"),
 }
-"""What a sentence lets an object do: flavour that says nothing about which object is meant."""
+"""Verbs that a sentence adds to an object; they do not change which object is meant."""
 
 FILLERS = (
     "a", "an", "the", "another", "that is", "which is", "located", "in the picture",
     "in the image",
 )  # fmt: skip
-"""Phrases without a meaning of their own."""
+"""Phrases without meaning."""
 
 LOCATION_WORDS = frozenset(
     {
@@ -209,7 +209,7 @@ LOCATION_WORDS = frozenset(
         "between", "second", "2nd", "third", "3rd",
     }
 )  # fmt: skip
-"""Words that the RefCOCO+ style never uses: it tells objects by their looks."""
+"""Words that the RefCOCO+ style, which describes objects by appearance, never uses."""
 
 
 OTHER_WORDS = frozenset(
@@ -218,7 +218,7 @@ OTHER_WORDS = frozenset(
         "pain", "plan", "sat", "set", "sip", "sotted", "stripped", "strippy", "tee", "tinny",
     }
 )  # fmt: skip
-"""English words one slip away from a word of the lexicon: as misspellings they would mislead."""
+"""English words that are one misspelling away from a word of the lexicon, and are excluded."""
 
 
 def phrase_meanings() -> dict[str, tuple[str, object]]:

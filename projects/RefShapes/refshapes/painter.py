@@ -1,4 +1,4 @@
-"""Paint a layout: shapes over a background, then the light, noise and blur of a camera."""
+"""Painting of a layout: shapes over a background, then the light, noise and blur of a camera."""
 
 from __future__ import annotations
 
@@ -207,8 +207,8 @@ def second_tone(
 ) -> np.ndarray:
     """bool, shape of `stamp.labels`: where the pattern shows its second tone.
 
-    The pattern turns with the icon, and its period is bounded below in pixels, so that it can be
-    seen on a small object.
+    The pattern turns with the icon, and its period is bounded below in pixels, so that it
+    is visible on a small object.
     """
     height, width = stamp.labels.shape
     if pattern == "plain":
@@ -256,7 +256,7 @@ def mask_polygons(mask: np.ndarray) -> tuple[tuple[float, ...], ...]:
     return tuple(polygons)
 
 
-def _trace(mask: np.ndarray, left: int, top: int, found: list[tuple[float, ...]]) -> None:
+def _trace(mask: np.ndarray, left: int, top: int, polygons: list[tuple[float, ...]]) -> None:
     # A border of zeros keeps outlines at the crop's edge intact.
     zoomed = np.kron(np.pad(mask, 1), np.ones((_ZOOM, _ZOOM), np.uint8))
     outlines, hierarchy = cv2.findContours(zoomed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -270,8 +270,8 @@ def _trace(mask: np.ndarray, left: int, top: int, found: list[tuple[float, ...]]
     if holes:
         x, _, width, _ = cv2.boundingRect(holes[0])
         cut = int(np.clip(round((x + width / 2) / _ZOOM) - 1, 1, mask.shape[1] - 1))
-        _trace(mask[:, :cut], left, top, found)
-        _trace(mask[:, cut:], left + cut, top, found)
+        _trace(mask[:, :cut], left, top, polygons)
+        _trace(mask[:, cut:], left + cut, top, polygons)
         return
     for outline, (_, _, _, parent) in zip(
         outlines, hierarchy[0] if len(outlines) else (), strict=True
@@ -283,4 +283,4 @@ def _trace(mask: np.ndarray, left: int, top: int, found: list[tuple[float, ...]]
             continue
         # Outlines run through the centres of the zoomed pixels on the border.
         points = (simple + 0.5) / _ZOOM - 1 + (left, top)
-        found.append(tuple(np.round(points, 2).ravel().tolist()))
+        polygons.append(tuple(np.round(points, 2).ravel().tolist()))

@@ -1,4 +1,4 @@
-"""Putting a description into words, in the style of RefCOCO, RefCOCO+ or RefCOCOg."""
+"""From descriptions to text, in the style of RefCOCO, RefCOCO+ or RefCOCOg."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def phrase(description: Description, style: str, rng: Random, unique: Sequence[b
     """An expression with the meaning of a description, in lower case.
 
     Args:
-        description: what to say.
-        style: one of `scene.STYLES`.
-        rng: source of the choice between phrases.
-        unique: for each contextual object, in order, whether its own description fits no other
+        description: the meaning.
+        style: one of `vlnms_d2.data.datasets.refshapes.STYLES`.
+        rng: chooses among the phrases.
+        unique: for each contextual object, in order, whether its description fits no other
             object of the scene; such an object gets "the", any other one "a".
     """
     sentence = style == "refcocog"
@@ -54,8 +54,7 @@ def phrase(description: Description, style: str, rng: Random, unique: Sequence[b
 def misspell(text: str, rng: Random) -> str | None:
     """The text with two letters swapped, a letter dropped or one doubled in one content word.
 
-    Returns None if no word lends itself to it. The wrong word is no right one with another
-    meaning.
+    Returns None if no word is suitable. The misspelt word is not another word of the lexicon.
     """
     parts = text.split()
     slips = [(at, wrong) for at, word in enumerate(parts) for wrong in _slips(word)]

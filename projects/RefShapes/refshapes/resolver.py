@@ -2,9 +2,8 @@
 
 A description is the structured meaning of an expression. Resolving it gives two sets: the
 objects that match beyond doubt and those that a generous reader might accept as well. An
-expression is fit for use when both sets hold the referent and nothing else, so everything close
-to a boundary (a cup slightly left of the middle, a tree half covered whose size cannot be told)
-counts as ambiguous.
+expression is accepted when both sets contain only the referent, so that everything close to a
+boundary (a cup slightly left of the middle, a half-covered tree of unknown size) is ambiguous.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ ORDINAL_GAP = 0.06  # "second from left": distance between neighbours in the row
 MIDDLE_SURE = 0.15
 MIDDLE_POSSIBLE = 0.28
 
-# Shares of an object's pixels that nothing covers.
+# Visible shares of an object's pixels.
 SIZE_VISIBLE = 0.5  # below it the size of an object cannot be told
 HIDDEN_SURE = 0.7
 HIDDEN_POSSIBLE = 0.9
@@ -81,8 +80,8 @@ class Relation:
     targets: tuple[Description, ...]
 
     def __post_init__(self) -> None:
-        wanted = 2 if self.kind == "between" else 1
-        if self.kind not in RELATION_KINDS or len(self.targets) != wanted:
+        num_targets = 2 if self.kind == "between" else 1
+        if self.kind not in RELATION_KINDS or len(self.targets) != num_targets:
             raise ValueError(
                 f"Relation '{self.kind}' to {len(self.targets)} objects: expected one of "
                 f"{', '.join(RELATION_KINDS)} with 1 object (2 for 'between')."
@@ -109,7 +108,7 @@ class Description:
     def __post_init__(self) -> None:
         if self.pick is not None and self.relations:
             raise ValueError(
-                "A description has either a pick or relations, found both: split it in two."
+                "A description has either a pick or relations, got both: split it in two."
             )
 
 
@@ -137,9 +136,9 @@ def resolve(scene: Scene, description: Description) -> Resolution:
         for relation in description.relations:
             if not fits_possibly:
                 break
-            found = related(scene, candidate, relation)
-            fits_possibly = bool(found)
-            fits_surely = fits_surely and any(certain for _, certain in found)
+            choices = related(scene, candidate, relation)
+            fits_possibly = bool(choices)
+            fits_surely = fits_surely and any(certain for _, certain in choices)
         if fits_possibly:
             possible.append(candidate)
         if fits_surely:
@@ -164,7 +163,7 @@ def related(
         for other in scene.objects
         if other.id != candidate.id and any(other.id in t.possible for t in targets)
     ]
-    found = []
+    choices = []
     for others in permutations(pool, len(targets)):
         named = list(zip(others, targets, strict=True))
         if not all(other.id in target.possible for other, target in named):
@@ -172,8 +171,8 @@ def related(
         holds = relation_holds(scene, relation.kind, candidate, others)
         if holds.possible:
             certain = holds.sure and all(other.id in target.sure for other, target in named)
-            found.append((tuple(other.id for other in others), certain))
-    return found
+            choices.append((tuple(other.id for other in others), certain))
+    return choices
 
 
 def context_ids(
@@ -185,10 +184,10 @@ def context_ids(
     """
     named: list[int] = []
     for relation in description.relations:
-        found = related(scene, referent, relation)
-        if len(found) != 1 or not found[0][1]:
+        choices = related(scene, referent, relation)
+        if len(choices) != 1 or not choices[0][1]:
             return None
-        named.extend(found[0][0])
+        named.extend(choices[0][0])
     return tuple(named) if len(set(named)) == len(named) else None
 
 
@@ -197,13 +196,13 @@ def _ids(objects: Iterable[SceneObject]) -> frozenset[int]:
 
 
 def _fits(candidate: SceneObject, description: Description) -> tuple[bool, bool]:
-    """Whether the candidate's own properties match: (beyond doubt, possibly)."""
-    for wanted, actual in (
+    """Whether the candidate's properties match: (beyond doubt, possibly)."""
+    for described, actual in (
         (description.category, candidate.category),
         (description.color, candidate.color),
         (description.pattern, candidate.pattern),
     ):
-        if wanted is not None and wanted != actual:
+        if described is not None and described != actual:
             return False, False
     sure = possible = True
     if description.size is not None:
@@ -356,7 +355,7 @@ def _direction(scene: Scene, kind: str, one: SceneObject, other: SceneObject) ->
         "above": (dy, dx, scene.height),
         "below": (-dy, dx, scene.height),
     }[kind]
-    # "Left of" an object that covers half of this one would be said differently.
+    # People would not say "left of" an object that covers half of this one.
     apart = overlap_area(one, other) <= NEAR_OVERLAP * min(_box_area(one), _box_area(other))
     clear = along >= DIRECTION_OFFSET * side and abs(across) <= DIRECTION_SLANT * along
     possible = (

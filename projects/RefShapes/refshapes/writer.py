@@ -24,7 +24,7 @@ from .painter import make_scene
 from .scene import Scene, SceneObject
 
 VERSION = 1
-"""Raised whenever the same settings give other files."""
+"""Incremented whenever the same settings give different files."""
 MANIFEST_NAME = "refshapes.json"
 CONTEXTS_FILE_NAME = "contexts.json"
 CONTEXTS_VERSION = 1
@@ -35,7 +35,7 @@ _OUTPUTS = ("images", "annotations", "instances.json", MANIFEST_NAME)
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines every byte of a data set.
+    """The settings that determine a data set.
 
     Attributes:
         seed: non-negative integer.
@@ -75,7 +75,7 @@ def is_finished(out_dir: Path, settings: Settings) -> bool:
 
 
 def prepare_folder(out_dir: Path, overwrite: bool) -> None:
-    """Creates the folder; an earlier data set in it is removed, or refused without `overwrite`.
+    """Create the folder; an existing data set in it is removed, or an error without `overwrite`.
 
     Raises:
         FileExistsError: the folder is not empty and `overwrite` is false.
@@ -98,7 +98,7 @@ def prepare_folder(out_dir: Path, overwrite: bool) -> None:
 
 
 def write_images(out_dir: Path, settings: Settings, workers: int) -> list[Scene]:
-    """Draws every scene and writes its image; shows progress.
+    """Draw every scene and write its image, with a progress bar.
 
     Returns:
         The scenes by image id, annotation ids counting from 1 through all of them. They do not
@@ -120,7 +120,7 @@ def write_images(out_dir: Path, settings: Settings, workers: int) -> list[Scene]
 
 
 def write_annotations(out_dir: Path, scenes: Sequence[Scene]) -> None:
-    """Writes `instances.json` of all scenes and `annotations/instances_<split>.json` of each
+    """Write `instances.json` of all scenes and `annotations/instances_<split>.json` of each
     split that has any."""
     write_json(out_dir / "instances.json", coco_dict(scenes))
     folder = out_dir / "annotations"
@@ -132,7 +132,7 @@ def write_annotations(out_dir: Path, scenes: Sequence[Scene]) -> None:
 
 
 def write_manifest(out_dir: Path, settings: Settings) -> None:
-    """Marks the folder as finished: call it after everything else is written."""
+    """Mark the folder as finished; called after everything else is written."""
     write_json(out_dir / MANIFEST_NAME, settings.manifest())
 
 
@@ -187,14 +187,14 @@ def _mapper(workers: int) -> Iterator[Any]:
     if workers == 1:
         yield map
         return
-    # Spawned, not forked: a fork of a process in which OpenCV has started threads deadlocks.
+    # Spawned, as a fork of a process in which OpenCV has started threads deadlocks.
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield partial(pool.imap, chunksize=4)
 
 
 def _draw_one(images: Path, settings: Settings, job: tuple[int, tuple[str, int]]) -> Scene:
-    """Draws one image and writes it to the folder; its objects are numbered from 1."""
+    """Draw one image and write it to the folder; its objects are numbered from 1."""
     image_id, (split, index) = job
     image, scene = make_scene(
         settings.seed, split, index, image_id, settings.width, settings.height
@@ -209,8 +209,8 @@ def _draw_one(images: Path, settings: Settings, job: tuple[int, tuple[str, int]]
 
 
 class Sentence(NamedTuple):
-    """A sentence as written, as meant (they differ by a misspelling) and the ids of the
-    contextual objects it names."""
+    """A sentence as written, as meant (without misspelling), and the ids of the contextual objects
+    that it names."""
 
     written: str
     meant: str
@@ -231,11 +231,11 @@ def refs_file_name(style: str) -> str:
 
 
 def write_refer(refs: Mapping[str, Sequence[Ref]], out_dir: Path) -> None:
-    """Writes one REFER file per style and `contexts.json`, each whole or not at all.
+    """Write one REFER file per style and `contexts.json`, each atomically.
 
     `contexts.json` holds "contexts" (sentence id, as text, to annotation ids) and "misspelt"
-    (sentence id to the sentence as it was meant). Ref ids and sentence ids count through all
-    styles, so one file of contexts serves all of them.
+    (sentence id to the sentence as it was meant). Ref ids and sentence ids are unique over all
+    styles, so that one file of contexts suffices.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     contexts: dict[str, list[int]] = {}
@@ -261,8 +261,8 @@ def write_refer(refs: Mapping[str, Sequence[Ref]], out_dir: Path) -> None:
 
 def _sentence_entry(sent_id: int, written: str, style: str) -> dict[str, Any]:
     raw = f"{written[0].upper()}{written[1:]}." if style == "refcocog" else written
-    # A pickle names a string it has seen by reference, and knows it by identity: interned
-    # strings make the bytes depend on what the strings say, not on how they came about.
+    # A pickle stores a repeated string by reference, if it is the same object. With interned
+    # strings the bytes depend only on the content of the strings.
     return {
         "sent_id": sent_id,
         "sent": sys.intern(written),

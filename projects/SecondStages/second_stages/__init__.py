@@ -1,4 +1,1 @@
-"""Reference second stages: what reads the proposals and answers.
-
-Plain, small models to measure here, end to end, what better proposals gain; no contenders.
-"""
+"""Reference second stages: small models that read proposals, to measure the gain end to end."""

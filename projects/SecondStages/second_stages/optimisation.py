@@ -1,4 +1,4 @@
-"""The training loop that the reference second stages share."""
+"""The training loop of the reference second stages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WARMUP_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train, by Adam with a cosine schedule.
+    """The training schedule, for AdamW with a cosine decay.
 
     Attributes:
-        epochs: over the images.
-        images_per_batch: of an iteration.
-        lr: the highest learning rate.
+        epochs: passes over the images.
+        images_per_batch: images per iteration.
+        lr: maximum learning rate.
         weight_decay: of AdamW.
-        clip: the gradient's norm is cut to this.
+        clip: maximum norm of the gradient.
     """
 
     epochs: int
@@ -36,8 +36,8 @@ class Schedule:
 
 
 def batches(count: int, size: int, generator: torch.Generator | None = None) -> Iterator[list[int]]:
-    """The numbers below `count` in lists of `size` (the last may be shorter), shuffled where there
-    is a generator."""
+    """The numbers below `count` in lists of `size` (the last may be shorter), shuffled if a
+    generator is given."""
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
     yield from (part.tolist() for part in order.split(size))
 
@@ -45,15 +45,16 @@ def batches(count: int, size: int, generator: torch.Generator | None = None) -> 
 def batches_of_groups(
     groups: Sequence[Sequence[int]], size: int, generator: torch.Generator
 ) -> list[list[int]]:
-    """Batches of `size` within each group (its last may be smaller), everything shuffled."""
-    found = [
+    """Shuffled batches of `size` within each group (the last of a group may be smaller)."""
+    batches_in_order = [
         [group[k] for k in part]
         for group in groups
         for part in batches(len(group), size, generator)
     ]
     if len(groups) == 1:
-        return found  # in random order as they are
-    return [found[k] for k in torch.randperm(len(found), generator=generator).tolist()]
+        return batches_in_order  # already in random order
+    order = torch.randperm(len(batches_in_order), generator=generator).tolist()
+    return [batches_in_order[k] for k in order]
 
 
 def optimise(
@@ -63,15 +64,15 @@ def optimise(
     schedule: Schedule,
     seed: int,
 ) -> None:
-    """Train a model, in place; leaves it in eval mode.
+    """Train a model in place and leave it in eval mode.
 
     Args:
-        model: with the parameters to train.
-        loss: of the images of a batch, given by their numbers and by the share of the training
-            that is done, from 0 to 1.
-        groups: of the numbers of the images; a batch has images of one group.
-        schedule: see there.
-        seed: of the order of the images.
+        model: the model to train.
+        loss: the loss of a batch, given the numbers of its images and the progress of the training
+            from 0 to 1.
+        groups: numbers of the images in groups; a batch has images of one group.
+        schedule: see `Schedule`.
+        seed: seed of the order of the images.
     """
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay

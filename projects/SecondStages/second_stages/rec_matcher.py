@@ -174,13 +174,15 @@ class RECMatcher(nn.Module):
         phrases, weights = self.language(text)
         around = lay_out(boxes.boxes, boxes.classes, boxes.mask, boxes.sizes)
         appearance = self._appearance(boxes)
-        asked = [F.normalize(layer(phrases[:, i]), dim=-1) for i, layer in enumerate(self.phrases)]
+        projected = [
+            F.normalize(layer(phrases[:, i]), dim=-1) for i, layer in enumerate(self.phrases)
+        ]
         place = _place_in_image(image, len(appearance))
         scores = torch.stack(
             [
-                _cosines(self._subject(appearance), asked[0], image, place),
-                _cosines(self._location(around), asked[1], image, place),
-                self._best_relation(appearance, around, asked[2], image, place),
+                _cosines(self._subject(appearance), projected[0], image, place),
+                _cosines(self._location(around), projected[1], image, place),
+                self._best_relation(appearance, around, projected[2], image, place),
             ],
             dim=1,
         )
@@ -200,13 +202,13 @@ class RECMatcher(nn.Module):
         return F.normalize(self.location(place), dim=-1)
 
     def _best_relation(
-        self, appearance: Tensor, around: Layout, asked: Tensor, image: Tensor, place: Tensor
+        self, appearance: Tensor, around: Layout, phrases: Tensor, image: Tensor, place: Tensor
     ) -> Tensor:
         """The cosine of the best neighbor, float [Q, N]; -1 if a box has none."""
         batch = torch.arange(len(appearance), device=appearance.device)[:, None, None]
         neighbours = torch.cat([appearance[batch, around.others], around.offsets], dim=-1)
         related = F.normalize(self.relation(neighbours), dim=-1)
-        cosines = _cosines(related.flatten(1, 2), asked, image, place)
+        cosines = _cosines(related.flatten(1, 2), phrases, image, place)
         cosines = cosines.unflatten(1, (-1, NUM_NEIGHBOURS))
         return cosines.masked_fill(~around.is_other[image], -1.0).amax(dim=-1)
 
@@ -227,14 +229,16 @@ def _place_in_image(image: Tensor, num_images: int) -> Tensor:
     return place
 
 
-def _cosines(boxes: Tensor, asked: Tensor, image: Tensor, place: Tensor) -> Tensor:
+def _cosines(boxes: Tensor, phrases: Tensor, image: Tensor, place: Tensor) -> Tensor:
     """The products of phrases [Q, H] with the boxes [B, N, H] of their image: float [Q, N].
 
     Computed by one matrix product for each image, as copying the boxes for each expression would
     take most of the training time.
     """
     most = int(place.max()) + 1 if len(place) else 0
-    padded = asked.new_zeros(len(boxes), most, asked.shape[-1]).index_put((image, place), asked)
+    padded = phrases.new_zeros(len(boxes), most, phrases.shape[-1]).index_put(
+        (image, place), phrases
+    )
     return (padded @ boxes.transpose(1, 2))[image, place]
 
 

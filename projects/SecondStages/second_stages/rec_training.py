@@ -1,4 +1,4 @@
-"""Training the reference matcher on annotated boxes, and letting it choose among proposals."""
+"""Training of the reference matcher on annotated boxes, and its choice among proposals."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SCHEDULE = Schedule(epochs=12, images_per_batch=16, lr=2e-3, weight_decay=1e-4)
 
 @dataclass
 class Choice:
-    """What the matcher chose for an expression.
+    """The choice of the matcher for an expression.
 
     Attributes:
-        box: index of the box among those of its image and source.
-        score: of the matcher.
+        box: index among the boxes of the image and source.
+        score: score of the matcher.
     """
 
     box: int
@@ -37,7 +37,7 @@ class Choice:
 def build_matcher(
     dataset_dicts: Sequence[dict], images: Mapping[int, ImageRegions], num_classes: int, seed: int
 ) -> RECMatcher:
-    """A matcher with random weights and the vocabulary of its training expressions.
+    """Build a matcher with random weights and the vocabulary of the training expressions.
 
     Args:
         dataset_dicts: to train on.
@@ -60,10 +60,10 @@ def train_matcher(
     seed: int,
     schedule: Schedule = SCHEDULE,
 ) -> None:
-    """Train a matcher, in place, to find the referent among the annotated boxes of its image.
+    """Train a matcher, in place, to select the referent among the annotated boxes of its image.
 
-    The loss is the cross-entropy of a softmax over the image's boxes, where MAttNet has a ranking
-    loss against one other box and one other expression.
+    The loss is the cross-entropy of a softmax over the boxes of the image, whereas MAttNet uses a
+    ranking loss against one other box and one other expression.
 
     Args:
         matcher: with random weights.
@@ -101,30 +101,30 @@ def choose(
         dataset_dicts: with expressions.
         images: the boxes to choose from.
         threshold: see `visible_boxes`.
-        images_per_batch: scored at a time.
+        images_per_batch: number of images scored together.
 
     Returns:
-        By image id, one choice per expression.
+        One choice per expression, by image id.
     """
     matcher.eval()
     choices = {}
     for index in batches(len(dataset_dicts), images_per_batch):
         chosen = [dataset_dicts[i] for i in index]
-        # What is around a box depends on what the query sees: each query has an image of its own.
-        regions, seen, queries = [], [], []
+        # The neighbors of a box depend on the query, so that each query has its own set of boxes.
+        regions, visible, queries = [], [], []
         for one in chosen:
-            own = images[one["image_id"]]
+            image = images[one["image_id"]]
             queries += [e["query"] for e in one["expressions"]]
-            seen += visible_boxes(own, len(one["expressions"]), threshold)
-            regions += [own] * len(one["expressions"])
-        scores = matcher(BoxBatch.of(regions, seen), queries, torch.arange(len(queries)))
+            visible += visible_boxes(image, len(one["expressions"]), threshold)
+            regions += [image] * len(one["expressions"])
+        scores = matcher(BoxBatch.of(regions, visible), queries, torch.arange(len(queries)))
         best = scores.max(dim=1)
-        found = iter(
-            Choice(int(own[at]), float(score))
-            for own, at, score in zip(seen, best.indices, best.values, strict=True)
+        batch_choices = iter(
+            Choice(int(index_of_box[at]), float(score))
+            for index_of_box, at, score in zip(visible, best.indices, best.values, strict=True)
         )
         for one in chosen:
-            choices[one["image_id"]] = [next(found) for _ in one["expressions"]]
+            choices[one["image_id"]] = [next(batch_choices) for _ in one["expressions"]]
     return choices
 
 
@@ -136,7 +136,7 @@ def _targets(dataset_dict: dict, regions: ImageRegions) -> Tensor:
     except KeyError as error:
         raise ValueError(
             f"{dataset_dict['file_name']}: an expression's referent is annotation {error}, which "
-            "the stored boxes do not have; extract the annotated boxes of this data set anew"
+            "the stored boxes do not have; extract the annotated boxes of this data set again"
         ) from None
 
 

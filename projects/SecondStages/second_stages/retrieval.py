@@ -1,4 +1,5 @@
-"""Training the reference retrieval model, and comparing all pairs of a split."""
+"""A reference model for retrieval, stacked cross-attention between boxes and words (SCAN i-t AVG):
+its training, and the comparison of all pairs of a split."""
 
 from __future__ import annotations
 
@@ -15,23 +16,23 @@ from .optimisation import Schedule, optimise
 from .store import ImageRegions
 
 SCHEDULE = Schedule(epochs=20, images_per_batch=32, lr=2e-3, weight_decay=1e-4)
-EASY_SHARE = 0.3  # with the hardest negatives alone, nothing is learnt in the first epochs
+EASY_SHARE = 0.3  # of the training; the hardest negatives alone prevent learning at the start
 
 
 class StackedCrossAttention(nn.Module):
-    """How well a caption fits the boxes of an image.
+    """The similarity of a caption and the boxes of an image.
 
     Source: SCAN (Lee et al. 2018), Sec. 3.1, image-text with average pooling: every box attends to
     the words, and the similarity is the mean over the boxes of the cosine of a box with the words
     that it attends to. Words are the mean of the two directions of a GRU.
 
     Args:
-        vocabulary: of the captions.
-        feature_dim: D, of the boxes' features.
-        embed_dim: of the words.
-        joint_dim: H, of boxes and words.
-        max_words: captions are cut off behind them.
-        smoothing: lambda_1, how sharply a box attends.
+        vocabulary: vocabulary of the captions.
+        feature_dim: dimension D of the box features.
+        embed_dim: dimension of the word embeddings.
+        joint_dim: dimension H of the joint space.
+        max_words: captions are truncated to this length.
+        smoothing: lambda_1, the inverse temperature of the attention.
     """
 
     def __init__(
@@ -80,15 +81,15 @@ class StackedCrossAttention(nn.Module):
         Returns:
             Float [I, C].
         """
-        # A word is normalised over the boxes: those that are padding must not count.
+        # Words are normalised over the boxes, of which padding must be excluded.
         cosines = torch.einsum("inh,clh->icnl", boxes * mask[..., None], text.words)
         return _mean_over_boxes(self._box_cosines(cosines, text), mask[:, None, :])
 
     def compare_pairs(self, boxes: Tensor, mask: Tensor, text: TextFeatures) -> Tensor:
-        """Compare each caption with boxes of its own.
+        """Compare each caption with different boxes.
 
         Args:
-            boxes: float [..., C, N, H], encoded: those that the caption has of an image.
+            boxes: float [..., C, N, H], encoded: the boxes of an image for each caption.
             mask: bool [..., C, N], False where there is padding.
             text: of the C captions, encoded.
 
@@ -109,10 +110,10 @@ class StackedCrossAttention(nn.Module):
         # Eq. 1: negative cosines are dropped, then each word is normalised over the boxes.
         positive = F.normalize(cosines.clamp(min=0) * words, dim=-2)
         weights = (self.smoothing * positive).masked_fill(~words, float("-inf")).softmax(dim=-1)
-        # A caption without words attends to nothing.
+        # The weights of a caption without words are NaN.
         weights = weights.nan_to_num()
         # The attended words are a sum w = sum_j a_j e_j: its product with the box and its length
-        # follow from the cosines and from the words' own products, without making w.
+        # follow from the cosines and from the Gram matrix of the words, without computing w.
         product = (weights * cosines).sum(-1)
         words_gram = text.words @ text.words.transpose(1, 2)
         squared = torch.einsum("...cnl,clm,...cnm->...cn", weights, words_gram, weights)
@@ -127,9 +128,9 @@ def triplet_loss(similarities: Tensor, hardest: bool = True, margin: float = 0.2
     """The triplet loss of a batch (SCAN, Sec. 3.2).
 
     Args:
-        similarities: float [B, B], of images and captions; the diagonal belongs together.
-        hardest: of the hardest negatives in the batch; else the mean of all.
-        margin: by which the diagonal should be better than all else.
+        similarities: float [B, B], of images and captions; the diagonal has the matching pairs.
+        hardest: use the hardest negatives in the batch; otherwise the mean of all.
+        margin: minimum difference between the diagonal and the negatives.
 
     Returns:
         The sum over the batch, for both directions.
@@ -170,56 +171,58 @@ def train_cross_attention(
     *,
     num_boxes: int | None = None,
 ) -> None:
-    """Train the model, in place, to tell which caption of a batch belongs to which image.
+    """Train the model, in place, to match the captions and the images of a batch.
 
-    In each epoch every image comes once, with one of its captions. The loss is of all negatives at
-    first (`EASY_SHARE`), then of the hardest ones. Where boxes depend on the caption, each pair of
-    a batch has its own, and a batch has images that were asked the same captions.
+    In each epoch every image occurs once, with one of its captions. The loss uses all negatives at
+    first (`EASY_SHARE`), then the hardest ones. If the boxes depend on the caption, each pair of a
+    batch has its own boxes, and a batch consists of images with proposals for the same captions.
 
     Args:
         model: with random weights.
         dataset_dicts: with captions.
         images: their boxes with features; of a VL-NMS those for the captions of a group of images.
-        seed: of the order and of the captions drawn.
-        schedule: how long and how fast.
-        num_boxes: only the first so many of each image, or of each pair; None for all.
+        seed: seed of the order and the choice of captions.
+        schedule: see `Schedule`.
+        num_boxes: number of boxes of each image or pair, from the first; None for all.
 
     Raises:
-        ValueError: an image has no boxes for captions of its own.
+        ValueError: an image has no boxes for its captions.
     """
     draws = torch.Generator().manual_seed(seed)
 
     def loss(index: list[int], done: float) -> Tensor:
-        own = [dataset_dicts[i]["expressions"] for i in index]
-        drawn = [one[int(torch.randint(len(one), (), generator=draws))] for one in own]
+        expressions = [dataset_dicts[i]["expressions"] for i in index]
+        drawn = [one[int(torch.randint(len(one), (), generator=draws))] for one in expressions]
         text = model.encode_captions([one["query"] for one in drawn])
         regions = [images[dataset_dicts[i]["image_id"]] for i in index]
         rows = _rows_of([one["sent_id"] for one in drawn], regions[0])
         similarities = _compare(model, regions, text, rows, num_boxes)
         return triplet_loss(similarities, hardest=done >= EASY_SHARE)
 
-    optimise(model, loss, _asked_the_same(dataset_dicts, images), schedule, seed)
+    optimise(model, loss, _groups_by_captions(dataset_dicts, images), schedule, seed)
 
 
-def _asked_the_same(
+def _groups_by_captions(
     dataset_dicts: Sequence[dict], images: Mapping[int, ImageRegions]
 ) -> list[list[int]]:
-    """The numbers of the images in groups of those that were asked the same captions."""
+    """The numbers of the images, grouped by the captions that their boxes are for."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, one in enumerate(dataset_dicts):
         sent_ids = images[one["image_id"]].sent_ids
-        asked = () if sent_ids is None else tuple(sent_ids.tolist())
-        if sent_ids is not None and not {e["sent_id"] for e in one["expressions"]} <= set(asked):
+        caption_ids = () if sent_ids is None else tuple(sent_ids.tolist())
+        image_captions = {e["sent_id"] for e in one["expressions"]}
+        if sent_ids is not None and not image_captions <= set(caption_ids):
             raise ValueError(
-                f"image {one['image_id']} has no boxes for captions of its own; extract them with "
+                f"image {one['image_id']} has no boxes for its captions; extract them with "
                 "--top N --group N"
             )
-        groups.setdefault(asked, []).append(i)
+        groups.setdefault(caption_ids, []).append(i)
     return list(groups.values())
 
 
 def _rows_of(sent_ids: Sequence[int], regions: ImageRegions) -> list[int]:
-    """Which of the captions that an image was asked these are; none where it was asked none."""
+    """The indices of captions among those that the boxes of an image are for; empty if the boxes do
+    not depend on captions."""
     if regions.sent_ids is None:
         return []
     row = {sent_id: k for k, sent_id in enumerate(regions.sent_ids.tolist())}
@@ -236,11 +239,11 @@ def _compare(
     """Compare I images with C captions, each pair on the boxes that it has: float [I, C].
 
     Args:
-        model: of boxes and words.
-        regions: of the images; of a VL-NMS all asked the same captions.
+        model: the model.
+        regions: boxes of the images; of a VL-NMS all for the same captions.
         text: of the captions, encoded.
-        rows: which of those that a VL-NMS was asked the captions are.
-        num_boxes: only the first so many of each image, or of each pair; None for all.
+        rows: the indices of the captions among those of the VL-NMS.
+        num_boxes: number of boxes of each image or pair, from the first; None for all.
     """
     if regions[0].kept is None:
         boxes, mask = _pad([one.features[:num_boxes] for one in regions])
@@ -267,7 +270,7 @@ def compare_all(
         model: trained.
         dataset_dicts: with captions.
         images: the boxes; of a VL-NMS those for each caption of the data set, in its order.
-        num_boxes: only the first so many of each image, or of each pair; None for all.
+        num_boxes: number of boxes of each image or pair, from the first; None for all.
 
     Yields:
         Image id and similarities, float [C].
@@ -290,6 +293,6 @@ def compare_all(
 
 def _pad(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Features [I, N, D] and mask [I, N] of images with different numbers of boxes."""
-    lengths = torch.tensor([len(own) for own in features])
-    padded = pad_sequence([own.float() for own in features], batch_first=True)
+    lengths = torch.tensor([len(one) for one in features])
+    padded = pad_sequence([one.float() for one in features], batch_first=True)
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]

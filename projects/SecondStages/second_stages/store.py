@@ -133,7 +133,7 @@ def visible_boxes(regions: ImageRegions, num_queries: int, threshold: float | No
     if regions.kept is not None and len(regions.kept) != num_queries:
         raise ValueError(
             f"image {regions.image_id} has {num_queries} expressions, but proposals for "
-            f"{len(regions.kept)} of them; extract the proposals of this data set anew"
+            f"{len(regions.kept)} of them; extract the proposals of this data set again"
         )
     ranked = (
         [row[row >= 0] for row in regions.kept]
