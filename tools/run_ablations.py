@@ -218,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=default_configs,
         metavar="FILE",
-        help="default: all ablations of configs/refshapes",
+        help="default: all ablations of configs/refshapes; X_no_context.yaml stands for X.yaml "
+        "with MODEL.VLNMS.PSEUDO_GT.CONTEXT False",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side; share the cores")
