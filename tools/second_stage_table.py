@@ -4,16 +4,14 @@
     python tools/second_stage_table.py --runs output/refshapes/second_stages/seed* \\
         --out docs/results/refshapes_second_stages
 
-`--runs` are the `--out` folders of tools/train_second_stage.py, one a seed. Writes `{out}.md` and
-`{out}.json`, and copies the results that they are made of (not the choices) to
-`{out}/seed.../`.
+`--runs` are the `--out` folders of tools/train_second_stage.py, one for each seed. Writes
+`{out}.md`, and `{out}.json` with the results of every seed that the tables are made of.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -163,17 +161,6 @@ def chosen_mark(proposals: Mapping[str, Any], dataset: str) -> str:
     return "†" if any(one["chosen_here"] for one in files) else ""
 
 
-def copy_results(runs: Sequence[Path], out: Path) -> None:
-    """Keep the results that the tables are made of."""
-    for run in runs:
-        for path in sorted(run.glob("*/*.json")):
-            if path.name.startswith(tuple(f"{kind}_" for kind in KINDS)):
-                folder = out / run.name / path.parent.name
-                folder.mkdir(parents=True, exist_ok=True)
-                if path.resolve() != (folder / path.name).resolve():
-                    shutil.copyfile(path, folder / path.name)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = make_parser(__doc__)
@@ -184,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = read_runs(args.runs)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    copy_results(args.runs, args.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     words = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else map(str, argv))]
     notes = (
         "In percent, mean ± sample standard deviation over the seeds of the second stage; the "

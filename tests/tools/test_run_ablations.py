@@ -457,6 +457,17 @@ def test_warnings_about_what_must_be_the_same(main, training, tmp_path, capsys):
         assert warning in text
 
 
+@pytest.mark.parametrize("name", ["ablations", "pseudo_gt", "refinement"])
+def test_the_tables_of_the_docs_follow_from_their_json(name):
+    stem = REPO / "docs" / "results" / f"refshapes_{name}"
+    summary = json.loads(stem.with_suffix(".json").read_text())
+    # The keys of the JSON file are sorted, so it does not have the order of data sets and rows.
+    order = ("refshapes_val", "refshapes_testA", "refshapes_testB")
+    summary["datasets"] = {dataset: summary["datasets"][dataset] for dataset in order}
+    again = run_ablations.markdown(summary)
+    assert sorted(again.splitlines()) == sorted(stem.with_suffix(".md").read_text().splitlines())
+
+
 # --- the real thing --------------------------------------------------------------------------
 
 
