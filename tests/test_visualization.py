@@ -13,7 +13,6 @@ from vlnms_d2.visualization import (
     PANEL_MAX_HEIGHT,
     PANEL_WIDTH,
     draw_comparison,
-    flow,
     hits,
     place_label,
     query_record,
@@ -214,11 +213,6 @@ def test_word_weights():
     for nothing in (None, np.zeros((0, 2))):
         assert word_weights(nothing, 2) == (None, False)
     assert word_weights(np.zeros((3, 4)), 0) == (None, False)
-
-
-def test_flow_starts_a_row_where_the_last_is_full():
-    assert flow([40, 40, 40, 200], room=100, gap=10) == [(0, 0), (50, 0), (0, 1), (0, 2)]
-    assert flow([], 10, 1) == []
 
 
 # --- labels ------------------------------------------------------------------------------------

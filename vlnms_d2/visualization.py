@@ -270,25 +270,26 @@ def _draw_header(
         notes = [f"Words of the query, darker where the model pays more attention{mean}"]
     if words and typed.lower().rstrip(" .?!") != " ".join(words):
         notes.insert(0, _fit_text(f"Query as typed: {typed}", small, room))
-    words = [_fit_text(word, font, room - 20) for word in words]
-    widths = [round(font.getlength(word)) + 20 for word in words]
-    spots = flow(widths, room, gap=6)
-    top = MARGIN + 20 * len(notes) + 4
-    rows = spots[-1][1] + 1 if spots else 0
-    header = Image.new("RGB", (width, top + 56 * rows + MARGIN // 2), WHITE)
+    x, y = MARGIN, MARGIN + 20 * len(notes) + 4
+    # Tall enough for a row per word; cropped below.
+    header = Image.new("RGB", (width, y + 56 * (len(words) + 1)), WHITE)
     draw = ImageDraw.Draw(header)
     for i, note in enumerate(notes):
         draw.text((MARGIN, MARGIN + 20 * i - 4), note, FAINT, small)
-    for i, (x, row) in enumerate(spots):
+    for i, word in enumerate(words):
+        word = _fit_text(word, font, room - 20)
+        word_width = round(font.getlength(word)) + 20
+        if x > MARGIN and x + word_width > MARGIN + room:
+            x, y = MARGIN, y + 56
         share = 0.0 if weights is None else weights[i] / max(weights.max(), 1e-9)
         fill = tuple(round(p + share * (b - p)) for p, b in zip(PALE, BLUE, strict=True))
-        x, y = MARGIN + x, top + 56 * row
-        middle = x + widths[i] // 2
-        draw.rounded_rectangle((x, y, x + widths[i], y + 36), 7, fill=fill)
-        draw.text((middle, y + 18), words[i], WHITE if share > 0.5 else INK, font, anchor="mm")
+        draw.rounded_rectangle((x, y, x + word_width, y + 36), 7, fill=fill)
+        middle = x + word_width // 2
+        draw.text((middle, y + 18), word, WHITE if share > 0.5 else INK, font, anchor="mm")
         if weights is not None:
             draw.text((middle, y + 38), f"{100 * weights[i]:.0f} %", FAINT, small, anchor="ma")
-    return header
+        x += word_width + 6
+    return header.crop((0, 0, width, y + (56 if words else 0) + MARGIN // 2))
 
 
 def _draw_legend(width: int, with_referent: bool) -> Image.Image:
@@ -311,17 +312,6 @@ def _draw_legend(width: int, with_referent: bool) -> Image.Image:
         draw.text((x + 42, 7), text, INK, font)
         x += round(font.getlength(text)) + 72
     return legend
-
-
-def flow(widths: Sequence[int], room: int, gap: int) -> list[tuple[int, int]]:
-    """(x, row) of items that follow each other, in a new row when `room` pixels are used up."""
-    spots, x, row = [], 0, 0
-    for width in widths:
-        if x and x + width > room:
-            x, row = 0, row + 1
-        spots.append((x, row))
-        x += width + gap
-    return spots
 
 
 # --- records and table -------------------------------------------------------------------------
