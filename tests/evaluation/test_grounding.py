@@ -11,9 +11,9 @@ import pytest
 import torch
 from dataset_folders import make_flickr30k_entities_folder
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 
 from vlnms_d2.data.flickr30k_entities import load_flickr30k_entities
-from vlnms_d2.evaluation import grounding
 from vlnms_d2.evaluation.grounding import (
     MASK_THRESHOLDS,
     PhraseGroundingEvaluator,
@@ -139,7 +139,7 @@ def test_random_answers_against_a_plain_loop():
     assert flat["mean_iou"] == pytest.approx(100 * np.mean(ious), abs=1e-4)
 
 
-def test_the_view_without_queries_is_passed_over_and_an_image_counts_once():
+def test_an_input_without_queries_is_skipped_and_an_image_counts_once():
     alone = [{"image_id": 7, "file_name": "7.jpg"}], [{"instances": Instances((HEIGHT, WIDTH))}]
     flat = run(RECEvaluator("toy", [TWO]), alone, asked(TWO, ANSWERS), asked(TWO, ANSWERS))
     assert flat["rec"]["expressions"] == 3
@@ -169,11 +169,11 @@ def test_two_processes_equal_one(monkeypatch):
         for batch in own:
             part.process(*batch)
     gathered = [part._records for part in parts]
-    monkeypatch.setattr(grounding.comm, "gather", lambda data, dst: gathered[::-1])
+    monkeypatch.setattr(comm, "gather", lambda data, dst: gathered[::-1])
     parts[0].evaluate()
     assert parts[0].results == whole.results
-    monkeypatch.setattr(grounding.comm, "gather", lambda data, dst: [])
-    monkeypatch.setattr(grounding.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "gather", lambda data, dst: [])
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert parts[1].evaluate() == {}
 
 

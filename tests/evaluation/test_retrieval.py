@@ -8,8 +8,8 @@ import logging
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 
-from vlnms_d2.evaluation import retrieval
 from vlnms_d2.evaluation.retrieval import (
     RANKS,
     RetrievalEvaluator,
@@ -153,12 +153,12 @@ def test_two_processes_equal_one(monkeypatch):
     parts = [RetrievalEvaluator("toy", captions(5)) for _ in range(2)]
     shown(parts[0], similarities, [0, 1, 2])
     shown(parts[1], similarities, [3, 4, 0])
-    gathered = [part._rows for part in parts]
-    monkeypatch.setattr(retrieval.comm, "gather", lambda data, dst: gathered[::-1])
+    gathered = [part._records for part in parts]
+    monkeypatch.setattr(comm, "gather", lambda data, dst: gathered[::-1])
     parts[0].evaluate()
     assert parts[0].results == whole.results
-    monkeypatch.setattr(retrieval.comm, "gather", lambda data, dst: [])
-    monkeypatch.setattr(retrieval.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "gather", lambda data, dst: [])
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert parts[1].evaluate() == {}
 
 
@@ -168,7 +168,7 @@ def test_images_that_are_missing_or_do_not_fit(caplog):
         assert evaluator.evaluate() == {}
     assert "Did not receive any images" in caplog.text
     shown(evaluator, rows(3), [0, 2])
-    with pytest.raises(ValueError, match="1 of the 3 images of toy were not seen, such as 101"):
+    with pytest.raises(ValueError, match="1 of the 3 images of toy are missing, such as 101"):
         evaluator.evaluate()
     with pytest.raises(ValueError, match=r"image 100: .* expected one for each of the 6 captions"):
         evaluator.process([{"image_id": 100}], [{"similarities": torch.zeros(5)}])

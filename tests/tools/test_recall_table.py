@@ -137,7 +137,7 @@ def test_reads_what_the_evaluator_writes(tmp_path, capsys):
     image = {"image_id": 1, "query": ["words"], "expressions": [expression]}
     for seed in ("1", "2"):
         evaluator = ProposalRecallEvaluator("s", output_dir=str(tmp_path / seed))
-        evaluator.process([{"image_id": 1}, image], [{"instances": instances}] * 2)
+        evaluator.process([image], [{"instances": instances, "detector": instances}])
         evaluator.evaluate()
     recall_table.main(["--by-manner", *map(str, sorted(tmp_path.glob("*/recall_s.json")))])
     text = capsys.readouterr().out

@@ -26,12 +26,14 @@ class Seen:
         output_size: (height, width) in pixels of the image.
         maps: feature maps of the backbone.
         candidates: all of them, pooled.
+        stock: the detector's own result: `pred_boxes`, `scores`, `pred_classes`.
     """
 
     image_size: tuple[int, int]
     output_size: tuple[int, int]
     maps: Features
     candidates: Candidates
+    stock: Instances
 
 
 def check_model(model: torch.nn.Module, config_name: str) -> None:
@@ -68,9 +70,9 @@ def look_at(model: GeneralizedRCNN, image_input: dict) -> Seen:
     images = model.preprocess_image([image_input])
     maps = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, maps, None)
-    [candidates], _ = model.roi_heads.detect(maps, proposals)
+    [candidates], [stock] = model.roi_heads.detect(maps, proposals)
     output_size = (image_input["height"], image_input["width"])
-    return Seen(tuple(images.image_sizes[0]), output_size, maps, candidates)
+    return Seen(tuple(images.image_sizes[0]), output_size, maps, candidates, stock)
 
 
 @torch.no_grad()
