@@ -1,12 +1,9 @@
 """The detector-alone baseline of the recall evaluation, from one pass of the detector per image."""
 
-from functools import partial
-
 import pytest
 import torch
 from conftest import build, image_input, run, same_instances
 from detectron2.data import DatasetCatalog
-from detectron2.evaluation import DatasetEvaluator, inference_context, inference_on_dataset
 from detectron2.modeling import build_model
 
 from vlnms_d2 import split_by_query
@@ -113,23 +110,14 @@ def test_wrong_models_and_inputs(config):
         predict_with_detector(build_model(cfg), [image_input(0, query="dog")])
 
 
-def test_evaluation_runs_the_detector_once_per_image(config, tiny_refshapes):
-    class Outputs(DatasetEvaluator):
-        def reset(self):
-            self.file_names = []
-
-        def process(self, inputs, outputs):
-            self.file_names += [image["file_name"] for image in inputs]
-
-    cfg = config()
+def test_evaluation_runs_the_detector_once_per_image(config, tiny_refshapes, tmp_path):
+    cfg, name = config(), f"{tiny_refshapes}_val"
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 60, 120
-    model, name = build(cfg), f"{tiny_refshapes}_val"
-    passes = []
-    model.backbone.register_forward_hook(lambda _, args, __: passes.append(len(args[0])))
-    loader, evaluator = VLNMSTrainer.build_test_loader(cfg, name), Outputs()
-    with inference_context(model):
-        inference_on_dataset(partial(predict_with_detector, model), loader, evaluator)
-    images = DatasetCatalog.get(name)
-    assert evaluator.file_names == [image["file_name"] for image in images]
-    assert passes == [1] * len(images)
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (name,), str(tmp_path)
+    model = build(cfg).train()
+    batch_sizes = []
+    model.backbone.register_forward_hook(lambda _, args, __: batch_sizes.append(len(args[0])))
+    VLNMSTrainer.test(cfg, model)
+    assert batch_sizes == [1] * len(DatasetCatalog.get(name))
+    assert model.training

@@ -99,9 +99,9 @@ def test_what_is_there_is_not_made_again_unless_the_settings_differ(prepare, cap
     capsys.readouterr()
     prepare("--datasets", TRAIN)
     assert not made and path.read_bytes() == first
-    assert "is there" in capsys.readouterr().out
+    assert "up to date" in capsys.readouterr().out
     prepare("--datasets", TRAIN, "--gamma", "0.99")
-    assert len(made) == 1 and "other settings" in capsys.readouterr().out
+    assert len(made) == 1 and "settings have changed" in capsys.readouterr().out
     prepare("--datasets", TRAIN, "--gamma", "0.99", "--redo")
     assert len(made) == 2
 
