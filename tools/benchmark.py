@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from vlnms_d2.benchmarks import BENCHMARKS, Options
-from vlnms_d2.benchmarks.plot import plot_time
+from benchmarks import BENCHMARKS, Options
+from benchmarks.plot import plot_time
 from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.file_io import write_json
 

@@ -14,10 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlnms_d2.data.refshapes.expressions import write_expressions
-from vlnms_d2.data.refshapes.layout import MIN_HEIGHT, MIN_WIDTH
-from vlnms_d2.data.refshapes.scene import SPLITS
-from vlnms_d2.data.refshapes.writer import (
+from vlnms_d2.data.datasets.refshapes import SPLITS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "RefShapes"))
+
+from refshapes.expressions import write_expressions
+from refshapes.layout import MIN_HEIGHT, MIN_WIDTH
+from refshapes.writer import (
     Settings,
     is_finished,
     prepare_folder,

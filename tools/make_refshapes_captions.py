@@ -5,16 +5,20 @@
         --out datasets/refshapes_entities --seed 0
 
 Five captions an image, each of which lists three to six of its objects; see
-`vlnms_d2.data.refshapes.captions`.
+`refshapes.captions`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlnms_d2.data.refshapes.captions import write_captions
 from vlnms_d2.engine.command_line import make_parser
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "RefShapes"))
+
+from refshapes.captions import write_captions
 
 
 def main(argv: Sequence[str] | None = None) -> None:

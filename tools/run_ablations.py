@@ -29,12 +29,15 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from vlnms_d2.engine.ablation_run import Run, check_settings, plan, settings
 from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.evaluation.ablation_table import Variant, markdown, summarise
-from vlnms_d2.evaluation.seeds import read_results
-from vlnms_d2.evaluation.timing import measure_extra_time
 from vlnms_d2.file_io import write_json
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "RefShapes"))
+
+from ablations.runs import Run, check_settings, plan, settings
+from ablations.seeds import read_results
+from ablations.table import Variant, markdown, summarise
+from ablations.timing import measure_extra_time
 
 REPO = Path(__file__).resolve().parents[1]
 TRAIN_NET = REPO / "tools" / "train_net.py"

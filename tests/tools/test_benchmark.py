@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import REPO
 
-from vlnms_d2.benchmarks import Benchmark
+from benchmarks import Benchmark
 
 _SPEC = importlib.util.spec_from_file_location("benchmark", REPO / "tools" / "benchmark.py")
 benchmark = importlib.util.module_from_spec(_SPEC)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vlnms_d2.benchmarks import BENCHMARKS, Options
-from vlnms_d2.benchmarks import nms as benchmark
+from benchmarks import BENCHMARKS, Options
+from benchmarks import nms as benchmark
 
 
 def test_every_setting_is_measured():
