@@ -1,21 +1,16 @@
 """tools/prepare_data.py: from folders in the real formats to what training on them needs."""
 
-import importlib.util
 import json
 
 import pytest
-from conftest import REPO
 from dataset_folders import make_flickr30k_entities_folder, make_karpathy_folder, make_refer_folder
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+import prepare_data
 from vlnms_d2.data import register_all
 from vlnms_d2.data.expressions import load_expressions
-from vlnms_d2.engine.preparation import Preparation
+from vlnms_d2.engine.preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
 from vlnms_d2.modeling.text import Vocabulary, read_word_vectors
-
-_SPEC = importlib.util.spec_from_file_location("prepare_data", REPO / "tools" / "prepare_data.py")
-prepare_data = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(prepare_data)
 
 PREFIX = "prepared_"
 TRAIN, VAL = f"{PREFIX}refcoco_unc_train", f"{PREFIX}refcoco_unc_val"
@@ -204,3 +199,9 @@ def test_every_word_unknown_and_nothing_similar(prepare):
         e["context_ann_ids"] for i in load_expressions([TRAIN], out) for e in i["expressions"]
     ]
     assert contexts == [[]] * 4
+
+
+def test_the_help_shows_the_defaults_of_the_preparation():
+    text = prepare_data.make_parser().format_help()
+    assert f"{GAMMA_MINILM} for MiniLM, {GAMMA_GLOVE} for a file" in " ".join(text.split())
+    assert f"for WSPG; default: {Settings.min_score}" in " ".join(text.split())
