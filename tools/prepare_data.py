@@ -24,11 +24,8 @@ from pathlib import Path
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    description, _, epilog = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--datasets", nargs="+", required=True, metavar="NAME")

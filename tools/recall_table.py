@@ -101,11 +101,8 @@ def markdown(groups: dict[str, list[dict[str, Any]]], by_manner: bool) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    description, _, epilog = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recall_*.json")
     parser.add_argument(

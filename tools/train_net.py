@@ -21,11 +21,8 @@ from collections.abc import Sequence
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of `detectron2.engine.default_argument_parser`, which takes seconds to import."""
-    description, _, epilog = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="path to the config file")

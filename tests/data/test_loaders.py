@@ -126,7 +126,7 @@ def test_processes_share_each_batch_evenly(ranks, world):
         ranks(world, rank)
         per_rank.append(positions(6, start_iter=5, count=3))
     for i in range(3):
-        parts = [own[i] for own in per_rank]
+        parts = [batches_of_rank[i] for batches_of_rank in per_rank]
         assert [len(part) for part in parts] == [6 // world] * world
         together = sorted(p for part in parts for p in part)
         assert together == list(range((5 + i) * 6, (6 + i) * 6))

@@ -232,7 +232,7 @@ def test_no_context_anywhere():
     assert "-" in format_table(evaluator.results)
 
 
-def test_expressions_without_manner_are_in_no_group():
+def test_expressions_without_style_are_in_no_group():
     one = batch(
         1, [expression(1, A, manner=None)], proposals([A], [0.5]), proposals([A], [0.5], [0])
     )
@@ -369,7 +369,7 @@ def test_of_two_equally_close_thresholds_the_higher_is_taken():
     assert table.counts(table.threshold_for(1.6)).tolist() == [2]
 
 
-def test_tied_scores_fall_together():
+def test_tied_scores_are_kept_or_removed_together():
     match = Match(np.float32([0.9, 0.5, 0.5]), np.zeros(3, np.float32), np.int32([2, NEVER]))
     table = MatchTable([match], 0.5)
     assert table.counts(0.4).tolist() == [3]
@@ -399,7 +399,7 @@ def test_an_evaluator_chooses_anew_each_time():
 def test_two_processes_equal_one(monkeypatch):
     batches = random_batches(0)
     whole, flat = evaluated(*batches)
-    # Padding of a sampler: the first image is seen by both processes.
+    # Padding of a sampler: the first image is processed twice.
     halves = [batches[:6], [batches[0], *batches[6:]]]
     parts = []
     for half in halves:
@@ -433,7 +433,7 @@ def test_an_expression_is_counted_once():
     assert evaluator.results["overall"]["expressions"] == 2
 
 
-def test_sentences_of_two_manners_may_share_an_id():
+def test_sentences_of_two_styles_may_share_an_id():
     expressions = [expression(1, A), expression(1, B, manner="refcoco+")]
     asked = proposals([A, A], [0.9, 0.9], [0, 1])
     evaluator, _ = evaluated(batch(1, expressions, proposals([], []), asked))
