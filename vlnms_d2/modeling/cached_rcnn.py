@@ -82,7 +82,7 @@ class CachedRCNN(GeneralizedRCNN):
         batch = self.roi_heads.current_queries(len(batched_inputs))
         batch.check_for_training(self.roi_heads.freeze_detector)
         queried = [x for x, queries in zip(batched_inputs, batch.queries, strict=True) if queries]
-        images = [self._cached_features(image_input) for image_input in queried]
+        images = [self.cached_features(image_input) for image_input in queried]
         return self.roi_heads.query_losses(
             [image.candidates for image in images], [image.image_size for image in images], batch
         )
@@ -94,7 +94,7 @@ class CachedRCNN(GeneralizedRCNN):
         if detected_instances is not None or needs_maps:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
         batch = head.current_queries(len(batched_inputs))
-        images = [self._cached_features(image_input) for image_input in batched_inputs]
+        images = [self.cached_features(image_input) for image_input in batched_inputs]
         queried = [i for i, queries in enumerate(batch.queries) if queries is not None]
         query_results = head.score_queries(
             [images[i].candidates for i in queried],
@@ -109,7 +109,7 @@ class CachedRCNN(GeneralizedRCNN):
         sizes = [image.image_size for image in images]
         return GeneralizedRCNN._postprocess(results, batched_inputs, sizes)
 
-    def _cached_features(self, image_input: dict) -> ImageFeatures:
+    def cached_features(self, image_input: dict) -> ImageFeatures:
         """The detector's output for the image, from the folder or, the first time, computed."""
         path = self._detector_folder() / f"{_digest([image_input['image']])}.pt"
         if not path.is_file():

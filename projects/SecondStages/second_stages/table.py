@@ -151,7 +151,7 @@ def chosen_mark(proposals: Mapping[str, Any], dataset: str) -> str:
 
 
 def write_tables(runs: Sequence[Path], out: Path, command_line: str) -> None:
-    """Write `{out}.md` and `{out}.json`, and copy the results to `{out}/seed.../`.
+    """Write `{out}.md` and `{out}.json`.
 
     Args:
         runs: folders of `tools/train_second_stage.py`, one for each seed.
