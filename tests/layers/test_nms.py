@@ -36,7 +36,7 @@ def reference(boxes, scores, classes, iou_threshold, topk):
 
 def nms_cpu_without_limits(*problem):
     """`nms_cpu` even if too many boxes overlap for it to be fast."""
-    limits = dict.fromkeys(("_MAX_PAIRS", "_MAX_OVERLAPS", "_MAX_OVERLAPS_OWN_BOXES"), math.inf)
+    limits = dict.fromkeys(("_MAX_PAIRS_PER_SCORE", "_MAX_OVERLAPS_PER_BOX"), math.inf)
     with mock.patch.multiple(nms_cpu, **limits):
         return nms_cpu.nms_cpu(*problem)
 

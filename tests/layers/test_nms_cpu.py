@@ -15,7 +15,7 @@ from vlnms_d2.layers import multi_query_nms, nms, nms_cpu
 @pytest.fixture
 def without_limits(monkeypatch):
     """`nms_cpu` even if too many boxes overlap for it to be fast."""
-    for limit in ("_MAX_PAIRS", "_MAX_OVERLAPS", "_MAX_OVERLAPS_OWN_BOXES"):
+    for limit in ("_MAX_PAIRS_PER_SCORE", "_MAX_OVERLAPS_PER_BOX"):
         monkeypatch.setattr(nms_cpu, limit, math.inf)
 
 

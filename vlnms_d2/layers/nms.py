@@ -44,10 +44,8 @@ from .nms_cpu import nms_cpu
 from .nms_cuda import nms_cuda
 from .nms_iou import TRICK_MAX_NUMEL_CPU, TRICK_MAX_NUMEL_CUDA, shift_by_class, uses_trick
 
-# On the CPU, the number of queries from which on nms_cpu is faster than torchvision's NMS query by
-# query: with the same boxes for all queries, and with boxes [Q, N, 4].
+# On the CPU, the number of queries from which on nms_cpu is faster than torchvision query by query.
 _MIN_QUERIES = 8
-_MIN_QUERIES_OWN_BOXES = 32
 
 # The operator itself: torchvision.ops.nms runs further checks at each call.
 _nms = torch.ops.torchvision.nms
@@ -86,7 +84,7 @@ def multi_query_nms(
         return _one_query(boxes, scores, classes, iou_threshold, topk)
     if not boxes.is_cpu:
         return nms_cuda(boxes, scores, classes, iou_threshold, topk)
-    if num_queries >= (_MIN_QUERIES if boxes.dim() == 2 else _MIN_QUERIES_OWN_BOXES):
+    if num_queries >= _MIN_QUERIES:
         result = nms_cpu(boxes, scores, classes, iou_threshold, topk)
         if result is not None:
             return result
