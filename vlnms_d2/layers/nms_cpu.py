@@ -1,16 +1,17 @@
 """NMS of many queries on the CPU, with one bit per query.
 
 The rule of ``nms``, "a box is kept if no better-ranked box that overlaps it is kept", concerns only
-pairs of overlapping boxes, and those are few. Of each pair, the queries in which one box suppresses
-the other (if kept itself) are the set bits of uint64 words; so are, for each box, the queries that
-keep it. Applying the rule once then takes an AND and an OR per pair for 64 queries at a time:
+pairs of overlapping boxes, and those are few. For each box, the queries that keep it are the set
+bits of uint64 words. So are, for each pair, the queries in which one box ranks above the other.
+Applying the rule once then takes an AND and an OR per pair for 64 queries at a time:
 
-1. Once for all queries, find the pairs of overlapping boxes. If each query has its own boxes, these
-   are the pairs that may overlap in any query.
-2. For each chunk of queries, compare the scores of each pair (``_Pairs.suppression_bits``). If each
-   query has its own boxes, compute the IoU as well.
-3. Apply the rule until nothing changes (``_Pairs.suppressed``).
-4. Sort the boxes that are left (``_best``).
+1. Once for all queries, find the pairs of overlapping boxes (``_OverlapGraph``).
+2. For each chunk of queries, compare the scores of each pair (``_OverlapGraph._suppression_bits``),
+3. apply the rule until nothing changes (``_OverlapGraph.suppressed``),
+4. and sort the boxes that are left (``_best``).
+
+If each query has its own boxes, step 1 finds the pairs that may overlap in any query, and step 2
+also computes the IoU of each pair in each query.
 
 All of this is NumPy: on arrays that fit into the cache it is as fast as torch on one thread, and it
 does not wait for other threads, which takes long while other processes occupy the cores.
@@ -27,18 +28,19 @@ from torch import Tensor
 from .nms_iou import iou, kernel_threshold, separate_classes
 
 # Beyond these limits torchvision's NMS query by query is faster, as it compares only the kept boxes
-# with others: pairs of one class per score, and overlapping pairs per box (half as many if each
-# query has its own boxes, since their IoUs differ).
+# with others: pairs of one class per score (of which there are Q * N), and overlapping pairs per
+# box, half as many if each query has its own boxes and thus its own IoUs.
 _MAX_PAIRS_PER_SCORE = 1
 _MAX_OVERLAPS_PER_BOX = 64
-# Beyond this limit pairs of one class take too much memory.
+# Finding the overlapping pairs takes about 60 bytes per pair of one class.
 _MAX_PAIRS = 1 << 21
 # Temporary arrays should fit into the cache of a core: elements computed at once, and scores in a
-# chunk of queries. But a chunk has no fewer queries than a word has bits.
+# chunk of queries. A chunk should also fill the bits of a word.
 _MAX_ELEMENTS = 1 << 15
 _MAX_SCORES = 1 << 17
 _MIN_CHUNK = 64
 
+# The sort key of suppressed boxes.
 _LAST = np.iinfo(np.int64).max
 
 
@@ -51,30 +53,32 @@ def nms_cpu(
     """
     num_queries, num_boxes = scores.shape
     own_boxes = boxes.dim() == 3
-    threshold = kernel_threshold(iou_threshold, boxes)
-    shifted, groups = separate_classes(boxes, classes)
-    if groups is None:  # despite the shift, boxes of different classes may overlap
-        boxes, groups = shifted, torch.zeros_like(classes)
-    boxes, shifted, scores = boxes.numpy(), shifted.numpy(), scores.numpy()
-
-    max_pairs = min(_MAX_PAIRS, _MAX_PAIRS_PER_SCORE * scores.size)
-    pairs = _pairs_within_groups(groups.numpy(), max_pairs)
+    max_pairs = min(_MAX_PAIRS, _MAX_PAIRS_PER_SCORE * scores.numel())
+    pairs = _pairs_within_groups(classes.numpy(), max_pairs)
     if pairs is None:
         return None
+    threshold = kernel_threshold(iou_threshold, boxes)
+    shifted, groups = separate_classes(boxes, classes)
+    if groups is None:  # in spite of the shift, boxes of different classes may overlap
+        boxes, pairs = shifted, _pairs_within_groups(np.zeros(num_boxes), max_pairs)
+        if pairs is None:
+            return None
+
+    boxes, shifted, scores = boxes.numpy(), shifted.numpy(), scores.numpy()
     overlaps = _hulls_meet(boxes, *pairs) if own_boxes else _overlap(shifted.T, *pairs, threshold)
     pairs = pairs[:, overlaps]
     if pairs.shape[1] > _MAX_OVERLAPS_PER_BOX * num_boxes // (2 if own_boxes else 1):
         return None
 
-    pairs = _Pairs(pairs)
+    graph = _OverlapGraph(pairs, threshold)
     keep = np.empty((num_queries, topk), dtype=np.int64)
     num_kept = np.empty(num_queries, dtype=np.int64)
     for chunk in _chunks(num_queries, max(_MIN_CHUNK, _MAX_SCORES // num_boxes)):
         ranks = descending_ranks(scores[chunk])
-        suppressed = pairs.suppressed(ranks, shifted[chunk] if own_boxes else None, threshold)
-        keep[chunk] = _best(ranks, pairs.members, suppressed, topk)
-        num_kept[chunk] = num_boxes - suppressed.sum(axis=1)
-    return torch.from_numpy(keep), torch.from_numpy(num_kept).clamp_(max=topk)
+        suppressed = graph.suppressed(ranks, shifted[chunk] if own_boxes else None)
+        keep[chunk] = _best(ranks, graph.members, suppressed, topk)
+        num_kept[chunk] = np.minimum(num_boxes - suppressed.sum(axis=1), topk)
+    return torch.from_numpy(keep), torch.from_numpy(num_kept)
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:
@@ -82,7 +86,7 @@ def _chunks(total: int, size: int) -> Iterator[slice]:
 
 
 def _pairs_within_groups(groups: np.ndarray, max_pairs: float) -> np.ndarray | None:
-    """All pairs i < j with equal ``groups`` int [N], as int64 [2, P]; None if P > ``max_pairs``."""
+    """All pairs i < j with equal ``groups`` [N], as int64 [2, P]; None if P > ``max_pairs``."""
     order = groups.argsort(kind="stable")
     in_order = groups[order]
     # Each element forms a pair with each of its followers in the group.
@@ -137,43 +141,36 @@ def descending_ranks(scores: np.ndarray) -> np.ndarray:
     return ranks
 
 
-class _Pairs:
-    """E pairs of boxes that may suppress each other, int64 [2, E] with the lower index first.
+class _OverlapGraph:
+    """The E overlapping ``pairs`` int64 [2, E] of boxes, the lower index first, and the M boxes
+    that are in any pair, ``members`` int64 [M] in ascending order."""
 
-    Attributes:
-        members: int64 [M], the boxes that are in any pair, in ascending order.
-    """
-
-    def __init__(self, pairs: np.ndarray):
+    def __init__(self, pairs: np.ndarray, threshold: float):
+        self._threshold = threshold
         self.members, ends = np.unique(pairs, return_inverse=True)
         self._src, self._dst = ends.reshape(pairs.shape)
-        # Each pair in both directions, those that suppress the same box next to each other.
+        # Each pair in both directions, sorted by the box that would be suppressed. Of these 2E
+        # entries, those of the m-th member begin at start[m].
         suppressed = np.concatenate([self._dst, self._src])
         self._order = suppressed.argsort(kind="stable")
         self._suppressor = np.concatenate([self._src, self._dst])[self._order]
         self._start = np.searchsorted(suppressed[self._order], np.arange(len(self.members)))
 
-    def suppressed(
-        self, ranks: np.ndarray, boxes: np.ndarray | None, threshold: float
-    ) -> np.ndarray:
-        """Which members each of q queries suppresses.
+    def suppressed(self, ranks: np.ndarray, boxes: np.ndarray | None) -> np.ndarray:
+        """The members that each of q queries suppresses, bool [q, M].
 
-        Args:
-            ranks: int32 [q, N], see ``descending_ranks``.
-            boxes: float [q, N, 4], if pairs overlap only in the queries in which their IoU is above
-                the threshold.
-
-        Returns:
-            bool [q, M].
+        ``ranks`` int32 [q, N] as from ``descending_ranks``; ``boxes`` float [q, N, 4], or None if
+        all pairs overlap in all queries.
         """
         num_queries = len(ranks)
         if not len(self.members):
             return np.zeros((num_queries, 0), dtype=bool)
-        active = self._suppression_bits(ranks, boxes, threshold)  # [W, 2E]
-        kept = np.full((len(active), len(self.members)), ~np.uint64(0))  # [W, M]
+        # W = ceil(q / 64) words.
+        suppresses = self._suppression_bits(ranks, boxes)  # [W, 2E]
+        kept = np.full((len(suppresses), len(self.members)), ~np.uint64(0))  # [W, M]
         while True:
             # A box is suppressed if any of its suppressors is kept.
-            blocking = kept.take(self._suppressor, axis=1) & active
+            blocking = kept.take(self._suppressor, axis=1) & suppresses
             suppressed = np.bitwise_or.reduceat(blocking, self._start, axis=1)
             if np.array_equal(kept, ~suppressed):
                 break
@@ -182,11 +179,9 @@ class _Pairs:
         bits = np.unpackbits(octets, axis=1, count=num_queries)
         return np.ascontiguousarray(bits.T).view(bool)
 
-    def _suppression_bits(
-        self, ranks: np.ndarray, boxes: np.ndarray | None, threshold: float
-    ) -> np.ndarray:
-        """For each pair and direction, the bits of the queries in which the one box, if kept,
-        suppresses the other: uint64 [W, 2E], with bits of 0 beyond the last query."""
+    def _suppression_bits(self, ranks: np.ndarray, boxes: np.ndarray | None) -> np.ndarray:
+        """For each pair in both directions, the queries in which the first box is better ranked
+        and overlaps the second: uint64 [W, 2E], the bits beyond the last query 0."""
         num_queries, num_pairs = len(ranks), len(self._src)
         ranks = np.ascontiguousarray(ranks.take(self.members, axis=1).T)  # [M, q]
         if boxes is not None:
@@ -198,7 +193,7 @@ class _Pairs:
             forward = ranks.take(src, axis=0) <= ranks.take(dst, axis=0)
             backward = ~forward
             if boxes is not None:
-                overlap = _overlap(corners, src, dst, threshold)
+                overlap = _overlap(corners, src, dst, self._threshold)
                 forward &= overlap
                 backward &= overlap
             packed = np.packbits(np.stack([forward, backward]), axis=2)

@@ -1,8 +1,7 @@
 """NMS of many queries on CUDA, in few and large operations.
 
-This is the rule of ``nms``, "a box is kept if no better-ranked box that overlaps it is kept",
-applied to all queries at once until nothing changes. The one synchronization of each repetition is
-the test whether anything has changed.
+The rule of ``nms``, "a box is kept if no better-ranked box that overlaps it is kept", is applied to
+all queries at once. Each repetition synchronizes once, to test whether anything has changed.
 
 Nothing here needs a GPU: on any other device, the IoU is computed as on the CPU.
 """
@@ -20,30 +19,24 @@ def nms_cuda(
     boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, topk: int
 ) -> tuple[Tensor, Tensor]:
     """``multi_query_nms`` with checked arguments; neither N nor Q is 0."""
+    num_boxes = scores.shape[1]
     # Stable, so that equal scores rank by index as in torchvision's kernels.
     order = scores.argsort(dim=1, descending=True, stable=True)  # [Q, N]
-    kept = _kept_boxes(boxes, order, classes, iou_threshold)
-    return _best(kept.gather(1, order), order, topk)
-
-
-def _kept_boxes(boxes: Tensor, order: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """The boxes that each query keeps, bool [Q, N]; ``order`` int64 [Q, N] is its ranking."""
-    num_boxes = order.shape[1]
     positions = torch.arange(num_boxes, dtype=torch.int32, device=order.device)
     rank = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, positions.expand_as(order))
     boxes, groups = separate_classes(boxes, classes)
+    kept = []
     if boxes.dim() == 2:
         src, dst = _overlapping_pairs(boxes[None], groups, iou_threshold)
-        step = max(1, _MAX_ELEMENTS // max(1, len(src)))
-        return torch.cat([_resolve(ranks, src, dst) for ranks in rank.split(step)])
-
-    step = max(1, _MAX_ELEMENTS // num_boxes**2)
-    kept = []
-    for query_boxes, ranks in zip(boxes.split(step), rank.split(step), strict=True):
-        src, dst = _overlapping_pairs(query_boxes, groups, iou_threshold)
-        # The boxes of all queries of the chunk form one graph without edges between queries.
-        kept.append(_resolve(ranks.reshape(1, -1), src, dst).view(ranks.shape))
-    return torch.cat(kept)
+        for ranks in rank.split(max(1, _MAX_ELEMENTS // max(1, len(src)))):
+            kept.append(_resolve(ranks, src, dst))
+    else:
+        step = max(1, _MAX_ELEMENTS // num_boxes**2)
+        for query_boxes, ranks in zip(boxes.split(step), rank.split(step), strict=True):
+            src, dst = _overlapping_pairs(query_boxes, groups, iou_threshold)
+            # The boxes of all queries of the chunk form one graph without edges between queries.
+            kept.append(_resolve(ranks.reshape(1, -1), src, dst).view(ranks.shape))
+    return _best(torch.cat(kept).gather(1, order), order, topk)
 
 
 def _overlapping_pairs(

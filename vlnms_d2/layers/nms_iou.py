@@ -63,22 +63,19 @@ def iou(better: Array, worse: Array, fused: bool) -> Array:
     one. For tensors only.
     """
     library = torch if isinstance(better, Tensor) else np
-    inter_size = library.minimum(better[2:], worse[2:]) - library.maximum(better[:2], worse[:2])
-    inter = _width_times_height(inter_size.clip(0))
-    better_area = _width_times_height(better[2:] - better[:2])
-    worse_size = worse[2:] - worse[:2]
+    width, height = library.minimum(better[2:], worse[2:]) - library.maximum(better[:2], worse[:2])
+    inter = width.clip(0) * height.clip(0)
+    better_width, better_height = better[2:] - better[:2]
+    worse_width, worse_height = worse[2:] - worse[:2]
+    better_area = better_width * better_height
     if fused:
         # The product of two float32 is exact in float64. So is the sum, unless the better box is
         # more than 16 times as large as the other, and then the IoU is below 1/16 in any case.
-        areas = _width_times_height(worse_size.double()) + better_area.double()
+        areas = worse_width.double() * worse_height + better_area
         areas = areas.to(better.dtype)
     else:
-        areas = better_area + _width_times_height(worse_size)
+        areas = better_area + worse_width * worse_height
     return inter / (areas - inter)
-
-
-def _width_times_height(size: Array) -> Array:
-    return size[0] * size[1]
 
 
 def kernel_threshold(iou_threshold: float, boxes: Tensor) -> float:
