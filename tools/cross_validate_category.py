@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.file_io import write_json
+from vlnms_d2.language.matching import RULES
 from vlnms_d2.language.nouns import NounFinder
-from vlnms_d2.language.rules import RULES
 from vlnms_d2.language.word_vectors import load_word_vectors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "Category"))

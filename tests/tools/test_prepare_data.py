@@ -11,7 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from vlnms_d2.data import register_all
 from vlnms_d2.data.expressions import load_expressions
 from vlnms_d2.engine.preparation import Preparation
-from vlnms_d2.modeling.text import Vocabulary, read_word_vectors
+from vlnms_d2.language.word_vectors import read_word_vectors
+from vlnms_d2.modeling.text import Vocabulary
 
 _SPEC = importlib.util.spec_from_file_location("prepare_data", REPO / "tools" / "prepare_data.py")
 prepare_data = importlib.util.module_from_spec(_SPEC)

@@ -2,7 +2,6 @@
 
 from .bert import BERT
 from .bigru import BiGRU
-from .category_mentions import CategoryMentions
 from .encoder import (
     TEXT_ENCODER_REGISTRY,
     TextEncoder,
@@ -11,18 +10,15 @@ from .encoder import (
     text_encoder_class,
 )
 from .vocabulary import Vocabulary, tokenize
-from .word_vectors import read_word_vectors
 
 __all__ = [
     "BERT",
     "TEXT_ENCODER_REGISTRY",
     "BiGRU",
-    "CategoryMentions",
     "TextEncoder",
     "TextFeatures",
     "Vocabulary",
     "build_text_encoder",
-    "read_word_vectors",
     "text_encoder_class",
     "tokenize",
 ]

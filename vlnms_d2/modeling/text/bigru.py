@@ -10,9 +10,9 @@ from detectron2.config import configurable
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ...language.word_vectors import read_word_vectors
 from .encoder import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
 from .vocabulary import Vocabulary, tokenize
-from .word_vectors import read_word_vectors
 
 logger = logging.getLogger(__name__)
 
