@@ -18,7 +18,7 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
-from vlnms_d2.data.expressions import load_expressions
+from vlnms_d2.data.pseudo_gt import load_expressions
 from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.language.matching import CategoryMatcher, category_matcher
 from vlnms_d2.language.nouns import NounFinder

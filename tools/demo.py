@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.config import load_config
-from vlnms_d2.data.dataset_mapper import read_image
 from vlnms_d2.data.datasets.refshapes import SPLITS, STYLES
+from vlnms_d2.data.mapper import read_image
 from vlnms_d2.file_io import atomic_write, write_json
 from vlnms_d2.modeling.queries import TakesQueries
 from vlnms_d2.visualization import (

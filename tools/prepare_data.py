@@ -23,8 +23,8 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-from vlnms_d2.data.expressions import prepared_folder
-from vlnms_d2.data.results_file import read_detections
+from vlnms_d2.data.detections import read_detections
+from vlnms_d2.data.pseudo_gt import prepared_folder
 from vlnms_d2.engine.command_line import make_parser
 from vlnms_d2.engine.preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
 from vlnms_d2.language.word_vectors import load_word_vectors

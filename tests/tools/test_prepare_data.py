@@ -9,7 +9,7 @@ from dataset_folders import make_flickr30k_entities_folder, make_karpathy_folder
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vlnms_d2.data import register_all
-from vlnms_d2.data.expressions import load_expressions
+from vlnms_d2.data.pseudo_gt import load_expressions
 from vlnms_d2.engine.preparation import Preparation
 from vlnms_d2.language.word_vectors import read_word_vectors
 from vlnms_d2.modeling.text import Vocabulary

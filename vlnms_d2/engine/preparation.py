@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.expressions import has_contexts, pseudo_gt_file
+from ..data.detections import CategorisedDetections
 from ..data.pseudo_gt import (
     contexts_of,
+    has_contexts,
     mentioned_objects,
+    pseudo_gt_file,
     referent_misses,
     save_pseudo_gt,
     weakly_supervised,
 )
-from ..data.results_file import CategorisedDetections
 from ..file_io import atomic_write, write_json
 from ..language.matching import CategoryMatcher
 from ..language.nouns import NounFinder

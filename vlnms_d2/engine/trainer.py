@@ -33,7 +33,7 @@ from detectron2.solver.build import (
 from detectron2.utils import comm
 
 from ..data import GroundingMapper, build_grounding_test_loader, build_train_loader
-from ..data.expressions import load_expressions
+from ..data.pseudo_gt import load_expressions
 from ..evaluation import ProposalRecallEvaluator
 from ..modeling.relatedness import text_encoder_name
 from ..modeling.text import BiGRU, Vocabulary, text_encoder_class

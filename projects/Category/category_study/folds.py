@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from vlnms_d2.data.coco_annotations import Mentioned, read_annotations, read_mentioned
-from vlnms_d2.data.detection_store import Detections, DetectionStore
-from vlnms_d2.data.query_files import read_queries
+from vlnms_d2.data.datasets.coco import Mentioned, read_annotations, read_mentioned
+from vlnms_d2.data.detections import Detections, DetectionStore
+from vlnms_d2.data.queries import read_queries
 from vlnms_d2.evaluation.matching import Match, MatchTable
 from vlnms_d2.evaluation.mention_recall import (
     IOU_THRESHOLD,

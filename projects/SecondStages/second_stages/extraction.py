@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlnms_d2.data.dataset_mapper import GroundingMapper
+from vlnms_d2.data.mapper import GroundingMapper
 from vlnms_d2.engine.predictor import VLNMSPredictor
 from vlnms_d2.modeling.assembly import QueryResult
 from vlnms_d2.modeling.candidates import Candidates
