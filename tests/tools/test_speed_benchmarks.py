@@ -6,9 +6,9 @@ from conftest import HEADS, stock_config
 from detectron2.modeling import StandardROIHeads
 from transformers import BertConfig, GroundingDinoConfig, SwinConfig
 
-from benchmarks import BENCHMARKS, Options, grounding_dino, masks, turns
+from benchmarks import BENCHMARKS, Options, base, grounding_dino, overhead
 from benchmarks.detector import build_pair, pair_scores
-from benchmarks.plot import plot_time
+from benchmarks.overhead import plot_time
 from vlnms_d2.modeling import VLNMSHead, split_by_query
 
 CPU = torch.device("cpu")
@@ -74,9 +74,9 @@ def test_sides_take_turns_and_the_warm_up_does_not_count(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(base.time, "perf_counter", lambda: clock[0])
     sides = {"a": side("a", [100, 1, 5, 2]), "b": side("b", [100, 10, 30, 20])}
-    medians = turns.time_in_turn(sides, 3, CPU)
+    medians = base.time_interleaved(sides, 3, CPU)
     assert calls == ["a", "b"] * 4
     assert medians == {"a": pytest.approx(2), "b": pytest.approx(20)}
 
@@ -89,15 +89,13 @@ def fixed_times(monkeypatch, module, seconds):
             side()
         return dict(zip(sides, seconds, strict=True))
 
-    monkeypatch.setattr(module, "time_in_turn", run_once)
+    monkeypatch.setattr(module, "time_interleaved", run_once)
 
 
 @pytest.mark.parametrize("name", ["overhead", "trans"])
 def test_overhead_is_the_ratio_to_the_detector(options, monkeypatch, name):
-    from benchmarks import overhead
-
     fixed_times(monkeypatch, overhead, [2.0, 2.5, 3.0])
-    results = BENCHMARKS[name].measure(options)
+    results = BENCHMARKS[name].load().measure(options)
     assert results["relatedness"] == {"overhead": "FC", "trans": "Trans"}[name]
     found = [(row["visual_encoder"], row["queries"], row["ratio"]) for row in results["rows"]]
     assert found == [
@@ -105,7 +103,7 @@ def test_overhead_is_the_ratio_to_the_detector(options, monkeypatch, name):
         for encoder in ("finetune", "shared")
         for queries, ratio in ((1, 1.25), (3, 1.5))
     ]
-    assert "1.250" in BENCHMARKS[name].show(results)
+    assert "1.250" in BENCHMARKS[name].load().show(results)
 
 
 def test_training_counts_expressions(options, monkeypatch):
@@ -115,32 +113,32 @@ def test_training_counts_expressions(options, monkeypatch):
     step = train._step
     monkeypatch.setattr(train, "_step", lambda *a: forwards.append(len(a[2])) or step(*a))
     fixed_times(monkeypatch, train, [0.5, 2.0])
-    [one, three] = BENCHMARKS["train"].measure(options)["rows"]
+    [one, three] = BENCHMARKS["train"].load().measure(options)["rows"]
     assert forwards == [1, 1, 1, 3]
     assert (one["ratio"], three["ratio"]) == (4.0, 4.0)
     assert (three["shared_per_second"], three["single_per_second"]) == (6.0, 1.5)
 
 
 def test_parts_of_a_forward(options):
-    results = BENCHMARKS["scoring"].measure(options)
+    results = BENCHMARKS["scoring"].load().measure(options)
     assert list(results["image"])[:2] == ["backbone", "RPN"] and len(results["image"]) == 6
     assert [row["queries"] for row in results["rows"]] == [1, 3]
     assert all(value > 0 for row in results["rows"] for value in row.values())
-    assert "fusion and NMS" in BENCHMARKS["scoring"].show(results)
+    assert "fusion and NMS" in BENCHMARKS["scoring"].load().show(results)
 
 
 def test_masks_in_time_and_memory(options, monkeypatch):
     peaks = [{"queries": 1, "peak_mib": 5.0}, {"queries": 3, "peak_mib": 6.0}]
-    monkeypatch.setattr(masks, "peak_rows", lambda measure, args, counts: peaks)
-    results = BENCHMARKS["masks"].measure(options)
+    monkeypatch.setattr(overhead, "peak_rows", lambda measure, args, counts: peaks)
+    results = BENCHMARKS["masks"].load().measure(options)
     assert [(row["queries"], row["peak_mib"]) for row in results["rows"]] == [(1, 5.0), (3, 6.0)]
     assert all(row["ratio"] > 0 for row in results["rows"])
-    assert "MODEL.VLNMS.MASKS auto" in BENCHMARKS["masks"].show(results)
+    assert "MODEL.VLNMS.MASKS auto" in BENCHMARKS["masks"].load().show(results)
 
 
 def test_a_forward_raises_the_peak_of_memory(options):
     text = options.load_config("unused", ["MODEL.MASK_ON", "True"]).dump()
-    assert masks._peak_of_forward(text, 20, 1000) > 10  # words alone are 20 MiB
+    assert overhead._peak_of_forward(text, 20, 1000) > 10  # words alone are 20 MiB
 
 
 # --- Grounding DINO ----------------------------------------------------------------------------
@@ -149,9 +147,9 @@ def test_a_forward_raises_the_peak_of_memory(options):
 def test_grounding_dino_is_counted_once_a_query(options, monkeypatch):
     monkeypatch.setattr(grounding_dino, "grounding_dino", lambda device: lambda: None)
     fixed_times(monkeypatch, grounding_dino, [6.0, 2.0, 3.0])
-    results = BENCHMARKS["grounding_dino"].measure(options)
+    results = BENCHMARKS["grounding_dino"].load().measure(options)
     assert [row["times_faster"] for row in results["rows"]] == [3.0, 6.0]
-    assert "6 times faster" in BENCHMARKS["grounding_dino"].show(results)
+    assert "6 times faster" in BENCHMARKS["grounding_dino"].load().show(results)
 
 
 def test_a_small_grounding_dino_runs():

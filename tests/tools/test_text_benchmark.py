@@ -8,7 +8,7 @@ from vlnms_d2.language import GloveVectors
 
 
 def test_it_runs_and_both_ways_agree():
-    benchmark = BENCHMARKS["text"]
+    benchmark = BENCHMARKS["text"].load()
     results = benchmark.measure(Options(lines=300, captions=40))  # raises where they differ
     glove, pseudo = results["glove"], results["pseudo_gt"]
     assert glove["lines"] == 300 and glove["peak_mib"] > 0 < glove["cached_s"]

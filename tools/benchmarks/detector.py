@@ -1,4 +1,4 @@
-"""A detector with random weights that has as much to do as a trained one, and one with VL-NMS."""
+"""A detector with random weights and the workload of a trained one, with and without VL-NMS."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 CONFIG = model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml")
 HEADS = {"VLNMSHead": "StandardROIHeads", "VLNMSCascadeHead": "CascadeROIHeads"}
 IMAGE_SIZE = (480, 640)
-QUERY = "the small red cup left of the chair near number"  # 11 words with the number behind it
-# Spread of an FPN's maps, finest first. With more on the coarser ones the candidates are of all
-# sizes, about a third of them above 200 pixels; of one spread, they would be the smallest anchors.
+QUERY = "the small red cup left of the chair near number"  # 11 words with the number
+# Standard deviation of the maps of an FPN, finest first. As it grows with the level, the candidates
+# have all sizes, a third of them above 200 pixels; otherwise they would be the smallest anchors.
 LEVEL_SPREAD = {"p2": 1.0, "p3": 1.1, "p4": 1.25, "p5": 1.5}
 
 
 @dataclass
 class Pair:
-    """Stock Detectron2 and VL-NMS on the same detector weights, in eval mode.
+    """Stock Detectron2 and VL-NMS with the same detector weights, in eval mode.
 
     Attributes:
-        stock: the detector alone.
-        vlnms: with a VL-NMS head.
-        image_input: an image of noise for both.
-        score_thresh: class confidence that `candidates` pairs of proposal and class have.
+        stock: the stock detector.
+        vlnms: the detector with a VL-NMS head.
+        image_input: an input of noise for both.
+        score_thresh: class confidence exceeded by `num_candidates` pairs of proposal and class.
     """
 
     stock: GeneralizedRCNN
@@ -39,33 +39,32 @@ class Pair:
 
 @torch.no_grad()
 def build_pair(cfg: CfgNode, num_candidates: int) -> Pair:
-    """Build both; the class confidence from which on there are candidates is set to what gives
-    `num_candidates`, on both sides.
+    """Build both models, with the score threshold that gives `num_candidates` candidates.
 
     Args:
-        cfg: of a detector with an FPN; one that names a stock head is given ours.
-        num_candidates: of the image.
+        cfg: config of a detector with an FPN; a stock head is replaced by the VL-NMS head.
+        num_candidates: candidates of the image.
 
     Raises:
-        ValueError: another kind of detector, or it does not have so many pairs.
+        ValueError: the detector is of another kind, or has too few pairs of proposal and class.
     """
     cfg = cfg.clone()
-    own_name = {stock: own for own, stock in HEADS.items()}.get(
+    head_name = {stock: head for head, stock in HEADS.items()}.get(
         cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME
     )
-    if own_name not in HEADS or not cfg.MODEL.BACKBONE.NAME.endswith("fpn_backbone"):
+    if head_name not in HEADS or not cfg.MODEL.BACKBONE.NAME.endswith("fpn_backbone"):
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME} and MODEL.BACKBONE.NAME "
             f"{cfg.MODEL.BACKBONE.NAME}, expected one of {', '.join(HEADS)}, or the stock head "
-            "that it stands for, on an FPN"
+            "that it replaces, on an FPN"
         )
     cfg.MODEL.VLNMS.MAX_CANDIDATES = num_candidates
     torch.manual_seed(0)
-    vlnms = _build(cfg, own_name)
+    vlnms = _build(cfg, head_name)
     image_input = {"image": torch.rand(3, *IMAGE_SIZE) * 255}
     _spread_maps(vlnms, image_input)
     # As after loading a detector's checkpoint.
-    stock = _build(cfg, HEADS[own_name])
+    stock = _build(cfg, HEADS[head_name])
     stock.load_state_dict({k: v for k, v in vlnms.state_dict().items() if ".vlnms." not in k})
     thresh = _score_of_last(vlnms, image_input, num_candidates)
     vlnms.roi_heads.score_thresh = thresh
@@ -83,7 +82,7 @@ def _build(cfg: CfgNode, head: str) -> GeneralizedRCNN:
 
 
 def _spread_maps(model: GeneralizedRCNN, image_input: dict) -> None:
-    """Random weights without statistics of batch norm make maps explode; bring them back."""
+    """Rescale the maps, which explode with random weights and no batch norm statistics."""
     images = model.preprocess_image([image_input])
     maps = model.backbone(images.tensor)
     for name, spread in LEVEL_SPREAD.items():
@@ -92,7 +91,7 @@ def _spread_maps(model: GeneralizedRCNN, image_input: dict) -> None:
 
 
 def _score_of_last(model: GeneralizedRCNN, image_input: dict, num_candidates: int) -> float:
-    """A class confidence that `num_candidates` pairs of proposal and class are above."""
+    """A class confidence exceeded by `num_candidates` pairs of proposal and class."""
     scores = pair_scores(model, image_input)
     if len(scores) <= num_candidates:
         raise ValueError(
@@ -104,7 +103,7 @@ def _score_of_last(model: GeneralizedRCNN, image_input: dict, num_candidates: in
 
 
 def pair_scores(model: GeneralizedRCNN, image_input: dict) -> Tensor:
-    """Class confidence of each pair of proposal and class: float [R * K]."""
+    """The class confidence of each pair of proposal and class: float [R * K]."""
     images = model.preprocess_image([image_input])
     features = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, features, None)
@@ -114,7 +113,7 @@ def pair_scores(model: GeneralizedRCNN, image_input: dict) -> Tensor:
 
 @torch.no_grad()
 def ask(model: GeneralizedRCNN, image_input: dict, num_queries: int) -> None:
-    """Run a model on an image with so many distinct queries; with none as it is."""
+    """Run a model on an image with `num_queries` distinct queries; without queries if 0."""
     model([image_input | ({"query": made_up_queries(num_queries)} if num_queries else {})])
 
 

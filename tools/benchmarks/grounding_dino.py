@@ -1,4 +1,4 @@
-"""VL-NMS beside a detector that reads text itself: Grounding DINO, one forward per query."""
+"""VL-NMS compared with a text-conditioned detector, Grounding DINO, with one forward per query."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .base import Benchmark, Options, show_machine
+from .base import Benchmark, Options, show_machine, time_interleaved
 from .detector import CONFIG, IMAGE_SIZE, ask, build_pair
-from .turns import time_in_turn
 
 if TYPE_CHECKING:
     from transformers import GroundingDinoConfig
@@ -24,14 +23,8 @@ FIRST_WORD = 2000
 class GroundingDino(Benchmark):
     """Grounding DINO with Swin-T (transformers' default size), random weights, the same image.
 
-    It takes one sentence at a time: box scores of one depend on what else it is given.
+    It processes one sentence at a time, as the scores for a sentence depend on the other text.
     """
-
-    name = "grounding_dino"
-    help = (
-        f"{NUM_QUERIES} queries (or --queries) about one image by FC, detector included, over as "
-        "many forwards of Grounding DINO-T (transformers, random weights) on the same image"
-    )
 
     def measure(self, options: Options) -> dict[str, Any]:
         """See `Benchmark.measure`; Grounding DINO's time is that of one query."""
@@ -40,7 +33,7 @@ class GroundingDino(Benchmark):
         counts = options.queries or (NUM_QUERIES,)
         sides = {0: grounding_dino(options.torch_device)}
         sides |= {count: partial(ask, pair.vlnms, pair.image_input, count) for count in counts}
-        seconds = time_in_turn(sides, options.rounds, options.torch_device)
+        seconds = time_interleaved(sides, options.rounds, options.torch_device)
         rows = [
             {
                 "queries": count,
@@ -69,8 +62,8 @@ def grounding_dino(
     """One query about one image of `IMAGE_SIZE` for a Grounding DINO with random weights.
 
     Args:
-        device: to run on.
-        config: transformers' default where None, which is Grounding DINO-T.
+        device: the device to run on.
+        config: None for the default of transformers, which is Grounding DINO-T.
 
     Raises:
         ValueError: transformers is not installed.

@@ -1,4 +1,4 @@
-"""How much memory answering queries takes."""
+"""Memory needed to answer queries."""
 
 from __future__ import annotations
 
@@ -12,29 +12,22 @@ from tabulate import tabulate
 
 from vlnms_d2.config import default_config
 
-from .base import Benchmark, Options, describe_machine, show_machine
+from .base import Benchmark, Options, describe_machine, peak_increase, peak_rows, show_machine
 from .detector import IMAGE_SIZE, made_up_queries
-from .peak import peak_rows, raise_of_peak
 
 CONFIG = Path(__file__).parents[2] / "configs" / "refshapes" / "vlnms_trans_joint.yaml"
 QUERIES = (1, 100, 1000)
 
 
 class Memory(Benchmark):
-    """By how much answering the queries of one image raises the peak of resident memory.
+    """Increase of peak resident memory for answering the queries of one image.
 
-    That is encoding, scoring, box refinement and NMS, on the CPU, each number of queries in a
-    fresh process. The weights are random: memory does not depend on them. Linux only.
+    Includes encoding, scoring, box refinement and NMS, on the CPU, with a fresh process for each
+    number of queries. The weights are random, as memory does not depend on them. Linux only.
     """
 
-    name = "memory"
-    help = (
-        "by how much answering queries about the candidates of one image (encoding, scoring, box "
-        "refinement, NMS) raises the peak of resident memory, beside MODEL.VLNMS.CHUNK_MEMORY_MB"
-    )
-
     def measure(self, options: Options) -> dict[str, Any]:
-        """See `Benchmark.measure`; "rows" have the raise of the peak in MiB."""
+        """See `Benchmark.measure`; "rows" have the increase in MiB."""
         if options.device != "cpu":
             raise ValueError("memory is measured on the CPU only; leave --device out")
         cfg = options.load_config(CONFIG)
@@ -67,12 +60,12 @@ class Memory(Benchmark):
 def _peak_of_answering(config_text: str, num_candidates: int, num_queries: int) -> float:
     cfg = default_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(config_text))
-    # Of a detector with random weights nothing is unlikely: it fills up the candidates.
+    # A detector with random weights has no low scores, so that all candidates are used.
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.VLNMS.MAX_CANDIDATES = num_candidates
     model = build_model(cfg).eval()
     images = model.preprocess_image([{"image": torch.zeros(3, *IMAGE_SIZE)}])
-    # Not from the backbone: with random weights a deep one gives infinities.
+    # Not from the backbone, whose features are infinite with random weights.
     height, width = images.tensor.shape[-2:]
     features = {
         name: torch.randn(1, spec.channels, height // spec.stride, width // spec.stride)
@@ -86,6 +79,6 @@ def _peak_of_answering(config_text: str, num_candidates: int, num_queries: int) 
             f"{num_candidates}; raise MODEL.RPN.POST_NMS_TOPK_TEST"
         )
     queries = made_up_queries(num_queries)
-    # The first time, for the buffers that libraries make once.
+    # Warm-up, for buffers that libraries allocate once.
     model.roi_heads.answer(candidates, images.image_sizes, [queries[:1]])
-    return raise_of_peak(lambda: model.roi_heads.answer(candidates, images.image_sizes, [queries]))
+    return peak_increase(lambda: model.roi_heads.answer(candidates, images.image_sizes, [queries]))

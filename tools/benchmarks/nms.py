@@ -1,4 +1,4 @@
-"""NMS of many queries at once beside torchvision's, once per query."""
+"""NMS of many queries at once, compared with a loop over torchvision's NMS."""
 
 from __future__ import annotations
 
@@ -12,31 +12,24 @@ from torchvision.ops import batched_nms
 
 from vlnms_d2.layers import multi_query_nms
 
-from .base import Benchmark, Options, show_machine
-from .turns import time_in_turn
+from .base import Benchmark, Options, show_machine, time_interleaved
 
 QUERIES = (1, 10, 100, 1000)
 IOU_THRESHOLD = 0.5
 TOPK = 100
-# A single NMS takes a tenth of a millisecond, so a run has several of those with few queries.
+# A single NMS takes only 0.1 ms, so that it is repeated when there are few queries.
 QUERIES_A_RUN = 100
 IMAGE_SIZE = (800.0, 1000.0)
 CLASSES = 80
 OBJECTS, OBJECT_CLASSES = 15, 8
-REFINED_BY = 3.0  # pixels, the standard deviation of a query's own boxes
+REFINED_BY = 3.0  # pixels, the standard deviation of the refinement of boxes by a query
 
 
 class Nms(Benchmark):
-    """`multi_query_nms` over a loop of `torchvision.ops.batched_nms`, both cut at the best 100."""
-
-    name = "nms"
-    help = (
-        "multi_query_nms of --candidates boxes over a loop of torchvision's batched_nms, boxes "
-        "scattered and clustered, the same for all queries and each query's own; no config"
-    )
+    """`multi_query_nms` over a loop of `torchvision.ops.batched_nms`, both for the best 100."""
 
     def measure(self, options: Options) -> dict[str, Any]:
-        """See `Benchmark.measure`; "rows" have the times of both sides, taken in turn, in ms.
+        """See `Benchmark.measure`; "rows" have the interleaved times of both sides in ms.
 
         Raises:
             RuntimeError: the two sides keep different boxes.
@@ -93,7 +86,7 @@ def _measure_one(
             raise RuntimeError("multi_query_nms and batched_nms keep different boxes")
     times = max(1, QUERIES_A_RUN // num_queries)
     sides = {"loop": _repeated(loop, times), "at_once": _repeated(at_once, times)}
-    seconds = time_in_turn(sides, options.rounds, options.torch_device)
+    seconds = time_interleaved(sides, options.rounds, options.torch_device)
     return {
         "queries": num_queries,
         "loop_ms": round(1000 * seconds["loop"] / times, 4),
@@ -111,21 +104,21 @@ def _repeated(run: Callable[[], object], times: int) -> Callable[[], None]:
 
 
 def scattered_boxes(num_boxes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Boxes anywhere, of `CLASSES` classes.
+    """Randomly placed boxes of `CLASSES` classes.
 
     Returns:
         float32 [N, 4], xyxy in pixels, and int64 [N], the classes.
     """
-    center = _anywhere(num_boxes, generator)
+    center = _random_centers(num_boxes, generator)
     size = 20 + 150 * torch.rand(num_boxes, 2, generator=generator)
     return _xyxy(center, size), torch.randint(CLASSES, (num_boxes,), generator=generator)
 
 
 def clustered_boxes(num_boxes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """As a detector finds them before NMS: many boxes of each of `OBJECTS` objects, of
-    `OBJECT_CLASSES` classes. Returns what `scattered_boxes` does."""
+    """Boxes as a detector predicts them before NMS: many for each of `OBJECTS` objects of
+    `OBJECT_CLASSES` classes. Returns the same as `scattered_boxes`."""
     which = torch.arange(num_boxes) * OBJECTS // max(1, num_boxes)
-    center = _anywhere(OBJECTS, generator)[which]
+    center = _random_centers(OBJECTS, generator)[which]
     size = 50 + 150 * torch.rand(OBJECTS, 2, generator=generator)[which]
     classes = torch.randint(OBJECT_CLASSES, (OBJECTS,), generator=generator)[which]
     center = center + 0.1 * size * torch.randn(num_boxes, 2, generator=generator)
@@ -133,7 +126,7 @@ def clustered_boxes(num_boxes: int, generator: torch.Generator) -> tuple[Tensor,
     return _xyxy(center, size), classes
 
 
-def _anywhere(count: int, generator: torch.Generator) -> Tensor:
+def _random_centers(count: int, generator: torch.Generator) -> Tensor:
     height, width = IMAGE_SIZE
     return torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
 

@@ -1,4 +1,4 @@
-"""How many (image, caption) pairs are answered a second, once the images' pools are there."""
+"""Rate at which (image, caption) pairs are answered for images whose candidates are stored."""
 
 from __future__ import annotations
 
@@ -37,23 +37,17 @@ BOXES_PER_OBJECT = 6
 
 
 class Pairs(Benchmark):
-    """Relatedness, NMS, the cut and writing, of pools that lie in files, on two processes of one
-    thread each. Weights, pools and text are random; each object of an image has several boxes, so
-    that NMS has its work.
+    """Relatedness, NMS, selection and writing for stored candidates, in two processes of one thread
+    each. Weights, candidates and text are random; each object of an image has several boxes, as
+    input for NMS.
     """
-
-    name = "pairs"
-    help = (
-        "how many (image, caption) pairs two processes answer a second once the images' pools are "
-        "there, projected to 1,000 images x 5,000 captions, with the disk that they take"
-    )
 
     def measure(self, options: Options) -> dict[str, Any]:
         """See `Benchmark.measure`.
 
-        "pairs_per_second" of all processes together, loading the model not included, with the
-        text encoded; "pairs_per_cpu_second" by the time that a process was at work, which a busy
-        machine changes less; "seconds_projected" and "bytes_projected" for the pairs of `WHOLE`.
+        "pairs_per_second" is the rate of all processes together, without loading the model and
+        encoding the text; "pairs_per_cpu_second" the rate per CPU time, which depends less on other
+        load; "seconds_projected" and "bytes_projected" are for the pairs of `WHOLE`.
         """
         if options.device != "cpu":
             raise ValueError("pairs are measured on the CPU only; leave --device out")
@@ -64,7 +58,7 @@ class Pairs(Benchmark):
         with tempfile.TemporaryDirectory() as folder:
             shards = Shards(Path(folder), num_images)
             settings = _Settings(shards, cfg.dump(), options.candidates, captions)
-            # Each process warms up with its first image, which is not counted.
+            # The first image of each process is a warm-up and not counted.
             run_tasks(_Worker, settings, "answer", range(num_images), PROCESSES, lambda _: None)
             counted = [json.loads(path.read_bytes()) for path in shards.paths("times")]
             index = Path(folder) / "index.npy"
@@ -113,7 +107,7 @@ class _Settings:
 
 
 class _Worker:
-    """Answers images, and writes down from when to when."""
+    """Answers the captions on images and records the times."""
 
     def __init__(self, settings: _Settings):
         self.settings = settings
@@ -126,15 +120,15 @@ class _Worker:
         self.is_warm = False
 
     def answer(self, number: int) -> None:
-        """Make the pool of an image, then answer all captions, timed."""
+        """Store the candidates of an image, then answer all captions and record the time."""
         shards = self.settings.shards
         rng = np.random.default_rng(number)
         pool = _made_up_pool(rng, self.settings.num_candidates, self.num_classes, self.visual_dim)
         pool.save(shards.path(number, POOL))
         start, spent = time.time(), time.process_time()
         with one_thread():
-            found = choose(self.scorer, ScoredPool.load(shards.path(number, POOL)), TOP_N)
-        save_arrays(shards.path(number, PAIRS), found)
+            selection = choose(self.scorer, ScoredPool.load(shards.path(number, POOL)), TOP_N)
+        save_arrays(shards.path(number, PAIRS), selection)
         span = [start, time.time(), time.process_time() - spent] if self.is_warm else None
         shards.path(number, "times").write_text(json.dumps(span))
         self.is_warm = True

@@ -1,4 +1,4 @@
-"""How much time and memory `vlnms_d2.rerank` takes."""
+"""Time and memory of `vlnms_d2.rerank`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from tabulate import tabulate
 from vlnms_d2.language.matching import category_matcher
 from vlnms_d2.rerank import rerank
 
-from .base import Benchmark, Options, describe_machine, show_machine
-from .peak import peak_rows, raise_of_peak
+from .base import Benchmark, Options, describe_machine, peak_increase, peak_rows, show_machine
 
 CATEGORIES_OF = "coco_2017_val"  # 80 of them
 QUERIES = (1000, 10_000, 50_000)
-BATCH = 128  # queries answered at once
+BATCH = 128  # queries per call
 IMAGE_SIZE = (480, 640)
 _WORDS = ("small", "large", "red", "blue", "old", "wooden", "broken", "empty", "open", "standing")
 
@@ -26,25 +25,18 @@ _WORDS = ("small", "large", "red", "blue", "old", "wooden", "broken", "empty", "
 class Rerank(Benchmark):
     """Time of reranking and of encoding captions, and memory, on the CPU. Linux only."""
 
-    name = "rerank"
-    help = (
-        "what vlnms_d2.rerank takes: queries a second with the text encoded, distinct captions "
-        "encoded a second, and the raise of memory for answering many queries of an image; no "
-        "config"
-    )
-
     def measure(self, options: Options) -> dict[str, Any]:
         """See `Benchmark.measure`.
 
-        "queries_per_second" is with the text encoded, NMS and the cut at 100 included;
-        "captions_per_second" for distinct captions, loading not included; "rows" have the raise of
-        the peak of resident memory in MiB, each number of queries in a fresh process.
+        "queries_per_second" is the rate with encoded text, including NMS and the selection of the
+        best 100; "captions_per_second" is for distinct captions, without loading the model; "rows"
+        have the increase of peak resident memory in MiB, each in a fresh process.
         """
         if options.device != "cpu":
             raise ValueError("rerank is measured on the CPU only; leave --device out")
         names, counts = category_names(), options.queries or QUERIES
         encode = category_matcher(names).best_cosines
-        encode(["a first caption, for what is made only once"])
+        encode(["a first caption, as a warm-up"])
         captions = made_up_captions(options.captions, names)
         start = time.perf_counter()
         encode(captions)
@@ -83,12 +75,12 @@ class Rerank(Benchmark):
 
 
 def category_names() -> list[str]:
-    """COCO's."""
+    """The names of COCO's categories."""
     return list(MetadataCatalog.get(CATEGORIES_OF).thing_classes)
 
 
 def made_up_captions(count: int, names: Sequence[str]) -> list[str]:
-    """Distinct captions of about ten words that name two things each."""
+    """Distinct captions of about ten words that mention two objects each."""
     rng = np.random.default_rng(0)
     captions = []
     for number in range(count):
@@ -101,7 +93,7 @@ def made_up_captions(count: int, names: Sequence[str]) -> list[str]:
 
 
 def _answering(num_candidates: int, num_categories: int) -> Callable[[int], None]:
-    """From a number of queries to nothing, after answering them."""
+    """A function that answers a given number of queries."""
     rng = np.random.default_rng(0)
     height, width = IMAGE_SIZE
     corners = rng.uniform(0, [0.8 * width, 0.8 * height], (num_candidates, 2))
@@ -122,7 +114,7 @@ def _answering(num_candidates: int, num_categories: int) -> Callable[[int], None
 
 
 def _peak_of_answering(num_candidates: int, num_categories: int, count: int) -> float:
-    """In MiB, above what is resident before."""
+    """The increase of peak memory in MiB."""
     answer = _answering(num_candidates, num_categories)
-    answer(1)  # for the buffers that libraries make once
-    return raise_of_peak(lambda: answer(count))
+    answer(1)  # warm-up, for buffers that libraries allocate once
+    return peak_increase(lambda: answer(count))

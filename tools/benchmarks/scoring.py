@@ -1,4 +1,4 @@
-"""Where the time of a forward with queries goes, and what the closed form of FC's score saves."""
+"""Time of each part of a forward pass with queries."""
 
 from __future__ import annotations
 
@@ -12,22 +12,18 @@ from tabulate import tabulate
 from vlnms_d2.modeling.assembly import QueryResult
 from vlnms_d2.modeling.relatedness import box_locations
 
-from .base import Benchmark, Options, show_machine
+from .base import Benchmark, Options, show_machine, time_interleaved
 from .detector import CONFIG, build_pair, made_up_queries
-from .turns import time_in_turn
 
 QUERIES = (1, 100, 1000)
 
 
 class Scoring(Benchmark):
-    """The parts of a forward with queries, one by one; masks off."""
-
-    name = "scoring"
-    help = "where the time of a forward with queries goes, part by part; masks off"
+    """Time of each part of a forward pass with queries; masks off."""
 
     def measure(self, options: Options) -> dict[str, Any]:
-        """See `Benchmark.measure`; "image" are parts that do not depend on the queries, "rows" the
-        others, in ms."""
+        """See `Benchmark.measure`; "image" has the parts that do not depend on the queries, "rows"
+        the others, in ms."""
         cfg = options.load_config(CONFIG, ["MODEL.MASK_ON", "False"])
         model = build_pair(cfg, options.candidates)
         image, rows = _parts(model.vlnms, model.image_input, options)
@@ -93,5 +89,5 @@ def _assemble(found, related, selection, size) -> None:
 
 def _milliseconds(parts: dict[str, Callable[[], object]], options: Options) -> dict[str, float]:
     parts = {name: torch.no_grad()(part) for name, part in parts.items()}
-    seconds = time_in_turn(parts, options.rounds, options.torch_device)
+    seconds = time_interleaved(parts, options.rounds, options.torch_device)
     return {name: round(1000 * value, 3) for name, value in seconds.items()}

@@ -1,4 +1,4 @@
-"""How much time texts take before any image is seen: word vectors, nouns, pseudo ground truth."""
+"""Time of text processing before training: word vectors, nouns, pseudo ground truth."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from vlnms_d2.language.word_vectors import GloveVectors, MiniLMVectors, WordVect
 from .base import Benchmark, Options, describe_machine, show_machine
 from .rerank import category_names
 
-DIM = 300  # numbers a line, as GloVe 840B has
-DISTINCT_LINES = 1000  # of numbers; the words are all distinct
+DIM = 300  # numbers per line, as in GloVe 840B
+DISTINCT_LINES = 1000  # lines with distinct numbers; all words are distinct
 PROCESSES = 2
 GAMMA = 0.65
-ONE_BY_ONE = 1000  # expressions of the slow way
-PER_IMAGE = 7  # expressions, as RefCOCO has
-BOXES = 10  # of an image
+ONE_BY_ONE = 1000  # expressions processed by the slow way
+PER_IMAGE = 7  # expressions, as in RefCOCO
+BOXES = 10  # per image
 _WORDS = ("small", "large", "red", "blue", "old", "wooden", "broken", "empty", "open", "white")
 _PLACES = ("left of", "next to", "behind", "in front of", "on top of", "far from", "under", "near")
 _PATTERNS = (  # 3 to 11 words, 6.6 on average
@@ -42,14 +42,7 @@ _PATTERNS = (  # 3 to 11 words, 6.6 on average
 
 
 class Text(Benchmark):
-    """Reading word vectors, and making pseudo ground truth the fast way and one by one."""
-
-    name = "text"
-    help = (
-        "reading a file of --lines word vectors, the first time and from the cache; nouns and "
-        "pseudo ground truth of --captions distinct expressions, beside one `nlp(sentence)` at a "
-        "time and a loop over boxes and words; no config"
-    )
+    """Reading word vectors, and pseudo ground truth in batches and one expression at a time."""
 
     def measure(self, options: Options) -> dict[str, Any]:
         """See `Benchmark.measure`."""
@@ -79,11 +72,11 @@ class Text(Benchmark):
 
 
 def measure_glove(lines: int) -> dict[str, Any]:
-    """Read a made-up file in GloVe's format in a fresh process.
+    """Read a generated file in GloVe's format in a fresh process.
 
     Returns:
-        "first_s" and "cached_s", and "peak_mib", the most memory that was resident, of all that
-        the process does. Linux only.
+        "first_s" and "cached_s", and "peak_mib", the peak resident memory of the process. Linux
+        only.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.txt"
@@ -102,7 +95,7 @@ def measure_glove(lines: int) -> dict[str, Any]:
 
 
 def write_vectors(path: Path, lines: int) -> None:
-    """A file in GloVe's format, of distinct words."""
+    """Write a file in GloVe's format with distinct words."""
     rng = np.random.default_rng(0)
     numbers = rng.normal(0, 0.35, (min(lines, DISTINCT_LINES), DIM))
     tails = [" ".join(f"{value:.5g}" for value in row) for row in numbers]
@@ -120,12 +113,12 @@ def _read_twice(path: Path) -> tuple[float, float, float]:
 
 
 def measure_pseudo_gt(count: int) -> dict[str, Any]:
-    """Nouns and pseudo ground truth of distinct expressions, the fast way and one by one.
+    """Nouns and pseudo ground truth of distinct expressions, in batches and one at a time.
 
-    Both find the vectors of all words ready; the slow way is timed on the first `ONE_BY_ONE`.
+    Both have the vectors of all words cached; the slow way is timed on the first `ONE_BY_ONE`.
 
     Raises:
-        RuntimeError: the two ways differ.
+        RuntimeError: the results of the two ways differ.
     """
     import spacy
 
@@ -141,11 +134,11 @@ def measure_pseudo_gt(count: int) -> dict[str, Any]:
 
     fast(1)(images[: 2 * len(few)])  # encodes the words
     nlp = spacy.load(EMBEDDED)
-    seconds, found = _timed(fast(PROCESSES), images)
+    seconds, contexts = _timed(fast(PROCESSES), images)
     alone, _ = _timed(fast(1), images)
     slow, expected = _timed(lambda some: one_by_one(some, names, nlp, vectors), few)
-    if any(found[sent_id] != own for sent_id, own in expected.items()):
-        raise RuntimeError("the fast way and the loop find different contextual objects")
+    if any(contexts[sent_id] != ids for sent_id, ids in expected.items()):
+        raise RuntimeError("the fast way and the loop give different contextual objects")
     texts = [e["query"] for image in images for e in image["expressions"]]
     return {
         "expressions": count,
@@ -170,13 +163,13 @@ def one_by_one(
     nlp: Callable,
     vectors: WordVectors,
 ) -> dict[int, list[int]]:
-    """What `text_similarity` finds, in the plainest way.
+    """A simple implementation of `text_similarity`.
 
     Args:
-        images: as of `text_similarity`, with boxes [x, y, width, height].
-        names: of the categories.
-        nlp: a pipeline of spaCy.
-        vectors: of words; each is looked up once.
+        images: see `text_similarity`, with boxes [x, y, width, height].
+        names: names of the categories.
+        nlp: a spaCy pipeline.
+        vectors: word vectors; each word is looked up once.
     """
     known: dict[str, np.ndarray] = {}
 
@@ -190,7 +183,7 @@ def one_by_one(
         box_of = {a["id"]: a["bbox"] for a in image["annotations"]}
         for expression in image["expressions"]:
             nouns = [t.text.lower() for t in nlp(expression["query"]) if t.pos_ in NOUN_POS]
-            own = []
+            context = []
             for annotation in image["annotations"]:
                 same = _iou(annotation["bbox"], box_of[expression["ann_id"]]) > SAME_IOU
                 words = words_of(names[annotation["category_id"]])
@@ -199,8 +192,8 @@ def one_by_one(
                     for noun in nouns
                     for word in words
                 ):
-                    own.append(annotation["id"])
-            contexts[expression["sent_id"]] = own
+                    context.append(annotation["id"])
+            contexts[expression["sent_id"]] = context
     return contexts
 
 
@@ -241,7 +234,7 @@ def _made_up_expressions(count: int, names: Sequence[str]) -> list[str]:
     texts: dict[str, None] = {}
     while len(texts) < count:
         words = [chance.choice(pool) for pool in (_WORDS, names, _WORDS, names, _PLACES)]
-        # The short ones are soon used up.
+        # The short patterns are soon exhausted.
         for pattern in (_PATTERNS[len(texts) % len(_PATTERNS)], _PATTERNS[-1]):
             text = pattern.format(*words)
             if text not in texts:

@@ -1,4 +1,4 @@
-"""Expressions a second in training: those of an image share its forward, or have one each."""
+"""Expressions per second in training, with one forward pass per image or per expression."""
 
 from __future__ import annotations
 
@@ -10,21 +10,14 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 
-from .base import Benchmark, Options, show_machine
+from .base import Benchmark, Options, show_machine, time_interleaved
 from .detector import CONFIG, IMAGE_SIZE, Pair, build_pair, made_up_queries
-from .turns import time_in_turn
 
-EXPRESSIONS = 7  # of an image, about RefCOCO's mean
+EXPRESSIONS = 7  # per image, about the mean of RefCOCO
 
 
 class Train(Benchmark):
-    """Forward, backward and one step of Adam for an image's expressions; the detector is frozen."""
-
-    name = "train"
-    help = (
-        "expressions a second in training (FC, frozen detector) where the expressions of an image "
-        f"share its forward, over one forward for each; {EXPRESSIONS} of them, or --queries"
-    )
+    """Forward, backward and one step of Adam for the expressions of an image; frozen detector."""
 
     def measure(self, options: Options) -> dict[str, Any]:
         """See `Benchmark.measure`; both sides end with one step of the optimizer."""
@@ -33,7 +26,7 @@ class Train(Benchmark):
         rows = []
         for count in options.queries or (EXPRESSIONS,):
             sides = _sides(pair, count)
-            seconds = time_in_turn(sides, options.rounds, options.torch_device)
+            seconds = time_interleaved(sides, options.rounds, options.torch_device)
             shared, single = (count / seconds[name] for name in ("shared", "single"))
             rows.append(
                 {
@@ -70,7 +63,7 @@ def _sides(pair: Pair, count: int) -> dict[str, Callable[[], None]]:
 
 
 def _step(model: GeneralizedRCNN, optimizer: torch.optim.Optimizer, inputs: list[dict]) -> None:
-    """One forward and backward for each input, then a step."""
+    """A forward and backward pass for each input, then one step."""
     optimizer.zero_grad()
     for one in inputs:
         sum(model([one]).values()).backward()
@@ -78,7 +71,7 @@ def _step(model: GeneralizedRCNN, optimizer: torch.optim.Optimizer, inputs: list
 
 
 def _target(number: int) -> Instances:
-    """Two foreground boxes that differ by query."""
+    """Two foreground boxes that depend on the query."""
     target = Instances(IMAGE_SIZE)
     corners = torch.tensor([[20.0, 20, 250, 250], [300, 200, 560, 430]])
     target.gt_boxes = Boxes(corners + 3 * number)

@@ -1,5 +1,5 @@
-"""Cross-validation over photos of what was chosen on data of Category (`CategoryRules`): what is
-reported of a photo was chosen on others."""
+"""Cross-validation of Category over photos: the rules (`CategoryRules`) measured on a photo were
+chosen on other photos."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tabulate import tabulate
+from tqdm import tqdm
 
 from vlnms_d2.data.datasets.coco import Mentioned, read_annotations, read_mentioned
 from vlnms_d2.data.detections import Detections, DetectionStore
@@ -28,7 +29,7 @@ from vlnms_d2.evaluation.mention_recall import (
 from vlnms_d2.language.matching import RULES, CategoryMatcher, CategoryRules, MentionFinder
 from vlnms_d2.language.nouns import NounFinder
 from vlnms_d2.language.synonyms import Synonyms
-from vlnms_d2.language.word_vectors import WordVectors
+from vlnms_d2.language.word_vectors import WordVectors, load_word_vectors
 from vlnms_d2.modeling.relatedness import category_relatedness
 from vlnms_d2.rerank import NMS_THRESH, rerank
 
@@ -37,14 +38,47 @@ SLOPES = (4.0, 6.29, 10.0)
 MIDPOINTS = (0.4, 0.514, 0.65)
 
 
+def measure(
+    detections: Path,
+    annotations: Path,
+    captions: Path,
+    mentions: Path,
+    *,
+    num_folds: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Cross-validate Category, with MiniLM's vectors and the plugin's own spaCy pipeline.
+
+    Args:
+        detections, annotations, captions, mentions: see `read_photos`.
+        num_folds, seed: see `assign_folds`.
+
+    Returns:
+        As `cross_validate`; and "chosen_on_all", the rules that are best on all photos, and
+        "in_use", those of the plugin.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_photos` and `assign_folds`.
+    """
+    names, photos = read_photos(detections, annotations, captions, mentions)
+    folds = assign_folds(len(photos), num_folds, seed)
+    grid = tqdm(rules_grid(), desc="rules", disable=None)
+    tried = match_category(photos, names, grid, NounFinder(), load_word_vectors(""))
+    references = {m: match_reference(photos, names, m) for m in ("detector", "oracle")}
+    return cross_validate(tried, references, folds) | {
+        "chosen_on_all": asdict(choose(tried, range(len(photos)))),
+        "in_use": asdict(RULES),
+    }
+
+
 class Photo(NamedTuple):
-    """A photo with those of its captions that mention an object.
+    """A photo and those of its captions that mention an object.
 
     Attributes:
-        detections: those that class-wise NMS leaves. r is the same for all boxes of a class, so
-            fused scores leave the same ones, whatever the rules.
+        detections: the detections after class-wise NMS. As r is the same for all boxes of a class,
+            NMS by fused scores would keep the same ones, whatever the rules.
         captions: Q texts.
-        mentioned: by each of them.
+        mentioned: the objects that each of them mentions.
     """
 
     detections: Detections
@@ -55,7 +89,7 @@ class Photo(NamedTuple):
 def read_photos(
     detections: Path, annotations: Path, captions: Path, mentions: Path
 ) -> tuple[list[str], list[Photo]]:
-    """The names of the categories, by class, and the photos by rising id.
+    """The category names by class, and the photos in ascending order of their ids.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -68,8 +102,8 @@ def read_photos(
     by_image: dict[int, list[tuple[str, Mentioned]]] = {}
     for query in queries:
         if query.query_id in mentioned:
-            own = by_image.setdefault(query.image_id, [])
-            own.append((query.text, mentioned[query.query_id]))
+            captions_of_image = by_image.setdefault(query.image_id, [])
+            captions_of_image.append((query.text, mentioned[query.query_id]))
     with tempfile.TemporaryDirectory() as folder:
         store = DetectionStore.build(detections, known.class_of, annotations, Path(folder))
         photos = [
@@ -79,22 +113,22 @@ def read_photos(
     return known.category_names, photos
 
 
-def _after_nms(found: Detections, category_names: Sequence[str]) -> Detections:
+def _after_nms(detections: Detections, category_names: Sequence[str]) -> Detections:
     [kept] = rerank(
-        found.corners,
-        found.scores,
-        found.classes,
+        detections.corners,
+        detections.scores,
+        detections.classes,
         category_names,
         [""],
         topk=-1,
         nms_thresh=NMS_THRESH,
-        relatedness=np.ones((1, len(found.scores)), dtype=np.float32),
+        relatedness=np.ones((1, len(detections.scores)), dtype=np.float32),
     )
-    return Detections(*(field[kept.candidate_index.numpy()] for field in found))
+    return Detections(*(field[kept.candidate_index.numpy()] for field in detections))
 
 
 def rules_grid() -> list[CategoryRules]:
-    """All rules that are tried, first those of the file: of equally good ones the first wins."""
+    """All rules to try. Those of the file come first, as the first of equally good ones wins."""
     choices = product((False, True), (True, False), LEASTS, SLOPES, MIDPOINTS)
     tried = [CategoryRules(*choice) for choice in choices]
     return list(dict.fromkeys([RULES, *tried]))
@@ -112,14 +146,14 @@ def match_category(
     Args:
         photos, category_names: as of `read_photos`.
         grid: the rules.
-        nouns, vectors: of the words.
+        nouns, vectors: find nouns and embed words.
     """
     texts = [text for photo in photos for text in photo.captions]
     ends = np.cumsum([len(photo.captions) for photo in photos])
     synonyms = Synonyms(category_names)
     cosines: dict[tuple[bool, bool, float], np.ndarray] = {}
     matches: dict[bytes, list[list[Match]]] = {}
-    found = {}
+    by_rules = {}
     for rules in grid:
         words = rules.heads_only, rules.nouns_only, rules.least
         if words not in cosines:
@@ -127,15 +161,15 @@ def match_category(
             matcher = CategoryMatcher(category_names, mentions, vectors, synonyms, rules.least)
             cosines[words] = matcher.best_cosines(texts)
         related = category_relatedness(cosines[words], rules.slope, rules.midpoint).numpy()
-        # Many rules come to the same, and need the time but once.
+        # Many rules give the same relatedness, which is matched only once.
         key = related.tobytes()
         if key not in matches:
             matches[key] = [
-                _match(photo, category_names, own[:, photo.detections.classes])
-                for photo, own in zip(photos, np.split(related, ends[:-1]), strict=True)
+                _match(photo, category_names, per_class[:, photo.detections.classes])
+                for photo, per_class in zip(photos, np.split(related, ends[:-1]), strict=True)
             ]
-        found[rules] = matches[key]
-    return found
+        by_rules[rules] = matches[key]
+    return by_rules
 
 
 def match_reference(
@@ -165,21 +199,24 @@ def _match(photo: Photo, category_names: Sequence[str], related: np.ndarray) -> 
 
 
 def assign_folds(num_photos: int, num_folds: int, seed: int) -> np.ndarray:
-    """int64 [photos]: the fold of each, at random and as even as can be.
+    """Assign photos at random to folds of (almost) equal size.
+
+    Returns:
+        int64 [photos], the fold of each.
 
     Raises:
         ValueError: fewer than two folds, or more than there are photos.
     """
     if not 2 <= num_folds <= num_photos:
         raise ValueError(
-            f"{num_folds} folds of {num_photos} photos, expected from 2 to as many as photos"
+            f"{num_folds} folds of {num_photos} photos, expected from 2 to {num_photos} folds"
         )
     return np.random.default_rng(seed).permutation(num_photos) % num_folds
 
 
 def choose(tried: dict[CategoryRules, list[list[Match]]], photos: Sequence[int]) -> CategoryRules:
     """The rules with the highest mean of the recalls at `TOPS` on the given photos; the first of
-    several."""
+    equally good ones."""
     return max(tried, key=lambda rules: np.mean(_recalls_at_tops(_table(tried[rules], photos))))
 
 
@@ -188,27 +225,27 @@ def cross_validate(
     references: dict[str, list[list[Match]]],
     folds: np.ndarray,
 ) -> dict[str, Any]:
-    """Recall on each fold by what was chosen on the others, pooled over the captions of all.
+    """Recall on each fold with the rules chosen on the others, averaged over all captions.
 
     Args:
-        tried: by rules the matches of Category, per photo and caption.
-        references: those of "detector" and "oracle".
+        tried: for each of the rules the matches of Category, per photo and caption.
+        references: the matches of "detector" and "oracle".
         folds: int64 [photos], as `assign_folds` gives them.
 
     Returns:
-        "folds", of each the chosen "rules" and how many "photos" and "captions" it holds;
-        "methods", of each of `METHODS` "top" and "mean" as of `recall_of_mentions`, with the
-        thresholds, also of the other two methods, chosen on the other folds; "captions", how many.
+        "folds", for each the chosen "rules" and the number of its "photos" and "captions";
+        "methods", for each of `METHODS` "top" and "mean" as in `recall_of_mentions`, with the
+        thresholds of all methods chosen on the other folds; "captions", the number of captions.
     """
     parts: dict[str, list[tuple[MatchTable, dict[float, float]]]] = {m: [] for m in METHODS}
     described = []
     for fold in np.unique(folds).tolist():
         inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         rules = choose(tried, outside)
-        for method, own in (references | {"category": tried[rules]}).items():
-            others = _table(own, outside)
+        for method, matches in (references | {"category": tried[rules]}).items():
+            others = _table(matches, outside)
             thresholds = {wanted: others.threshold_for(wanted) for wanted in MEANS}
-            parts[method].append((_table(own, inside), thresholds))
+            parts[method].append((_table(matches, inside), thresholds))
         sizes = {
             "photos": len(inside),
             "captions": sum(len(references["oracle"][i]) for i in inside),
@@ -218,7 +255,7 @@ def cross_validate(
     return {
         "captions": sum(weights),
         "folds": described,
-        "methods": {method: _pool(own, weights) for method, own in parts.items()},
+        "methods": {method: _pool(tables, weights) for method, tables in parts.items()},
     }
 
 
@@ -228,9 +265,9 @@ def _pool(
     """Means over the captions of all folds."""
 
     def mean(counts_of: Callable[[MatchTable, dict[float, float]], np.ndarray]) -> dict[str, float]:
-        found = [table.summary(counts_of(table, thresholds)) for table, thresholds in parts]
+        summaries = [table.summary(counts_of(table, thresholds)) for table, thresholds in parts]
         recall, proposals = (
-            float(np.average([one[key] for one in found], weights=weights))
+            float(np.average([summary[key] for summary in summaries], weights=weights))
             for key in ("context", "proposals")
         )
         return {"recall": recall, "proposals": proposals}
@@ -250,7 +287,7 @@ def _recalls_at_tops(table: MatchTable) -> list[float]:
 
 
 def format_folds(results: dict[str, Any]) -> str:
-    """What `cross_validate` returned, as a table."""
+    """The results of `cross_validate` as text."""
     points = [("top", str(n), f"N={n}") for n in TOPS]
     points += [("mean", f"{m:g}", f"mean {m:g}") for m in MEANS]
     rows = {
@@ -259,8 +296,8 @@ def format_folds(results: dict[str, Any]) -> str:
     }
     recalls = {method: [point["recall"] for point in row] for method, row in rows.items()}
     table = [[label, *recalls[method]] for method, label in METHODS.items()]
-    alone, own, oracle = (recalls[method] for method in METHODS)
-    gains = [(b - a, c - a) for a, b, c in zip(alone, own, oracle, strict=True)]
+    detector, category, oracle = (recalls[method] for method in METHODS)
+    gains = [(b - a, c - a) for a, b, c in zip(detector, category, oracle, strict=True)]
     shares = [100 * gain / most if most else None for gain, most in gains]
     table.append(["share of the oracle's gain", *shares])
     table += [
@@ -268,9 +305,16 @@ def format_folds(results: dict[str, Any]) -> str:
         for method, label in METHODS.items()
     ]
     headers = ["proposals of", *(header for *_, header in points)]
-    return (
-        tabulate(table, headers=headers, tablefmt="pipe", floatfmt=".2f", missingval="-")
-        + f"\nRecall in percent of the mentioned boxes at IoU > {IOU_THRESHOLD:g}, mean over "
-        f"{results['captions']:,} captions. Rules and thresholds were chosen on the photos of the "
-        "other folds."
+    folds = [
+        f"fold {number}: {fold['photos']} photos, {fold['captions']} captions, {fold['rules']}"
+        for number, fold in enumerate(results["folds"])
+    ]
+    return "\n".join(
+        [
+            tabulate(table, headers=headers, tablefmt="pipe", floatfmt=".2f", missingval="-"),
+            f"Recall in percent of the mentioned boxes at IoU > {IOU_THRESHOLD:g}, mean over "
+            f"{results['captions']:,} captions. Rules and thresholds were chosen on the photos of "
+            "the other folds.",
+            *folds,
+        ]
     )

@@ -1,4 +1,4 @@
-"""The runs of an ablation: what each is made of, whether it is finished, what it was made with."""
+"""The runs of an ablation: their configs, their settings, and whether they are finished."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vlnms_d2.data.pseudo_gt import prepared_folder, pseudo_gt_file
 from vlnms_d2.file_io import write_json
 from vlnms_d2.modeling.relatedness import relatedness_class
 
-# Settings that do not change what a run gives.
+# Settings that do not change the results of a run.
 IRRELEVANT = (
     "OUTPUT_DIR",
     "MODEL.VLNMS.CACHE_DIR",
@@ -33,10 +33,10 @@ class Run:
     """One config with one seed.
 
     Attributes:
-        config_file: its config.
+        config_file: the config.
         seed: its `SEED`.
         folder: its `OUTPUT_DIR`.
-        opts: KEY VALUE pairs on top of the config, all of them.
+        opts: all KEY VALUE overrides of the config.
     """
 
     config_file: Path
@@ -54,17 +54,17 @@ class Run:
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train; else it is evaluated as it is."""
+        """Whether the model has parameters to train; otherwise it is only evaluated."""
         return relatedness_class(self.cfg).learns
 
     @property
     def weights(self) -> Path:
-        """Those that it ends with."""
+        """The file of its final weights."""
         return self.folder / "model_final.pth" if self.trains else Path(self.cfg.MODEL.WEIGHTS)
 
     @functools.cached_property
     def cfg(self) -> CfgNode:
-        """The config as tools/train_net.py merges it."""
+        """The config as tools/train_net.py builds it."""
         cfg = load_config(self.config_file, self.opts)
         cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
         return cfg
@@ -75,12 +75,12 @@ class Run:
         return {name: inference / f"recall_{name}.json" for name in self.cfg.DATASETS.TEST}
 
     def digest(self) -> str | None:
-        """Names the settings that the run was started with; None before it was."""
+        """A digest of the settings that the run was started with; None before it was started."""
         path = self.folder / "settings.json"
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
     def done(self) -> dict[str, Any] | None:
-        """What `finish` wrote, if the run is finished and all of it is there."""
+        """The content written by `finish`, if the run is finished and all its results exist."""
         path = self.folder / "done.json"
         if not path.is_file() or not all(p.is_file() for p in self.recall_files().values()):
             return None
@@ -91,7 +91,7 @@ class Run:
         """Mark the run as finished.
 
         Args:
-            seconds: wall time of the last session, training and evaluation.
+            seconds: wall time of the last process, with training and evaluation.
 
         Raises:
             ValueError: results are missing.
@@ -105,11 +105,11 @@ class Run:
 def plan(
     out: Path, config_files: Sequence[Path], seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[Run]:
-    """All runs, seed by seed; what does not train has one, whatever the number of seeds.
+    """All runs, ordered by seed. A config without training has a single run.
 
     Raises:
-        ValueError: configs of the same name or missing ones, a seed twice, or overrides that are
-            no pairs or change what is set here, or no test set.
+        ValueError: a config is missing, has the name of another one or no test set; a seed is given
+            twice; or overrides are not pairs or change a key that is set here.
     """
     missing = [str(path) for path in config_files if not path.is_file()]
     if missing:
@@ -142,8 +142,8 @@ def plan(
 
 
 def settings(cfg: CfgNode) -> dict[str, Any]:
-    """All settings that change what a run gives, by their full keys; weights and pseudo ground
-    truth by their content."""
+    """All settings that change the results of a run, by their full keys. Weights and pseudo ground
+    truth are represented by a digest of their content."""
     flat = _flatten(yaml.safe_load(cfg.dump()))
     folder = prepared_folder(cfg.MODEL.VLNMS.PSEUDO_GT.DIR)
     contents = {
@@ -171,10 +171,10 @@ def _file_digest(path: Path) -> str:
 
 
 def check_settings(run: Run) -> None:
-    """Make sure that what the run's folder holds was made with the present settings.
+    """Check that the content of the run's folder was made with the present settings.
 
     Raises:
-        ValueError: it was made with others, or it is not known with which.
+        ValueError: it was made with other settings, or the settings are unknown.
     """
     advice = f"delete {run.folder} or give another --out"
     path = run.folder / "settings.json"
@@ -184,7 +184,7 @@ def check_settings(run: Run) -> None:
                 f"{run.folder} holds a run that was not started as one of these; {advice}"
             )
         return
-    # A key that the code has learned since had its default's effect before.
+    # Keys that were added to the config later had the effect of their default.
     before = settings(default_config()) | json.loads(path.read_text())
     now = settings(run.cfg)
     changes = [

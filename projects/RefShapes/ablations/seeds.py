@@ -1,4 +1,4 @@
-"""Recall results of several seeds: reading them, checking that they belong together, averaging."""
+"""Recall results of several seeds: reading, checking that they are comparable, averaging."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tabulate import tabulate
 
 from vlnms_d2.evaluation.recall import RESULTS_VERSION
 
-# Results that differ in one of these are not of one experiment.
+# Results that differ in one of these belong to different experiments.
 SETTINGS = ("num_proposals", "mean_proposals", "iou_threshold", "thresholds_chosen_here")
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """One file of `ProposalRecallEvaluator`.
+    """Read a results file of `ProposalRecallEvaluator`.
 
     Raises:
-        ValueError: it is not such a file, or of another version.
+        ValueError: it is not such a file, or has another version.
     """
     try:
         results = json.loads(path.read_text())
@@ -38,15 +38,15 @@ def read_results(path: Path) -> dict[str, Any]:
 def check_comparable(
     name: Path | str, results: Mapping[str, Any], first: Mapping[str, Any]
 ) -> None:
-    """Compare results with others of the same data set.
+    """Check that two results of the same data set can be compared.
 
     Args:
-        name: of the file or run, for the message.
-        results: its results.
-        first: the others.
+        name: name of the file or run of `results`, for the message.
+        results: the results to check.
+        first: the results to compare with.
 
     Raises:
-        ValueError: they were made with other settings or on other expressions.
+        ValueError: the settings or the expressions differ.
     """
     for key in SETTINGS:
         if results[key] != first[key]:
@@ -61,7 +61,7 @@ def check_comparable(
 def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation over the seeds.
 
-    A seed without a value (None) is left out; None where there are too few.
+    Seeds without a value (None) are excluded; None if there are too few values.
     """
     known = [value for value in values if value is not None]
     mean = statistics.fmean(known) if known else None
@@ -69,7 +69,7 @@ def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, fl
 
 
 def format_mean(mean: float | None, deviation: float | None, digits: int = 2) -> str:
-    """`mean ± deviation`; "-" where there is no mean."""
+    """`mean ± deviation`; "-" without a mean."""
     if mean is None:
         return "-"
     text = f"{mean:.{digits}f}"
@@ -77,7 +77,7 @@ def format_mean(mean: float | None, deviation: float | None, digits: int = 2) ->
 
 
 def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    """A table of Markdown of cells as they are, the first column at the left, the others right."""
+    """A Markdown table of formatted cells; the first column is left-aligned, the others right."""
     return tabulate(
         rows,
         headers=headers,

@@ -1,4 +1,4 @@
-"""The table of the ablations: numbers of all variants and seeds, and their Markdown."""
+"""The table of the ablations: the numbers of all variants and seeds, and their Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DETECTOR = "detector"
 
 
 class Column(NamedTuple):
-    """A column of the table: a number at an operating point, and its decimal places."""
+    """A column of the table: a number at an operating point, and its number of decimals."""
 
     point: str
     key: str
@@ -35,18 +35,18 @@ COLUMNS = (
     Column("top", "referent", "referent"),
     Column("top", "context", "context"),
 )
-MANNER_COLUMNS = COLUMNS[:3]
+STYLE_COLUMNS = COLUMNS[:3]
 KEYS = ("proposals", "referent", "context", "best_iou")
 
 
 @dataclass
 class Variant:
-    """What is known of a config.
+    """The measurements of one config.
 
     Attributes:
-        timing: its extra time per image, as `tools/run_ablations.py` measures it.
-        results: per seed and data set the results of `ProposalRecallEvaluator`.
-        seconds: per seed the wall time of the run's last session.
+        timing: extra time per image, as measured by `tools/run_ablations.py`.
+        results: for each seed and data set the results of `ProposalRecallEvaluator`.
+        seconds: for each seed the wall time of the last process of the run.
     """
 
     timing: dict[str, Any] | None = None
@@ -60,14 +60,14 @@ class Variant:
 def summarise(variants: Mapping[str, Variant]) -> dict[str, Any]:
     """All numbers of the table, ready for JSON.
 
-    The detector is the same in all runs; its row is that of the first, and where another run has
-    other numbers a warning says so.
+    The detector is the same in all runs. Its row is taken from the first run, with a warning if
+    another run has different numbers.
 
     Args:
-        variants: by name, in the order of the rows; each with one finished run at least.
+        variants: by name, in the order of the rows; each with at least one finished run.
 
     Raises:
-        ValueError: results of one data set were made with other settings or expressions.
+        ValueError: results of one data set have different settings or expressions.
     """
     results: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for name, variant in variants.items():
@@ -108,19 +108,19 @@ def _each_run(
 
 
 def _row(seeds: Mapping[int, dict[str, Any]], method: str) -> dict[str, Any]:
-    """The numbers of one row, for all expressions and for each manner of them."""
-    manners = next(iter(seeds.values()))["by_manner"]
+    """The numbers of one row, for all expressions and for each style."""
+    styles = next(iter(seeds.values()))["by_manner"]
     return {
         "overall": _numbers({s: r["overall"] for s, r in seeds.items()}, method),
         "by_manner": {
-            manner: _numbers({s: r["by_manner"][manner] for s, r in seeds.items()}, method)
-            for manner in manners
+            style: _numbers({s: r["by_manner"][style] for s, r in seeds.items()}, method)
+            for style in styles
         },
     }
 
 
 def _numbers(groups: Mapping[int, dict[str, Any]], method: str) -> dict[str, Any]:
-    """Per operating point and number its values, their mean and deviation."""
+    """For each operating point and number its values, mean and deviation."""
     return {
         point: {key: _number({s: g[point][method][key] for s, g in groups.items()}) for key in KEYS}
         for point in ("real", "top")
@@ -175,7 +175,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         parts.append(_dataset_table(dataset, summary["timing"] if i == 0 else {}))
     last = list(datasets)[-1]
     if datasets[last]["rows"][DETECTOR]["by_manner"]:
-        parts += [f"## {last} by manner of expression, real cut", _manner_table(datasets[last])]
+        parts += [f"## {last} by style of expression, real case", _style_table(datasets[last])]
     return "\n\n".join([*parts, "## Notes", *_notes(summary)]) + "\n"
 
 
@@ -195,11 +195,11 @@ def _dataset_table(dataset: Mapping[str, Any], timings: Mapping[str, Any]) -> st
     return markdown_table(rows, headers)
 
 
-def _manner_table(dataset: Mapping[str, Any]) -> str:
-    manners = dataset["rows"][DETECTOR]["by_manner"]
-    headers = ["", *(f"{m}: {c.label}" for m in manners for c in MANNER_COLUMNS)]
+def _style_table(dataset: Mapping[str, Any]) -> str:
+    styles = dataset["rows"][DETECTOR]["by_manner"]
+    headers = ["", *(f"{m}: {c.label}" for m in styles for c in STYLE_COLUMNS)]
     rows = [
-        [name, *(cell for m in manners for cell in _cells(row["by_manner"][m], MANNER_COLUMNS))]
+        [name, *(cell for m in styles for cell in _cells(row["by_manner"][m], STYLE_COLUMNS))]
         for name, row in dataset["rows"].items()
     ]
     return markdown_table(rows, headers)
@@ -211,8 +211,8 @@ def _heading(column: Column, dataset: Mapping[str, Any]) -> str:
 
 
 def _cells(numbers: Mapping[str, Any], columns: tuple[Column, ...]) -> list[str]:
-    found = [(numbers[column.point][column.key], column.digits) for column in columns]
-    return [format_mean(number["mean"], number["std"], digits) for number, digits in found]
+    cells = [(numbers[column.point][column.key], column.digits) for column in columns]
+    return [format_mean(number["mean"], number["std"], digits) for number, digits in cells]
 
 
 def _extra(timing: Mapping[str, Any] | None, key: str) -> str:
@@ -237,7 +237,7 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
         "the data set where they were chosen, and the other data sets use them unchanged."
     )
     if any(dataset["thresholds_chosen_here"] for dataset in summary["datasets"].values()):
-        yield "†: the thresholds of the real cut were chosen on this data set."
+        yield "†: the thresholds of the real case were chosen on this data set."
     yield (
         "IoU: the best IoU of a kept proposal with the referent, averaged over all expressions "
         "(0 to 1)."
@@ -251,7 +251,7 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
             f"all of them ({timings[0]['queries_per_image']:.1f} on average), less that of the "
             f"detector alone ({min(alone):.1f} to {max(alone):.1f} ms), in ms and in percent of "
             f"the latter; {timings[0]['images']} images of {timings[0]['dataset']}, one at a time, "
-            f"no cache, no masks, nothing cut by score. {machine['cpu']} ({machine['device']}, "
+            f"no cache, no masks, no score threshold. {machine['cpu']} ({machine['device']}, "
             f"threads: {machine['threads']}), Python {machine['python']}, PyTorch "
             f"{machine['torch']}, Detectron2 {machine['detectron2']}."
         )

@@ -18,7 +18,7 @@ from vlnms_d2.data.datasets.refshapes import CATEGORIES, SPLITS
 from vlnms_d2.data.entries import read_json, require
 from vlnms_d2.file_io import atomic_write
 
-from .describing import HABITS, PLAIN_SHARE
+from .expressions import HABITS, PLAIN_SHARE
 from .phrasing import phrase
 from .resolver import SIZE_VISIBLE, Description, resolve
 from .scene import Scene, SceneObject

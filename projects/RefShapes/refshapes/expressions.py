@@ -6,24 +6,42 @@ Everything follows from the seed and the image id alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import hypot
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from vlnms_d2.data.datasets.refshapes import STYLES
 
-from .describing import Describer, Expression
-from .phrasing import misspell
-from .refer_writer import Ref, Sentence, write_refer
+from .lexicon import LOCATION_WORDS
+from .phrasing import WORDS_ALLOWED, misspell, phrase
+from .resolver import (
+    CORNERS,
+    COVERING,
+    DIRECTIONS,
+    NEARBY,
+    SIDES,
+    SIZE_VISIBLE,
+    Description,
+    Pick,
+    Relation,
+    context_ids,
+    relation_holds,
+    resolve,
+)
 from .scene import Scene, SceneObject
+from .writer import Ref, Sentence, write_refer
 
-REFERENTS_PER_MANNER = 3
+REFERENTS_PER_STYLE = 3
 SENTENCES = (1, 2, 3)
 SENTENCES_WEIGHTS = (1, 2, 1)
 ATTEMPTS_PER_SENTENCE = 3
 MISSPELT_SHARE = 0.03
+TRIES_PER_FORM = 10
+PLAIN_SHARE = 0.4  # relative to how often other patterns are named
 
 
 @dataclass(frozen=True)
@@ -42,13 +60,13 @@ class Said:
 def describe_scene(scene: Scene, style: str, seed: int) -> Iterator[tuple[SceneObject, list[Said]]]:
     """Referents of a scene with one to three sentences each, in one style.
 
-    Yields at most `REFERENTS_PER_MANNER` referents, fewer if too few objects can be told apart.
+    Yields at most `REFERENTS_PER_STYLE` referents, fewer if too few objects can be told apart.
     """
     # A string seeds the same sequence in every process, which a hash of objects would not.
     rng = Random(f"{seed}/{scene.image_id}/{style}")
     found = 0
     for referent in _shuffled(scene.objects, rng):
-        if found == REFERENTS_PER_MANNER:
+        if found == REFERENTS_PER_STYLE:
             return
         said = _sentences(scene, referent, style, rng)
         if said:
@@ -111,3 +129,208 @@ def write_expressions(scenes: Sequence[Scene], out_dir: Path, seed: int) -> dict
                 refs[style].append(Ref(scene, referent, sentences))
     write_refer(refs, Path(out_dir))
     return {style: sum(len(ref.sentences) for ref in refs[style]) for style in STYLES}
+
+
+# --- descriptions ------------------------------------------------------------------------------
+
+
+class Attributes(NamedTuple):
+    """How often a description names each property of an object."""
+
+    color: float
+    pattern: float
+    size: float
+    hidden: float
+
+
+class Habits(NamedTuple):
+    """What people do under the rules of one data set.
+
+    Attributes:
+        forms: how often each form of description is tried first.
+        referent, context: how often properties of the referent and of a contextual object are
+            named.
+        relations: kinds of relation in use.
+        trim: how often a property that is not needed is left out again.
+    """
+
+    forms: Mapping[str, float]
+    referent: Attributes
+    context: Attributes
+    relations: tuple[str, ...]
+    trim: float
+
+
+HABITS = {
+    "refcoco": Habits(
+        forms={"looks": 30, "side": 32, "extreme": 8, "ordinal": 8, "size": 5, "related": 12},
+        referent=Attributes(0.45, 0.15, 0.15, 0.02),
+        context=Attributes(0.4, 0.12, 0.08, 0.0),
+        relations=(*DIRECTIONS, *NEARBY, *COVERING),
+        trim=0.6,
+    ),
+    "refcoco+": Habits(
+        forms={"looks": 72, "size": 10, "related": 18},
+        referent=Attributes(0.75, 0.45, 0.3, 0.05),
+        context=Attributes(0.5, 0.15, 0.1, 0.0),
+        relations=(*NEARBY, "behind"),
+        trim=0.4,
+    ),
+    "refcocog": Habits(
+        forms={"related": 60, "two": 20, "between": 8, "side": 6, "extreme": 2, "looks": 4},
+        referent=Attributes(0.7, 0.4, 0.35, 0.03),
+        context=Attributes(0.65, 0.3, 0.2, 0.0),
+        relations=(*DIRECTIONS, *NEARBY, *COVERING),
+        trim=0.0,
+    ),
+}
+
+
+class Expression(NamedTuple):
+    """A sentence, its meaning and the ids of the contextual objects it names."""
+
+    text: str
+    description: Description
+    context: tuple[int, ...]
+
+
+class Describer:
+    """Describes one object of a scene in one style, with a source of chance of its own."""
+
+    def __init__(self, scene: Scene, referent: SceneObject, style: str, rng: Random) -> None:
+        self.scene = scene
+        self.referent = referent
+        self.style = style
+        self.habits = HABITS[style]
+        self.rng = rng
+        self._neighbours = self._sure_relations()
+
+    def expression(self) -> Expression | None:
+        """An unambiguous expression, or None if chance brings up none."""
+        for form in self._forms():
+            for _ in range(TRIES_PER_FORM):
+                proposal = self._propose(form)
+                if proposal is None:
+                    break
+                found = self._accept(proposal)
+                if found is not None:
+                    return found
+        return None
+
+    def _forms(self) -> list[str]:
+        """The forms in random order, frequent ones tending to come first."""
+        forms = self.habits.forms
+        return sorted(forms, key=lambda form: self.rng.random() ** (1 / forms[form]), reverse=True)
+
+    def _accept(self, proposal: Description) -> Expression | None:
+        if not resolve(self.scene, proposal).is_exactly(self.referent.id):
+            return None
+        proposal = self._trimmed(proposal)
+        context = context_ids(self.scene, proposal, self.referent)
+        if context is None:
+            return None
+        targets = [target for relation in proposal.relations for target in relation.targets]
+        unique = [
+            resolve(self.scene, target).is_exactly(object_id)
+            for target, object_id in zip(targets, context, strict=True)
+        ]
+        text = phrase(proposal, self.style, self.rng, unique)
+        words = text.split()
+        fewest, most = WORDS_ALLOWED[self.style]
+        if not fewest <= len(words) <= most:
+            return None
+        if self.style == "refcoco+" and not LOCATION_WORDS.isdisjoint(words):
+            return None
+        return Expression(text, proposal, context)
+
+    def _trimmed(self, proposal: Description) -> Description:
+        """The description without properties that are not needed, now and then."""
+        for name in ("size", "pattern", "color"):
+            if getattr(proposal, name) is None or self.rng.random() >= self.habits.trim:
+                continue
+            shorter = replace(proposal, **{name: None})
+            if resolve(self.scene, shorter).is_exactly(self.referent.id):
+                proposal = shorter
+        return proposal
+
+    def _propose(self, form: str) -> Description | None:
+        """A description of the form that is true of the referent, or None if there is none."""
+        rng = self.rng
+        looks = self._looks(self.referent, self.habits.referent)
+        if form == "looks":
+            return looks
+        if form == "side":
+            return replace(looks, pick=Pick("side", rng.choice((*SIDES, *CORNERS, "middle"))))
+        if form == "extreme":
+            return replace(looks, pick=Pick("extreme", rng.choice(SIDES)))
+        if form == "ordinal":
+            return replace(looks, pick=Pick("ordinal", rng.choice(SIDES), rng.choice((2, 2, 3))))
+        if form == "size":
+            if self.referent.size == "medium":
+                return None
+            return replace(looks, size=None, pick=Pick("size", self.referent.size))
+        if form == "between":
+            relations = self._between()
+        else:
+            relations = self._relations(2 if form == "two" else 1)
+        return replace(looks, relations=relations) if relations else None
+
+    def _looks(self, one: SceneObject, shares: Attributes) -> Description:
+        named = [self.rng.random() < share for share in shares]
+        # An object without stripes or dots is seldom called plain.
+        worth_saying = one.pattern != "plain" or self.rng.random() < PLAIN_SHARE
+        # Nobody calls an object small whose size cannot be told.
+        sized = one.size != "medium" and one.visible >= SIZE_VISIBLE
+        return Description(
+            category=one.category,
+            color=one.color if named[0] else None,
+            pattern=one.pattern if named[1] and worth_saying else None,
+            size=one.size if named[2] and sized else None,
+            hidden=named[3],
+        )
+
+    def _sure_relations(self) -> list[tuple[str, SceneObject, float]]:
+        """(kind, other object, weight) of all relations of the referent.
+
+        Near objects and those that catch the eye weigh more: people rather name those.
+        """
+        scene, referent = self.scene, self.referent
+        diagonal = hypot(scene.width, scene.height)
+        found = []
+        for other in scene.objects:
+            if other.id == referent.id:
+                continue
+            dx = other.center[0] - referent.center[0]
+            dy = other.center[1] - referent.center[1]
+            weight = other.prominence / (0.1 + hypot(dx, dy) / diagonal)
+            for kind in self.habits.relations:
+                if relation_holds(scene, kind, referent, [other]).sure:
+                    found.append((kind, other, weight))
+        return found
+
+    def _relations(self, count: int) -> tuple[Relation, ...] | None:
+        chosen: dict[int, Relation] = {}
+        if len({other.id for _, other, _ in self._neighbours}) < count:
+            return None
+        weights = [weight for _, _, weight in self._neighbours]
+        while len(chosen) < count:
+            kind, other, _ = self.rng.choices(self._neighbours, weights)[0]
+            if other.id not in chosen:
+                target = self._looks(other, self.habits.context)
+                chosen[other.id] = Relation(kind, (target,))
+        return tuple(chosen.values())
+
+    def _between(self) -> tuple[Relation, ...] | None:
+        scene, referent = self.scene, self.referent
+        others = [one for one in scene.objects if one.id != referent.id]
+        pairs = [
+            (one, other)
+            for at, one in enumerate(others)
+            for other in others[at + 1 :]
+            if relation_holds(scene, "between", referent, [one, other]).sure
+        ]
+        if not pairs:
+            return None
+        weights = [one.prominence * other.prominence for one, other in pairs]
+        pair = self.rng.choices(pairs, weights)[0]
+        return (Relation("between", tuple(self._looks(one, self.habits.context) for one in pair)),)

@@ -9,20 +9,31 @@ import numpy as np
 
 from vlnms_d2.data.datasets.refshapes import CATEGORIES, SPLITS
 
-from .distractors import random_distractor
-from .icons import ICONS
-from .palette import MIN_CONTRAST
+from .icons import ICONS, random_distractor
 from .raster import Stamp, rasterise
-from .scene import COLORS, PATTERNS, SIZES
+from .scene import COLORS, MIN_HEIGHT, MIN_WIDTH, PATTERNS, SIZES
 
-MIN_WIDTH, MIN_HEIGHT = 320, 240
-"""Least image size in pixels that takes the fullest scene."""
 MIN_VISIBLE = 0.45
 """Least share of an object's pixels that may stay uncovered."""
 MIN_PIXELS = 120
 """Least number of an object's pixels that may stay uncovered."""
 CROWD_SHARE = 0.6
 """Least share of a crowd's objects that are of one category."""
+
+MIN_CONTRAST = {
+    "red": 0.66,
+    "orange": 0.72,
+    "yellow": 0.7,
+    "green": 0.5,
+    "blue": 0.48,
+    "purple": 0.56,
+    "pink": 0.65,
+    "brown": 0.62,
+    "white": 0.68,
+    "black": 0.65,
+}
+"""Least opacity at which a colour word stays true over a grey surface: a paler orange would read
+as brown, a paler white or black as grey."""
 
 _LONG_SIDE = {"small": (20, 30), "medium": (34, 50), "large": (56, 84)}
 _SIZE_ODDS = (0.33, 0.42, 0.25)

@@ -9,10 +9,34 @@ from vlnms_d2.data.datasets.refshapes import SPLITS
 
 from .backgrounds import fractal_noise, paint_background
 from .layout import PlacedShape, sample_layout, visible_masks
-from .masks import mask_box, mask_polygons
-from .palette import role_colors, second_tone
-from .raster import Role
+from .raster import SUPERSAMPLE, Role, Stamp
 from .scene import Scene, SceneObject
+
+_RGB = {
+    "red": (205, 32, 38),
+    "orange": (246, 130, 22),
+    "yellow": (246, 216, 45),
+    "green": (45, 150, 58),
+    "blue": (42, 88, 208),
+    "purple": (122, 50, 168),
+    "pink": (247, 138, 184),
+    "brown": (112, 66, 32),
+    "white": (243, 243, 241),
+    "black": (26, 26, 30),
+}
+_FIXED = {
+    Role.INK: (45, 43, 48),
+    Role.METAL: (165, 168, 172),
+    Role.WOOD: (118, 84, 56),
+    Role.GLASS: (196, 216, 226),
+    Role.PAPER: (238, 236, 226),
+    Role.LEAF: (70, 118, 62),
+    Role.BEAK: (226, 168, 60),
+}
+
+_ZOOM = 4  # an outline is traced at this scale, to pass along pixel edges and not pixel centres
+_TOLERANCE = 0.5  # pixels a simplified outline may lie off the exact one
+_LEAST_AREA = 3.0  # square pixels; specks and holes below are dropped
 
 
 def make_scene(
@@ -136,3 +160,127 @@ def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     quality = int(rng.integers(45, 95))
     _, packed = cv2.imencode(".jpg", flat, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(packed, cv2.IMREAD_COLOR)
+
+
+# --- colors and patterns -----------------------------------------------------------------------
+
+
+def role_colors(color: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of one object.
+
+    Returns:
+        float32 (number of roles, 3) BGR of each `Role`, and float32 (3,) BGR of the second tone
+        of a pattern.
+    """
+    rgb = np.array(_RGB[color], float)
+    if color in ("white", "black"):
+        rgb = rgb + rng.uniform(-6, 6) + rng.uniform(-2, 2, 3)
+    else:
+        rgb = rgb * rng.uniform(0.93, 1.06) + rng.uniform(-9, 9, 3)
+    tint = rgb + 0.74 * (255 - rgb)
+    shade = rgb * 0.52
+    if color == "white":
+        dark, light, second = rgb * 0.68, rgb, rgb * 0.6
+    elif color == "black":
+        dark, light, second = rgb + 52, rgb + 75, rgb + 135
+    elif color == "yellow":
+        dark, light, second = shade * 1.25, tint, shade * 1.2
+    else:
+        dark, light = shade, rgb + 0.45 * (255 - rgb)
+        second = tint if color == "brown" or rng.random() < 0.7 else shade * 0.8
+    table = np.zeros((len(Role), 3))
+    table[Role.BODY] = rgb
+    table[Role.DARK] = dark
+    table[Role.LIGHT] = light
+    table[Role.OUTLINE] = dark * 0.75 if color != "black" else rgb * 0.6
+    for role, fixed in _FIXED.items():
+        table[role] = np.array(fixed) * rng.uniform(0.92, 1.05)
+    to_bgr = slice(None, None, -1)
+    return (
+        np.clip(table, 0, 255)[:, to_bgr].astype(np.float32),
+        np.clip(second, 0, 255)[to_bgr].astype(np.float32),
+    )
+
+
+def second_tone(
+    pattern: str, stamp: Stamp, long_side: float, rng: np.random.Generator
+) -> np.ndarray:
+    """bool, shape of `stamp.labels`: where the pattern shows its second tone.
+
+    The pattern turns with the icon, and its period is bounded below in pixels, so that it can be
+    seen on a small object.
+    """
+    height, width = stamp.labels.shape
+    if pattern == "plain":
+        return np.zeros((height, width), bool)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = (x - width / 2) / SUPERSAMPLE, (y - height / 2) / SUPERSAMPLE
+    slant = float(rng.choice([0, 45, 90, 135])) if pattern == "striped" else 0.0
+    turn = np.float32(np.radians(stamp.angle + slant))
+    u = x * np.cos(turn) + y * np.sin(turn)
+    v = y * np.cos(turn) - x * np.sin(turn)
+    period = float(np.clip(rng.uniform(0.23, 0.31) * long_side, 6.5, 16))
+    phase = rng.uniform(0, period, 2)
+    u, v = (u + phase[0]) / period, (v + phase[1]) / period
+    if pattern == "striped":
+        return u % 1 < 0.42
+    if pattern == "dotted":
+        row = np.floor(v)
+        across = (u + 0.5 * (row % 2)) % 1 - 0.5
+        return across**2 + (v % 1 - 0.5) ** 2 < 0.33**2
+    if pattern == "checked":
+        # Squares of 0.6 periods, or else they would be finer than the stripes.
+        return (np.floor(u / 0.6) + np.floor(v / 0.6)) % 2 == 0
+    raise ValueError(f"unknown pattern {pattern!r}")
+
+
+# --- boxes and polygons ------------------------------------------------------------------------
+
+
+def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """(x1, y1, x2, y2) in pixels around the set pixels of a bool (H, W) mask, x2, y2 exclusive."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        raise ValueError("the mask is empty")
+    return float(cols[0]), float(rows[0]), float(cols[-1] + 1), float(rows[-1] + 1)
+
+
+def mask_polygons(mask: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """COCO polygons, each [x1, y1, x2, y2, ...] in pixels, of a bool (H, W) mask.
+
+    COCO polygons cannot hold holes, so a region with a hole is cut through it into two.
+    """
+    x1, y1, x2, y2 = map(int, mask_box(mask))
+    polygons: list[tuple[float, ...]] = []
+    _trace(np.ascontiguousarray(mask[y1:y2, x1:x2]).astype(np.uint8), x1, y1, polygons)
+    return tuple(polygons)
+
+
+def _trace(mask: np.ndarray, left: int, top: int, found: list[tuple[float, ...]]) -> None:
+    # A border of zeros keeps outlines at the crop's edge intact.
+    zoomed = np.kron(np.pad(mask, 1), np.ones((_ZOOM, _ZOOM), np.uint8))
+    outlines, hierarchy = cv2.findContours(zoomed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    holes = [
+        outline
+        for outline, (_, _, _, parent) in zip(
+            outlines, hierarchy[0] if len(outlines) else (), strict=True
+        )
+        if parent >= 0 and cv2.contourArea(outline) >= _LEAST_AREA * _ZOOM**2
+    ]
+    if holes:
+        x, _, width, _ = cv2.boundingRect(holes[0])
+        cut = int(np.clip(round((x + width / 2) / _ZOOM) - 1, 1, mask.shape[1] - 1))
+        _trace(mask[:, :cut], left, top, found)
+        _trace(mask[:, cut:], left + cut, top, found)
+        return
+    for outline, (_, _, _, parent) in zip(
+        outlines, hierarchy[0] if len(outlines) else (), strict=True
+    ):
+        if parent >= 0:
+            continue
+        simple = cv2.approxPolyDP(outline, _TOLERANCE * _ZOOM, True)[:, 0]
+        if len(simple) < 3 or cv2.contourArea(outline) < _LEAST_AREA * _ZOOM**2:
+            continue
+        # Outlines run through the centres of the zoomed pixels on the border.
+        points = (simple + 0.5) / _ZOOM - 1 + (left, top)
+        found.append(tuple(np.round(points, 2).ravel().tolist()))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
 PATTERNS = ("plain", "striped", "dotted", "checked")
 SIZES = ("small", "medium", "large")
+MIN_WIDTH, MIN_HEIGHT = 320, 240
+"""Minimum image size in pixels that fits the fullest scene."""
 
 _SIZE_PROMINENCE = {"small": 1.0, "medium": 3.0, "large": 5.0}
 

@@ -1,8 +1,9 @@
-"""A reference matcher of referring expressions and boxes, in the manner of MAttNet."""
+"""A reference matcher of referring expressions and boxes, modeled on MAttNet."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vlnms_d2.modeling.text import BiGRU, TextFeatures, Vocabulary
 
-from .language import ModularLanguage
-from .layout import NUM_NEIGHBOURS, OFFSET_DIM, PLACE_DIM, Layout, lay_out
 from .store import ImageRegions
 
 MODULES = ("subject", "location", "relation")
+NUM_NEIGHBOURS = 5
+PLACE_DIM, OFFSET_DIM = 5, 5
 
 
 @dataclass
@@ -38,12 +39,12 @@ class BoxBatch:
 
     @classmethod
     def of(cls, images: list[ImageRegions], index: list[Tensor] | None = None) -> BoxBatch:
-        """The boxes of images; of each those at `index` (int64), where given."""
+        """The boxes of images; if `index` (int64) is given, only these boxes of each image."""
         index = [torch.arange(len(one)) for one in images] if index is None else index
         pairs = list(zip(images, index, strict=True))
-        lengths = torch.tensor([len(own) for own in index])
+        lengths = torch.tensor([len(one) for one in index])
         features, classes, boxes = (
-            pad_sequence([getattr(one, name)[own] for one, own in pairs], batch_first=True)
+            pad_sequence([getattr(image, name)[at] for image, at in pairs], batch_first=True)
             for name in ("features", "classes", "boxes")
         )
         mask = torch.arange(features.shape[1]) < lengths[:, None]
@@ -51,13 +52,65 @@ class BoxBatch:
         return cls(features.float(), classes, boxes, mask, sizes)
 
 
-class RECMatcher(nn.Module):
-    """Scores each box by what it is, where it is and what is around it.
+class Layout(NamedTuple):
+    """The location of the boxes of B images, padded to N.
 
-    Source: MAttNet (Yu et al. 2018). Three modules each match a phrase that attention over the
-    words composes with the boxes, by the cosine of two projections; their sum is weighted by the
-    expression. Plainer than MAttNet: no attention over the cells of a box, no attribute loss, one
-    linear layer for each phrase.
+    Attributes:
+        place: float [B, N, 5], corners relative to the image's size, and the share of its area.
+        same: float [B, N, 5, 5], offsets to the nearest boxes of the same class; 0 if there
+            are fewer.
+        others: int64 [B, N, 5], the nearest boxes of other classes, for the relation module.
+        offsets: float [B, N, 5, 5], the offsets to them.
+        is_other: bool [B, N, 5], False if there are fewer.
+    """
+
+    place: Tensor
+    same: Tensor
+    others: Tensor
+    offsets: Tensor
+    is_other: Tensor
+
+
+class ModularLanguage(nn.Module):
+    """Attention over the words and a weight for each module.
+
+    Source: MAttNet (Yu et al. 2018), Sec. 3.1. Here the attended words are the BiGRU's features,
+    not the embeddings.
+
+    Args:
+        word_dim: of the word features, D.
+        num_modules: M.
+    """
+
+    def __init__(self, word_dim: int, num_modules: int):
+        super().__init__()
+        self.attention = nn.Linear(word_dim, num_modules)
+        self.module_weights = nn.Linear(word_dim, num_modules)
+
+    def forward(self, text: TextFeatures) -> tuple[Tensor, Tensor]:
+        """Compose a phrase for each module.
+
+        Args:
+            text: of Q expressions; the phrases of one without words are zero.
+
+        Returns:
+            Phrases float [Q, M, D], and module weights float [Q, M] with sum 1.
+        """
+        mask = text.mask[:, :, None]
+        logits = self.attention(text.words).masked_fill(~mask, torch.finfo(text.words.dtype).min)
+        weights = logits.softmax(dim=1) * mask
+        phrases = weights.transpose(1, 2) @ text.words
+        whole = text.words.sum(1) / text.mask.sum(1, keepdim=True).clamp(min=1)
+        return phrases, self.module_weights(whole).softmax(dim=-1)
+
+
+class RECMatcher(nn.Module):
+    """Scores each box by its appearance, its location and its neighbors.
+
+    Source: MAttNet (Yu et al. 2018). Each of three modules composes a phrase by attention over the
+    words and compares it with the boxes, by the cosine of two projections; the expression weights
+    the sum of the three. Simpler than MAttNet: no attention over the cells of a box, no attribute
+    loss, and one linear layer for each phrase.
 
     Args:
         vocabulary: of the expressions.
@@ -87,7 +140,7 @@ class RECMatcher(nn.Module):
         word_dim = self.text.output_dim
         self.language = ModularLanguage(word_dim, len(MODULES))
         self.phrases = nn.ModuleList(nn.Linear(word_dim, hidden_dim) for _ in MODULES)
-        # The features' own means and scales: those of the training boxes, see `fit_scale`.
+        # Mean and scale of the features of the training boxes; see `fit_scale`.
         self.register_buffer("mean", torch.zeros(feature_dim))
         self.register_buffer("scale", torch.ones(feature_dim))
         self.class_embedding = nn.Embedding(num_classes, hidden_dim)
@@ -120,40 +173,40 @@ class RECMatcher(nn.Module):
         text = TextFeatures(self.dropout(text.words), text.mask)
         phrases, weights = self.language(text)
         around = lay_out(boxes.boxes, boxes.classes, boxes.mask, boxes.sizes)
-        looks = self._looks(boxes)
+        appearance = self._appearance(boxes)
         asked = [F.normalize(layer(phrases[:, i]), dim=-1) for i, layer in enumerate(self.phrases)]
-        place = _place_in_image(image, len(looks))
+        place = _place_in_image(image, len(appearance))
         scores = torch.stack(
             [
-                _cosines(self._subject(looks), asked[0], image, place),
+                _cosines(self._subject(appearance), asked[0], image, place),
                 _cosines(self._location(around), asked[1], image, place),
-                self._best_relation(looks, around, asked[2], image, place),
+                self._best_relation(appearance, around, asked[2], image, place),
             ],
             dim=1,
         )
         total = (weights[:, :, None] * scores).sum(1) * self.log_temperature.exp()
         return total.masked_fill(~boxes.mask[image], float("-inf"))
 
-    def _looks(self, boxes: BoxBatch) -> Tensor:
-        """What each box shows: float [B, N, hidden]."""
+    def _appearance(self, boxes: BoxBatch) -> Tensor:
+        """The appearance of each box: float [B, N, hidden]."""
         features = (boxes.features - self.mean) / self.scale
         return self.appearance(self.dropout(features)) + self.class_embedding(boxes.classes)
 
-    def _subject(self, looks: Tensor) -> Tensor:
-        return F.normalize(self.subject(looks), dim=-1)
+    def _subject(self, appearance: Tensor) -> Tensor:
+        return F.normalize(self.subject(appearance), dim=-1)
 
     def _location(self, around: Layout) -> Tensor:
         place = torch.cat([around.place, around.same.flatten(2)], dim=-1)
         return F.normalize(self.location(place), dim=-1)
 
     def _best_relation(
-        self, looks: Tensor, around: Layout, asked: Tensor, image: Tensor, place: Tensor
+        self, appearance: Tensor, around: Layout, asked: Tensor, image: Tensor, place: Tensor
     ) -> Tensor:
-        """The cosine of the best neighbour, float [Q, N]; -1 where a box has none."""
-        batch = torch.arange(len(looks), device=looks.device)[:, None, None]
-        neighbours = torch.cat([looks[batch, around.others], around.offsets], dim=-1)
-        found = F.normalize(self.relation(neighbours), dim=-1)
-        cosines = _cosines(found.flatten(1, 2), asked, image, place)
+        """The cosine of the best neighbor, float [Q, N]; -1 if a box has none."""
+        batch = torch.arange(len(appearance), device=appearance.device)[:, None, None]
+        neighbours = torch.cat([appearance[batch, around.others], around.offsets], dim=-1)
+        related = F.normalize(self.relation(neighbours), dim=-1)
+        cosines = _cosines(related.flatten(1, 2), asked, image, place)
         cosines = cosines.unflatten(1, (-1, NUM_NEIGHBOURS))
         return cosines.masked_fill(~around.is_other[image], -1.0).amax(dim=-1)
 
@@ -165,7 +218,7 @@ def _mlp(input_dim: int, hidden_dim: int) -> nn.Sequential:
 
 
 def _place_in_image(image: Tensor, num_images: int) -> Tensor:
-    """Which of its image's expressions each is, int64 [Q], for images int64 [Q]."""
+    """The position of each expression among those of its image, int64 [Q]; images int64 [Q]."""
     order = image.argsort(stable=True)
     counts = image.bincount(minlength=num_images)
     first = (counts.cumsum(0) - counts)[image[order]]
@@ -175,11 +228,71 @@ def _place_in_image(image: Tensor, num_images: int) -> Tensor:
 
 
 def _cosines(boxes: Tensor, asked: Tensor, image: Tensor, place: Tensor) -> Tensor:
-    """The products of boxes [B, N, H] with what is asked of their image [Q, H]: float [Q, N].
+    """The products of phrases [Q, H] with the boxes [B, N, H] of their image: float [Q, N].
 
-    One product of matrices for each image: to give each expression a copy of its image's boxes
-    would take most of the time of training.
+    Computed by one matrix product for each image, as copying the boxes for each expression would
+    take most of the training time.
     """
     most = int(place.max()) + 1 if len(place) else 0
     padded = asked.new_zeros(len(boxes), most, asked.shape[-1]).index_put((image, place), asked)
     return (padded @ boxes.transpose(1, 2))[image, place]
+
+
+def lay_out(boxes: Tensor, classes: Tensor, mask: Tensor, sizes: Tensor) -> Layout:
+    """Describe the location of boxes (MAttNet, Sec. 3.2).
+
+    Args:
+        boxes: float [B, N, 4], xyxy in pixels.
+        classes: int64 [B, N].
+        mask: bool [B, N], False where there is padding.
+        sizes: float [B, 2], (height, width) of the images in pixels.
+    """
+    height, width = sizes[:, None, 0], sizes[:, None, 1]
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    w, h = (x2 - x1).clamp(min=1), (y2 - y1).clamp(min=1)
+    share = w * h / (width * height)
+    place = torch.stack([x1 / width, y1 / height, x2 / width, y2 / height, share], dim=-1)
+
+    offsets = _offsets(boxes, torch.stack([w, h], dim=-1))
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+    distance = torch.cdist(centres, centres)
+    itself = torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device)
+    eligible = mask[:, :, None] & mask[:, None, :] & ~itself
+    same_class = classes[:, :, None] == classes[:, None, :]
+    nearest_same, is_same = _nearest(distance, eligible & same_class)
+    others, is_other = _nearest(distance, eligible & ~same_class)
+    return Layout(
+        place,
+        _take(offsets, nearest_same) * is_same[..., None],
+        others,
+        _take(offsets, others) * is_other[..., None],
+        is_other,
+    )
+
+
+def _offsets(boxes: Tensor, extents: Tensor) -> Tensor:
+    """Offsets [B, N, N, 5] from each box to each other one, relative to the size of the former: of
+    the corners, and the ratio of the areas."""
+    differences = boxes[:, None, :, :] - boxes[:, :, None, :]
+    corners = differences / extents.repeat(1, 1, 2)[:, :, None, :]
+    area = extents.prod(-1)
+    ratio = area[:, None, :] / area[:, :, None]
+    # Offsets from a tiny box would be huge.
+    return torch.cat([corners, ratio[..., None]], dim=-1).clamp(-20, 20)
+
+
+def _nearest(distance: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
+    """The indices [B, N, 5] of the nearest eligible boxes, and whether each exists."""
+    distance = distance.masked_fill(~eligible, float("inf"))
+    count = min(NUM_NEIGHBOURS, distance.shape[-1])
+    nearest = distance.sort(dim=-1, stable=True)
+    index, real = nearest.indices[..., :count], nearest.values[..., :count].isfinite()
+    missing = NUM_NEIGHBOURS - count
+    return (
+        torch.nn.functional.pad(index, (0, missing)),
+        torch.nn.functional.pad(real, (0, missing), value=False),
+    )
+
+
+def _take(offsets: Tensor, index: Tensor) -> Tensor:
+    return offsets.gather(2, index[..., None].expand(-1, -1, -1, offsets.shape[-1]))

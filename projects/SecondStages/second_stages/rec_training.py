@@ -13,9 +13,8 @@ from torch import Tensor
 from vlnms_d2.modeling.text import Vocabulary
 
 from .optimisation import Schedule, batches, optimise
-from .proposals import seen_boxes
 from .rec_matcher import BoxBatch, RECMatcher
-from .store import ImageRegions
+from .store import ImageRegions, visible_boxes
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ def choose(
         matcher: trained.
         dataset_dicts: with expressions.
         images: the boxes to choose from.
-        threshold: see `seen_boxes`.
+        threshold: see `visible_boxes`.
         images_per_batch: scored at a time.
 
     Returns:
@@ -116,7 +115,7 @@ def choose(
         for one in chosen:
             own = images[one["image_id"]]
             queries += [e["query"] for e in one["expressions"]]
-            seen += seen_boxes(own, len(one["expressions"]), threshold)
+            seen += visible_boxes(own, len(one["expressions"]), threshold)
             regions += [own] * len(one["expressions"])
         scores = matcher(BoxBatch.of(regions, seen), queries, torch.arange(len(queries)))
         best = scores.max(dim=1)

@@ -1,18 +1,21 @@
-"""Files of boxes with the features that second stages read, one for each data set and source.
+"""Files of boxes with features for second stages, one for each data set and source, and the choice
+of the boxes that a second stage sees for a query.
 
-A source is where boxes come from: "gt" (the annotations), "detector", or the name of a VL-NMS.
+A source says where boxes come from: "gt" (the annotations), "detector", or the name of a VL-NMS.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vlnms_d2.evaluation.matching import Match, MatchTable
 from vlnms_d2.file_io import atomic_write
 
 VERSION = 1
@@ -24,16 +27,16 @@ class ImageRegions:
     """The boxes of one image from one source.
 
     Attributes:
-        image_id: of the data set.
+        image_id: id of the image in its data set.
         size: (height, width) of the image file in pixels.
         boxes: float32 [N, 4], xyxy in pixels of the image file.
         classes: int64 [N].
         scores: float32 [N], class confidence; 1 for annotations.
         features: float16 [N, D].
-        ids: int64 [N], of "gt" the annotation ids; else None.
-        sent_ids: int64 [Q], of a VL-NMS the queries that were asked; else None.
-        kept: int64 [Q, K], of a VL-NMS which boxes each query keeps, by falling fused score,
-            padded with -1; else None.
+        ids: int64 [N], the annotation ids of "gt"; otherwise None.
+        sent_ids: int64 [Q], the ids of the queries of a VL-NMS; otherwise None.
+        kept: int64 [Q, K], indices of the boxes that a VL-NMS keeps for each query, in descending
+            order of the fused score, padded with -1; otherwise None.
         kept_scores: float32 [Q, K], their fused scores; 0 where there is padding.
     """
 
@@ -53,23 +56,23 @@ class ImageRegions:
 
 
 def regions_file(folder: str | Path, dataset_name: str, source: str) -> Path:
-    """Where in a folder the boxes of a data set from a source are."""
+    """The file in a folder with the boxes of a data set from a source."""
     return Path(folder) / dataset_name / f"{source}.pt"
 
 
 def save_regions(path: Path, images: Sequence[ImageRegions]) -> None:
-    """Write the file, whole or not at all; makes its folder."""
+    """Write the file atomically; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         torch.save({"version": VERSION, "images": [vars(one) for one in images]}, file)
 
 
 def load_regions(path: Path) -> dict[int, ImageRegions]:
-    """Read what `save_regions` wrote, by image id.
+    """Read a file of `save_regions`, by image id.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no such file, or of another version.
+        ValueError: it is not such a file, or has another version.
     """
     advice = "make it with tools/extract_second_stage.py"
     if not path.is_file():
@@ -88,3 +91,65 @@ def load_regions(path: Path) -> dict[int, ImageRegions]:
                 f"{path}: an image has the fields {sorted(one)}, expected {sorted(names)}; {advice}"
             )
     return {one["image_id"]: ImageRegions(**one) for one in images}
+
+
+def real_threshold(
+    images: Mapping[int, ImageRegions], dataset_dicts: Sequence[dict], mean_proposals: float
+) -> float:
+    """The score threshold that keeps `mean_proposals` boxes per expression of a data set.
+
+    Args:
+        images: of the detector or of a VL-NMS.
+        dataset_dicts: of the data set.
+        mean_proposals: mean number of boxes over the expressions.
+
+    Raises:
+        ValueError: there are fewer stored boxes.
+    """
+    no_matches = np.zeros(0, dtype=np.int32)
+    matches = [
+        Match(scores.numpy(), None, no_matches)
+        for one in dataset_dicts
+        for scores in _ranked_scores(images[one["image_id"]], len(one["expressions"]))
+    ]
+    stored = sum(len(match.scores) for match in matches) / len(matches)
+    if stored < mean_proposals:
+        raise ValueError(
+            f"{stored:.2f} boxes per expression are stored, fewer than the {mean_proposals:g} of "
+            "the real case; extract them with a lower --floor"
+        )
+    return MatchTable(matches, iou_threshold=0.5).threshold_for(mean_proposals)
+
+
+def visible_boxes(regions: ImageRegions, num_queries: int, threshold: float | None) -> list[Tensor]:
+    """For each query the indices, int64 [n], of the boxes of an image that a second stage sees.
+
+    Args:
+        regions: of the image. Without `kept`, all queries see the same boxes.
+        num_queries: of the image.
+        threshold: of the real case: selects the boxes with a score above it, and always the best
+            one; None selects all.
+    """
+    if regions.kept is not None and len(regions.kept) != num_queries:
+        raise ValueError(
+            f"image {regions.image_id} has {num_queries} expressions, but proposals for "
+            f"{len(regions.kept)} of them; extract the proposals of this data set anew"
+        )
+    ranked = (
+        [row[row >= 0] for row in regions.kept]
+        if regions.kept is not None
+        else [torch.arange(len(regions))] * num_queries
+    )
+    if threshold is None:
+        return ranked
+    scores = _ranked_scores(regions, num_queries)
+    return [
+        index[: max(int((row > threshold).sum()), 1)]
+        for index, row in zip(ranked, scores, strict=True)
+    ]
+
+
+def _ranked_scores(regions: ImageRegions, num_queries: int) -> list[Tensor]:
+    if regions.kept is None:
+        return [regions.scores] * num_queries
+    return [row[index >= 0] for row, index in zip(regions.kept_scores, regions.kept, strict=True)]

@@ -9,14 +9,14 @@ from random import Random
 
 import pytest
 import spacy
+from conftest import REPO
 
+from category_study import tagger
 from vlnms_d2.language import NounFinder
 
-_SPEC = importlib.util.spec_from_file_location(
-    "train_tagger", Path(__file__).parents[3] / "tools" / "train_tagger.py"
-)
-tagger = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tagger)
+_SPEC = importlib.util.spec_from_file_location("train_tagger", REPO / "tools" / "train_tagger.py")
+train_tagger = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(train_tagger)
 
 ADJECTIVES = ("red", "blue", "small", "wooden", "parked")
 NOUNS = ("car", "dog", "House", "umbrella", "ship", "cat")
@@ -61,7 +61,7 @@ def docs(treebank):
 
 def test_a_pipeline_is_trained_measured_and_saved(treebank, tmp_path, capsys):
     out = tmp_path / "tiny_pos"
-    tagger.main(["--treebank", str(treebank), "--out", str(out), "--epochs", "10"])
+    train_tagger.main(["--treebank", str(treebank), "--out", str(out), "--epochs", "10"])
     finder = NounFinder(str(out))
     assert finder.nouns(["blue ship in umbrella", "The cat"]) == [["ship", "umbrella"], ["cat"]]
     assert finder.noun_chunks(["the parked car in the house"]) == [["the parked car", "the house"]]
@@ -159,7 +159,7 @@ def test_rare_words_become_unknown_ones_alike_in_front_and_at_the_end(docs, monk
 
 def failure(capsys, *arguments: str) -> str:
     with pytest.raises(SystemExit) as error:
-        tagger.main(list(arguments))
+        train_tagger.main(list(arguments))
     assert error.value.code == 2
     return capsys.readouterr().err
 

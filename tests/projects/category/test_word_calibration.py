@@ -100,5 +100,5 @@ def test_separable_data_has_a_curve_too():
 
 @pytest.mark.parametrize(("cosines", "named"), [([], []), ([0.1, 0.9], [1, 1]), ([1, 1], [0, 1])])
 def test_nothing_to_fit_is_refused(cosines, named):
-    with pytest.raises(ValueError, match="nothing to fit"):
+    with pytest.raises(ValueError, match="cannot fit"):
         fit_curve(class_pairs(cosines, named))

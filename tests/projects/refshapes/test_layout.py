@@ -7,14 +7,12 @@ import pytest
 
 from refshapes.layout import (
     CROWD_SHARE,
-    MIN_HEIGHT,
     MIN_PIXELS,
     MIN_VISIBLE,
-    MIN_WIDTH,
     sample_layout,
     visible_masks,
 )
-from refshapes.scene import COLORS, PATTERNS, SIZES
+from refshapes.scene import COLORS, MIN_HEIGHT, MIN_WIDTH, PATTERNS, SIZES
 from vlnms_d2.data.datasets.refshapes import CATEGORIES, SPLITS
 
 WIDTH, HEIGHT = 384, 288

@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from refshapes.backgrounds import BACKGROUNDS
-from refshapes.distractors import random_distractor
-from refshapes.icons import ICONS
-from refshapes.layout import PlacedShape, sample_layout, visible_masks
-from refshapes.masks import mask_box, mask_polygons
-from refshapes.painter import make_scene, paint
-from refshapes.palette import MIN_CONTRAST, role_colors, second_tone
+from refshapes.icons import ICONS, random_distractor
+from refshapes.layout import MIN_CONTRAST, PlacedShape, sample_layout, visible_masks
+from refshapes.painter import make_scene, mask_box, mask_polygons, paint, role_colors, second_tone
 from refshapes.raster import Role, rasterise
 from refshapes.scene import COLORS, PATTERNS
 from vlnms_d2.data.datasets.refshapes import CATEGORIES

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_scenes import random_scene
 
-from refshapes.relations import RELATION_KINDS, relation_holds
 from refshapes.resolver import (
     CORNERS,
+    RELATION_KINDS,
     SIDES,
     Description,
     Pick,
     Relation,
     Resolution,
     context_ids,
+    relation_holds,
     resolve,
 )
 from refshapes.scene import COLORS, Scene, SceneObject

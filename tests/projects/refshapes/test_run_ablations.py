@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import REPO
 
+from ablations import runner
 from ablations.runs import Run, check_settings, plan, settings
 
 _SPEC = importlib.util.spec_from_file_location("run_ablations", REPO / "tools" / "run_ablations.py")
@@ -100,8 +101,8 @@ def training(monkeypatch, tmp_path):
             script += f"; echo {text} > {inference / f'recall_{name}.json'}"
         return ["sh", "-c", started.script.get(run.title, script)]
 
-    monkeypatch.setattr(run_ablations, "command", command)
-    monkeypatch.setattr(run_ablations, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "command", command)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
     return started
 
 
@@ -134,8 +135,8 @@ def test_the_plan_goes_seed_by_seed(config_files):
     cfg = runs[3].cfg
     assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER) == (3, "out/two/seed3", 7)
     assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.VLNMS.CACHE_DIR) == ("CachedRCNN", "out/cache")
-    script, *words = run_ablations.command(runs[3])[3:7]
-    assert script == str(run_ablations.TRAIN_NET)
+    script, *words = runner.command(runs[3])[3:7]
+    assert script == str(runner.TRAIN_NET)
     assert words == ["--config-file", str(config_files[1]), "--resume"]
 
 
@@ -168,8 +169,8 @@ def test_what_does_not_train_is_evaluated_once_with_the_weights_it_has(config_fi
     category, trained, _ = runs
     assert category.weights == tmp_path / "detector.pth"
     assert trained.weights == trained.folder / "model_final.pth"
-    assert "--eval-only" in run_ablations.command(category)
-    assert "--resume" in run_ablations.command(trained)
+    assert "--eval-only" in runner.command(category)
+    assert "--resume" in runner.command(trained)
 
 
 def test_two_configs_of_one_name(config_files):
@@ -315,7 +316,7 @@ def test_an_interrupt_leaves_no_process_behind(main, training, tmp_path, monkeyp
         if all((f / "run.log").read_text().endswith("\n") for f in folders):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_ablations.time, "sleep", sleep)
+    monkeypatch.setattr(runner.time, "sleep", sleep)
     assert main("--jobs", 2) == 130
     assert len(training) == 2
     for folder in folders:
@@ -381,7 +382,7 @@ def test_the_numbers_of_the_table(main, training, tmp_path):
                     assert rows["one"][f"{label}: {column}"] == shown(values, digits)
                     assert rows["detector"][f"{label}: {column}"] == f"{0.6:.{digits}f}"
 
-    rows = rows_of(text, "x_testB by manner")
+    rows = rows_of(text, "x_testB by style")
     for manner in MANNERS:
         for column in ("proposals", "referent", "context"):
             values = [
@@ -437,7 +438,7 @@ def test_warnings_about_what_must_be_the_same(main, training, tmp_path, capsys):
 
 
 def test_a_real_run_whose_evaluation_was_cut_off(tiny_refshapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_ablations, "TRAIN_NET", REPO / "tests/engine/train_tiny.py")
+    monkeypatch.setattr(runner, "TRAIN_NET", REPO / "tests/engine/train_tiny.py")
     config_file = tmp_path / "small.yaml"
     config_file.write_text(
         f"""

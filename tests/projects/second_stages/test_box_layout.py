@@ -6,8 +6,7 @@ import pytest
 import torch
 from box_makers import SIZE, make_regions
 
-from second_stages.layout import NUM_NEIGHBOURS, lay_out
-from second_stages.rec_matcher import BoxBatch
+from second_stages.rec_matcher import NUM_NEIGHBOURS, BoxBatch, lay_out
 
 
 def laid_out(*images):

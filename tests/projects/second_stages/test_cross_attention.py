@@ -7,15 +7,13 @@ import torch
 import torch.nn.functional as F
 from box_makers import make_regions
 
-from second_stages.cross_attention import (
-    StackedCrossAttention,
-    triplet_loss,
-)
 from second_stages.optimisation import Schedule
-from second_stages.retrieval_training import (
+from second_stages.retrieval import (
+    StackedCrossAttention,
     build_cross_attention,
     compare_all,
     train_cross_attention,
+    triplet_loss,
 )
 from vlnms_d2.modeling.text import TextFeatures, Vocabulary
 

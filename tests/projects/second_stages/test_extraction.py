@@ -8,10 +8,15 @@ from conftest import build
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes
 
+from second_stages.evaluation import (
+    answers,
+    evaluate_masks,
+    masks_of_boxes,
+    read_choices,
+    write_choices,
+)
 from second_stages.extraction import RegionExtractor
-from second_stages.masks import evaluate_masks, masks_of_boxes, read_choices
 from second_stages.rec_training import Choice
-from second_stages.runs import answers, write_choices
 from vlnms_d2.data import GroundingMapper
 from vlnms_d2.modeling.postprocessing import split_by_query
 
@@ -57,16 +62,16 @@ def filled(boxes, index):
 def test_the_boxes_are_the_models(made, image, relatedness):
     extractor = made(one=relatedness)
     model = extractor.models["one"]
-    looked = extractor.look(image)
+    features = extractor.run_detector(image)
     stock = model_output(model, extractor, image)
-    found = extractor.detected(looked)
+    found = extractor.detected(features)
     # The model's postprocessing leaves out empty boxes, of which a random detector has some.
     index = filled(found.boxes, torch.arange(len(found)))
     torch.testing.assert_close(found.boxes[index], stock.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.scores[index], stock.scores)
     assert torch.equal(found.classes[index], stock.pred_classes)
 
-    own = extractor.query_aware(looked, "one", QUERIES, [5, 6, 7])
+    own = extractor.query_aware(features, "one", QUERIES, [5, 6, 7])
     assert own.sent_ids.tolist() == [5, 6, 7]
     asked = model_output(model, extractor, image, query=QUERIES)
     for row, scores, expected in zip(
@@ -85,15 +90,15 @@ def test_the_boxes_are_the_models(made, image, relatedness):
 @torch.no_grad()
 def test_features_are_those_of_the_box_wherever_it_comes_from(made, image):
     extractor = made(one="FC")
-    looked = extractor.look(image)
-    annotated = extractor.annotated(looked, image)
+    features = extractor.run_detector(image)
+    annotated = extractor.annotated(features, image)
     assert annotated.ids.tolist() == [a["id"] for a in image["annotations"]]
     assert annotated.size == (image["height"], image["width"])
     head = extractor.model.roi_heads
-    scaled = annotated.boxes * looked.scale
+    scaled = annotated.boxes * features.scale
     for n in range(3):
         pooled = head.box_pooler(
-            [looked.features[f] for f in head.box_in_features], [Boxes(scaled[n : n + 1])]
+            [features.maps[f] for f in head.box_in_features], [Boxes(scaled[n : n + 1])]
         )
         cells = pooled[0].flatten(1)
         deviation = cells.std(dim=1, correction=0)
@@ -103,7 +108,7 @@ def test_features_are_those_of_the_box_wherever_it_comes_from(made, image):
 
 def test_an_image_without_annotations(made, image):
     extractor = made(one="FC")
-    found = extractor.annotated(extractor.look(image), {**image, "annotations": []})
+    found = extractor.annotated(extractor.run_detector(image), {**image, "annotations": []})
     assert found.boxes.shape == (0, 4)
     assert found.features.shape[0] == 0
 
@@ -135,7 +140,7 @@ def test_masks_are_those_that_the_model_gives_its_own_boxes(made, image):
 
 def test_res_of_runs_that_chose_the_same_and_other_boxes(made, image, tmp_path):
     extractor = made(one="FC")
-    regions = extractor.annotated(extractor.look(image), image)
+    regions = extractor.annotated(extractor.run_detector(image), image)
     regions.classes %= 5  # the small model has no more
     place = {ann_id: n for n, ann_id in enumerate(regions.ids.tolist())}
     images, right = {image["image_id"]: regions}, []

@@ -7,10 +7,8 @@ import torch
 import torch.nn.functional as F
 from box_makers import make_regions
 
-from second_stages.language import ModularLanguage
-from second_stages.layout import lay_out
 from second_stages.optimisation import Schedule
-from second_stages.rec_matcher import BoxBatch, RECMatcher
+from second_stages.rec_matcher import BoxBatch, ModularLanguage, RECMatcher, lay_out
 from second_stages.rec_training import build_matcher, choose, train_matcher
 from vlnms_d2.modeling.text import TextFeatures, Vocabulary
 

@@ -6,8 +6,14 @@ import pytest
 import torch
 from box_makers import make_regions
 
-from second_stages.proposals import real_threshold, seen_boxes
-from second_stages.store import VERSION, load_regions, regions_file, save_regions
+from second_stages.store import (
+    VERSION,
+    load_regions,
+    real_threshold,
+    regions_file,
+    save_regions,
+    visible_boxes,
+)
 
 
 def of_queries():
@@ -53,20 +59,20 @@ def test_what_a_query_sees():
     regions = of_queries()
 
     def seen(threshold):
-        return [own.tolist() for own in seen_boxes(regions, 3, threshold)]
+        return [own.tolist() for own in visible_boxes(regions, 3, threshold)]
 
     assert seen(None) == [[4, 0, 1], [2], [3, 1]]
     assert seen(0.3) == [[4, 0], [2], [3]]  # above, not equal; always the best
     assert seen(2.0) == [[4], [2], [3]]
     with pytest.raises(ValueError, match="image 1 has 2 expressions, but proposals for 3"):
-        seen_boxes(regions, 2, None)
+        visible_boxes(regions, 2, None)
 
 
 def test_of_the_detector_every_query_sees_the_same():
     regions = make_regions(3)
     regions.scores = torch.tensor([0.9, 0.4, 0.1])
-    assert [own.tolist() for own in seen_boxes(regions, 2, 0.2)] == [[0, 1], [0, 1]]
-    assert [own.tolist() for own in seen_boxes(regions, 2, None)] == [[0, 1, 2]] * 2
+    assert [own.tolist() for own in visible_boxes(regions, 2, 0.2)] == [[0, 1], [0, 1]]
+    assert [own.tolist() for own in visible_boxes(regions, 2, None)] == [[0, 1, 2]] * 2
 
 
 @pytest.mark.parametrize("wanted", [1.0, 4 / 3, 5 / 3, 2.0])
@@ -74,7 +80,7 @@ def test_the_threshold_leaves_as_many_as_wanted(wanted):
     images = {1: of_queries()}
     dicts = [{"image_id": 1, "expressions": [{}] * 3}]
     threshold = real_threshold(images, dicts, wanted)
-    counts = [len(own) for own in seen_boxes(images[1], 3, threshold)]
+    counts = [len(own) for own in visible_boxes(images[1], 3, threshold)]
     assert sum(counts) / 3 == pytest.approx(wanted)
 
 
