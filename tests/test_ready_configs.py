@@ -17,8 +17,8 @@ from test_config import flatten, make_config
 from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY
 from vlnms_d2.data.datasets.refshapes import CATEGORIES
 from vlnms_d2.layers.fusion import FUSION_MODES
-from vlnms_d2.modeling.relatedness.trans import FUSION_LAYERS
 from vlnms_d2.modeling.relatedness.category import category_names
+from vlnms_d2.modeling.relatedness.trans import FUSION_LAYERS
 
 CONFIGS = REPO / "configs"
 DETECTOR = CONFIGS / "Base-VLNMS-RCNN-R101-FPN.yaml"

@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from vlnms_d2.data.dataset_mapper import read_image
+    from vlnms_d2.data.mapper import read_image
     from vlnms_d2.file_io import write_json
     from vlnms_d2.visualization import result_table
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.registry import Registry
 
-from .language.curve import MIDPOINT, SLOPE
+from .language.matching import RULES
 
 
 def add_vlnms_config(cfg: CfgNode) -> None:
@@ -88,9 +88,9 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # those of the data sets in DATASETS.TEST or DATASETS.TRAIN.
     vlnms.CATEGORY.NAMES = ()
     # r = sigmoid(SLOPE * (cosine - MIDPOINT)), of the best cosine of a noun with the name.
-    vlnms.CATEGORY.SLOPE = SLOPE
+    vlnms.CATEGORY.SLOPE = RULES.slope
     # The cosine at which r is a half.
-    vlnms.CATEGORY.MIDPOINT = MIDPOINT
+    vlnms.CATEGORY.MIDPOINT = RULES.midpoint
 
     vlnms.BIGRU = CfgNode()
     # Width of the word embeddings (300 for GloVe), and of the GRU per direction.

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes
 
 from vlnms_d2 import VLNMSPredictor
-from vlnms_d2.data.dataset_mapper import read_image
+from vlnms_d2.data.mapper import read_image
 from vlnms_d2.engine import pair_run
 from vlnms_d2.engine.pair_blocks import ScoredPool, choose
 from vlnms_d2.engine.pair_run import PairSettings, run_pairs

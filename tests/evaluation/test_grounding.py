@@ -13,7 +13,7 @@ from dataset_folders import make_flickr30k_entities_folder
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
-from vlnms_d2.data.flickr30k_entities import load_flickr30k_entities
+from vlnms_d2.data.datasets.flickr30k import load_flickr30k_entities
 from vlnms_d2.evaluation.grounding import (
     MASK_THRESHOLDS,
     PhraseGroundingEvaluator,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.ops import batched_nms, box_iou
 
-from vlnms_d2.data.coco_annotations import Mentioned
+from vlnms_d2.data.datasets.coco import Mentioned
 from vlnms_d2.evaluation.mention_recall import (
     METHODS,
     format_recall,

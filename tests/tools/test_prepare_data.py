@@ -8,9 +8,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import prepare_data
 from vlnms_d2.data import register_all
-from vlnms_d2.data.expressions import load_expressions
+from vlnms_d2.data.pseudo_gt import load_expressions
 from vlnms_d2.engine.preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
-from vlnms_d2.modeling.text import Vocabulary, read_word_vectors
+from vlnms_d2.language.word_vectors import read_word_vectors
+from vlnms_d2.modeling.text import Vocabulary
 
 PREFIX = "prepared_"
 TRAIN, VAL = f"{PREFIX}refcoco_unc_train", f"{PREFIX}refcoco_unc_val"

@@ -17,8 +17,7 @@ from ..export.pairs import PADDING, Pool
 from ..export.records import npz_bytes
 from ..file_io import atomic_write
 from ..modeling.candidates import Candidates
-from ..modeling.feature_extraction import box_features, in_image, look_at
-from ..modeling.feature_extraction import PairScorer
+from ..modeling.feature_extraction import PairScorer, box_features, in_image, look_at
 from .shards import Shards
 
 POOL, PAIRS = "pool", "pairs"

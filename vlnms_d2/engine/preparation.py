@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.expressions import has_contexts, pseudo_gt_file
+from ..data.detections import CategorisedDetections
 from ..data.pseudo_gt import (
     contexts_of,
+    has_contexts,
     mentioned_objects,
+    pseudo_gt_file,
     referent_misses,
     save_pseudo_gt,
     weakly_supervised,
 )
-from ..data.results_file import CategorisedDetections
 from ..file_io import atomic_write, write_json
-from ..language.many_texts import ManyTexts
 from ..language.matching import CategoryMatcher
 from ..language.nouns import NounFinder
-from ..language.word_vectors import WordVectors
-from ..modeling.text import Vocabulary, read_word_vectors, tokenize
+from ..language.word_vectors import WordVectors, read_word_vectors
+from ..modeling.text import Vocabulary, tokenize
 
 # Chosen by tools/calibrate_words.py on the training split of RefShapes.
 GAMMA_MINILM = 0.65
@@ -179,12 +179,12 @@ class Preparation:
 
     def _matcher(self, name: str) -> CategoryMatcher:
         if self._nouns is None:
-            self._nouns = NounFinder(self.settings.pipeline)
+            self._nouns = NounFinder(self.settings.pipeline, processes=self.processes)
         if self.detected is not None:
             names, mentions = self.detected.category_names, self._nouns.chunk_heads
         else:
             names, mentions = MetadataCatalog.get(name).thing_classes, self._nouns.nouns
-        return CategoryMatcher(names, ManyTexts(mentions, self.processes), self._get_vectors())
+        return CategoryMatcher(names, mentions, self._get_vectors())
 
     def _get_vectors(self) -> WordVectors:
         if self._vectors is None:

@@ -14,8 +14,8 @@ from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
 from ..export.records import npz_bytes
-from ..modeling.postprocessing import QueryResult
 from ..modeling.feature_extraction import LAYERS, Seen, box_features, check_model, in_image, look_at
+from ..modeling.postprocessing import QueryResult
 from .predictor import VLNMSPredictor
 
 _MASKS_AT_ONCE = 32  # of the image's size

@@ -34,7 +34,7 @@ from detectron2.solver.build import (
 from detectron2.utils import comm
 
 from ..data import GroundingMapper, build_train_loader
-from ..data.expressions import load_expressions
+from ..data.pseudo_gt import load_expressions
 from ..evaluation import ProposalRecallEvaluator
 from ..evaluation.recall import predict_with_detector
 from ..file_io import atomic_write

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..data.coco_annotations import Mentioned
+from ..data.datasets.coco import Mentioned
 from ..file_io import atomic_write
 from ..rerank import rerank
 from .matching import Match, MatchTable, match_proposals

@@ -15,7 +15,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from vlnms_d2.config import default_config, load_config
-from vlnms_d2.data.expressions import prepared_folder, pseudo_gt_file
+from vlnms_d2.data.pseudo_gt import prepared_folder, pseudo_gt_file
 from vlnms_d2.file_io import write_json
 from vlnms_d2.modeling.relatedness import relatedness_class
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from vlnms_d2.config import load_config
-from vlnms_d2.data.dataset_mapper import GroundingMapper
+from vlnms_d2.data.mapper import GroundingMapper
 from vlnms_d2.engine.predictor import VLNMSPredictor
 from vlnms_d2.modeling.feature_extraction import ImageFeatures, extract_features
 from vlnms_d2.modeling.postprocessing import QueryResult

@@ -9,7 +9,6 @@ from .build import (
     build_text_encoder,
     text_encoder_class,
 )
-from .word_vectors import read_word_vectors
 
 __all__ = [
     "BERT",
@@ -19,7 +18,6 @@ __all__ = [
     "TextFeatures",
     "Vocabulary",
     "build_text_encoder",
-    "read_word_vectors",
     "text_encoder_class",
     "tokenize",
 ]

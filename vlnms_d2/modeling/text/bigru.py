@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ...file_io import write_json
+from ...language.word_vectors import read_word_vectors
 from .build import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
-from .word_vectors import read_word_vectors
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
-"""Which category a noun is a kind of: "chef" of person, "SUV" of car, "hot dog" of hot dog.
+"""Maps nouns to categories: "chef" to person, "SUV" to car, "hot dog" to hot dog.
 
-Word vectors put "dog" near "cat" and "hot dog" near both; a table of kinds does not. It has the
-eighty categories of COCO; any category is a kind of itself.
+Word vectors place "dog" close to "cat", and "hot dog" close to both; a table of synonyms does not.
+`synonyms.json` covers the eighty categories of COCO; every category matches its own name.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-TABLE = Path(__file__).parent / "kinds.json"
+TABLE = Path(__file__).parent / "synonyms.json"
 
 _SEPARATORS = re.compile(r"[\W_]+")
-_ASIDE = re.compile(r"\(.*?\)")
+_PARENTHESES = re.compile(r"\(.*?\)")
 _IRREGULAR = {
     "brownies": "brownie",
     "buses": "bus",
@@ -46,11 +46,11 @@ _IRREGULAR = {
 
 
 class Mention(NamedTuple):
-    """Words of a text that stand for one thing.
+    """Consecutive words that name one thing.
 
     Attributes:
-        start, end: the words' positions, end exclusive.
-        classes: indices of the categories that they are a kind of; empty where none is known.
+        start, end: positions of the words, end exclusive.
+        classes: indices of the categories that the words are a synonym of; empty if unknown.
     """
 
     start: int
@@ -58,8 +58,8 @@ class Mention(NamedTuple):
     classes: tuple[int, ...]
 
 
-class Kinds:
-    """Finds the kinds of given categories among words.
+class Synonyms:
+    """Finds synonyms of the given categories among words.
 
     Args:
         category_names: C names, in the order of the detector's classes.
@@ -70,26 +70,26 @@ class Kinds:
         self._classes: dict[tuple[str, ...], set[int]] = {}
         for index, name in enumerate(category_names):
             self._classes.setdefault(_singular(words_of(name)), set()).add(index)
-        named = set(self._classes)  # a mug is a cup, unless there is a category of mugs
+        names = set(self._classes)  # a mug is a cup, unless there is a category of mugs
         for index, name in enumerate(category_names):
-            kinds = table.get(" ".join(words_of(name)), ())
-            for key in {_singular(words_of(kind)) for kind in kinds} - named:
+            synonyms = table.get(" ".join(words_of(name)), ())
+            for key in {_singular(words_of(synonym)) for synonym in synonyms} - names:
                 self._classes.setdefault(key, set()).add(index)
-        self._longest = max(map(len, self._classes), default=0)
+        self._max_words = max(map(len, self._classes), default=0)
 
     def find(self, words: Sequence[str]) -> list[Mention]:
-        """The kinds among lower-case words, the longest at each place, from left to right."""
+        """The synonyms among words, from left to right, the longest one at each position."""
         return list(self._scan([word.lower() for word in words]))
 
     def classes_of(self, mention: str) -> tuple[int, ...]:
-        """The categories that a mention as a whole is a kind of; empty where none is known."""
-        key = mention.split()
-        return tuple(sorted(self._classes.get(_singular(key), ()))) if key else ()
+        """Indices of the categories that the whole mention is a synonym of; empty if unknown."""
+        words = mention.split()
+        return tuple(sorted(self._classes.get(_singular(words), ()))) if words else ()
 
     def _scan(self, words: list[str]) -> Iterator[Mention]:
         start = 0
         while start < len(words):
-            for length in range(min(self._longest, len(words) - start), 0, -1):
+            for length in range(min(self._max_words, len(words) - start), 0, -1):
                 classes = self._classes.get(_singular(words[start : start + length]))
                 if classes:
                     yield Mention(start, start + length, tuple(sorted(classes)))
@@ -100,20 +100,24 @@ class Kinds:
 
 
 def words_of(name: str) -> list[str]:
-    """The lower-case words of a name; "dining_table" and "dining table" have the same, and of
-    "cup_(drink)" what stands in parentheses is left out."""
-    without = _ASIDE.sub(" ", name.lower())
-    return _SEPARATORS.sub(" ", without).split() or _SEPARATORS.sub(" ", name.lower()).split()
+    """The lower-case words of a category name.
+
+    "dining_table" and "dining table" have the same words; text in parentheses, as in
+    "cup_(drink)", is dropped.
+    """
+    name = name.lower()
+    without = _PARENTHESES.sub(" ", name)
+    return _SEPARATORS.sub(" ", without).split() or _SEPARATORS.sub(" ", name).split()
 
 
 def _singular(words: Sequence[str]) -> tuple[str, ...]:
-    """The words with the last one in singular; both numbers of a noun give the same."""
+    """The words with the last one in the singular."""
     return (*words[:-1], singular(words[-1]))
 
 
 @cache
 def singular(word: str) -> str:
-    """The singular of a lower-case noun by rule; of others anything, always the same."""
+    """The singular of a lower-case noun, by rule; for other words an arbitrary fixed form."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if word.endswith("men"):

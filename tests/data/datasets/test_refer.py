@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vlnms_d2.data.refer import XYWH_ABS, load_refer, merge_by_image
+from vlnms_d2.data.datasets.refer import XYWH_ABS, load_refer, merge_by_image
 
 
 def sentence(sent_id: int, text: str) -> dict:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.data import GroundingMapper
-from vlnms_d2.data.dataset_mapper import read_image
+from vlnms_d2.data.mapper import read_image
 
 WIDTH, HEIGHT = 40, 30
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -1,21 +1,26 @@
-"""Detections of many images on disk, image by image: a results file need not fit in memory."""
+"""Detections of any detector, from a results file in COCO's format: in memory, or on disk image by
+image where the file need not fit in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..file_io import atomic_write
-from .coco_annotations import class_of_detection
-from .entries import is_finite, require
-from .json_stream import iter_json_list
-from .sources import COCO_RESULTS
+from .datasets.coco import class_of_detection, read_categories
+from .entries import is_finite, iter_json_list, require
+
+SOURCE = (
+    "It is a JSON list of {image_id, category_id, bbox [x, y, width, height], score}, as "
+    "Detectron2's COCOEvaluator writes (coco_instances_results.json)."
+)
 
 _ROW = np.dtype([("image", "<i8"), ("box", "<f8", 4), ("score", "<f8"), ("class", "<i8")])
-_BATCH = 1 << 15  # detections held in memory while the file is read
+_BATCH = 1 << 15  # detections in memory while a file is read
 
 
 class Detections(NamedTuple):
@@ -37,15 +42,60 @@ class Detections(NamedTuple):
         return np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], axis=1)
 
 
+@dataclass(frozen=True)
+class CategorisedDetections:
+    """Detections of many images, in memory.
+
+    Attributes:
+        by_image: image id -> boxes, float64 [D, 4], [x, y, width, height] in pixels, and classes,
+            int64 [D], indices into `category_names`; in descending score order.
+        category_names: of the detector's classes.
+    """
+
+    by_image: dict[int, tuple[np.ndarray, np.ndarray]]
+    category_names: list[str]
+
+
+def read_detections(
+    results_file: str | Path, categories_file: str | Path, min_score: float = 0.0
+) -> CategorisedDetections:
+    """Reads a results file and the names of its categories.
+
+    Args:
+        results_file: COCO results.
+        categories_file: a file in COCO's format with "categories", such as the annotations that
+            the detector was trained with.
+        min_score: detections below it are dropped.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or a detection has an unknown category.
+    """
+    categories_file = Path(categories_file)
+    names = read_categories(categories_file)
+    class_of = {category_id: i for i, category_id in enumerate(names)}
+    detections: dict[int, list[tuple[float, list[float], int]]] = {}
+    for image_id, box, score, of_class, _ in _read(Path(results_file), class_of, categories_file):
+        if score >= min_score:
+            detections.setdefault(image_id, []).append((-score, box, of_class))
+    by_image = {}
+    for image_id, image_detections in detections.items():
+        image_detections.sort(key=lambda detection: detection[0])
+        boxes = np.array([box for _, box, _ in image_detections], dtype=np.float64)
+        classes = np.array([of_class for *_, of_class in image_detections], dtype=np.int64)
+        by_image[image_id] = (boxes, classes)
+    return CategorisedDetections(by_image, list(names.values()))
+
+
 class DetectionStore:
-    """Opens what `build` wrote.
+    """Detections of many images, on disk; opens what `build` wrote.
 
     Args:
         folder: of the store.
 
     Attributes:
-        image_ids: int64 [I], of the images with detections, rising.
-        num_zero_area: boxes of no width or no height.
+        image_ids: int64 [I], of the images with detections, in ascending order.
+        num_zero_area: number of boxes without width or height.
     """
 
     def __init__(self, folder: Path):
@@ -64,7 +114,7 @@ class DetectionStore:
     def build(
         cls, results_file: Path, class_of: Mapping[int, int], categories_file: Path, folder: Path
     ) -> DetectionStore:
-        """Bring the detections of a results file in order.
+        """Sort the detections of a results file by image.
 
         Memory grows with the number of images, by a few numbers each, not with the file.
 
@@ -72,12 +122,12 @@ class DetectionStore:
             results_file: COCO results, in any order.
             class_of: from category id to class.
             categories_file: where the categories came from, for messages.
-            folder: exists; what is in it of an unfinished store is replaced.
+            folder: an existing folder; an unfinished store in it is replaced.
 
         Raises:
             FileNotFoundError: there is no results file.
-            ValueError: it is damaged, or a detection is of an unknown category or has a box or
-                a score that cannot be; the message names the detection.
+            ValueError: it is damaged, or a detection has an unknown category or an impossible box
+                or score; the message names the detection.
         """
         spool = folder / "spool.bin"
         counts: dict[int, int] = {}
@@ -110,7 +160,7 @@ class DetectionStore:
         return 0 if place is None else int(self._starts[place + 1] - self._starts[place])
 
     def of(self, image_id: int) -> Detections:
-        """The detections of an image; none for one that the file does not name."""
+        """The detections of an image; none if it is not in the file."""
         place = self._place(image_id)
         if place is None:
             rows = np.empty(0, dtype=_ROW)
@@ -128,10 +178,10 @@ class DetectionStore:
 
 
 def _sort(spool: Path, rows_file: Path, next_row: dict[int, int]) -> None:
-    """Write the rows image by image, in each image in their old order.
+    """Write the rows image by image, in their previous order within each image.
 
     Args:
-        next_row: per image where its first row goes; counts on.
+        next_row: image id -> position of its next row; updated.
     """
     with spool.open("rb") as source, rows_file.open("wb") as target:
         while chunk := source.read(_BATCH * _ROW.itemsize):
@@ -149,9 +199,19 @@ def _batches(
     results_file: Path, class_of: Mapping[int, int], categories_file: Path
 ) -> Iterator[np.ndarray]:
     rows = []
-    for number, entry in enumerate(iter_json_list(results_file, COCO_RESULTS)):
-        where = f"{results_file}: detection number {number}"
-        rows.append(_row(entry, class_of, categories_file, where))
+    for *row, where in _read(results_file, class_of, categories_file):
+        _, box, score, _ = row
+        if min(box[2:]) < 0:
+            raise ValueError(
+                f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels with no "
+                f"negative size. {SOURCE}"
+            )
+        if not 0 <= score <= 1:
+            raise ValueError(
+                f"{where}: 'score' is {score!r}, expected the confidence, a number from 0 to 1. "
+                f"{SOURCE}"
+            )
+        rows.append(tuple(row))
         if len(rows) == _BATCH:
             yield np.array(rows, dtype=_ROW)
             rows = []
@@ -159,19 +219,21 @@ def _batches(
         yield np.array(rows, dtype=_ROW)
 
 
-def _row(
-    entry: dict[str, Any], class_of: Mapping[int, int], categories_file: Path, where: str
-) -> tuple[int, tuple[float, ...], float, int]:
-    box, score = require(entry, "bbox", list, where), entry.get("score")
-    if len(box) != 4 or not all(map(is_finite, box)) or min(box[2:]) < 0:
-        raise ValueError(
-            f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels, finite and "
-            f"with no negative size. {COCO_RESULTS}"
-        )
-    if not is_finite(score) or not 0 <= score <= 1:
-        raise ValueError(
-            f"{where}: 'score' is {score!r}, expected the confidence, a number from 0 to 1. "
-            f"{COCO_RESULTS}"
-        )
-    of_class = class_of_detection(entry, class_of, categories_file, where)
-    return require(entry, "image_id", int, where), tuple(box), score, of_class
+def _read(
+    results_file: Path, class_of: Mapping[int, int], categories_file: Path
+) -> Iterator[tuple[int, list[float], float, int, str]]:
+    """For each detection of a file its image id, box, score and class, and where it stands."""
+    for number, entry in enumerate(iter_json_list(results_file, SOURCE)):
+        where = f"{results_file}: detection number {number}"
+        box, score = require(entry, "bbox", list, where), entry.get("score")
+        if len(box) != 4 or not all(map(is_finite, box)):
+            raise ValueError(
+                f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels, four "
+                f"finite numbers. {SOURCE}"
+            )
+        if not is_finite(score):
+            raise ValueError(
+                f"{where}: 'score' is {score!r}, expected the confidence, a finite number. {SOURCE}"
+            )
+        of_class = class_of_detection(entry, class_of, categories_file, where)
+        yield require(entry, "image_id", int, where), box, score, of_class, where

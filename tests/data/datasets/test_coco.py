@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlnms_d2.data.coco_annotations import ImageInfo, read_annotations, read_mentioned
+from vlnms_d2.data.datasets.coco import ImageInfo, read_annotations, read_mentioned
 
 CONTENT = {
     "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}],
@@ -81,7 +81,7 @@ def changed(**other) -> dict:
         ([{"caption_id": 100, "annotation_ids": [[]]}], CONTENT, r"has \[\], which is no"),
         ([{"caption_id": 5, "annotation_ids": [10]}], CONTENT, "no 'caption_id' .* the queries"),
         ([], CONTENT, "no 'caption_id'"),
-        ([{"caption_id": 100, "annotation_ids": [10]}] * 2, CONTENT, "100 is there twice"),
+        ([{"caption_id": 100, "annotation_ids": [10]}] * 2, CONTENT, "100 appears twice"),
         ([{"annotation_ids": [10]}], CONTENT, "number 0: 'caption_id' is None"),
         ([{"caption_id": 100}], CONTENT, "number 0 has no 'annotation_ids'"),
         ('[{"caption_id": 100, "anno', CONTENT, "mentions.json: not valid JSON.*cut short"),

@@ -6,16 +6,21 @@ A data set is a list of dicts, one per image, with all annotated objects of the 
 
 from __future__ import annotations
 
+import io
 import logging
+import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .entries import check_exists, is_finite, is_integer, read_json, require
-from .safe_pickle import RefusedPickle, load_plain_pickle
-from .sources import REFER as _WHERE_FROM
+from ..entries import check_exists, is_finite, is_integer, read_json, require
 
 logger = logging.getLogger(__name__)
+
+SOURCE = (
+    "RefCOCO, RefCOCO+ and RefCOCOg come from https://github.com/lichengunc/refer (refs(...).p "
+    "and instances.json of each); RefShapes is made by tools/make_refshapes.py."
+)
 
 XYWH_ABS = 1
 """Value of Detectron2's `BoxMode.XYWH_ABS`, an IntEnum: boxes [x, y, width, height] in pixels."""
@@ -24,7 +29,7 @@ CONTEXTS_VERSION = 1
 
 _KEYS = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
 
-_SHOWN = 10  # ids listed in a message
+_MAX_IDS = 10  # listed in a warning
 
 
 def load_refer(
@@ -38,9 +43,9 @@ def load_refer(
 ) -> list[dict[str, Any]]:
     """Reads the images of a split with their annotations and expressions.
 
-    Boxes that stick out of the image are clipped to it. An annotation whose box is then empty is
-    left out with a warning, unless an expression names it, which is an error. A sentence without
-    words is left out with a warning. Images without expressions are left out.
+    Boxes are clipped to the image. An annotation whose box is then empty is dropped with a warning,
+    unless an expression refers to it, which is an error. A sentence without words is dropped with a
+    warning. Images without expressions are dropped.
 
     Args:
         refs_file: pickled refs of REFER, as `refs(unc).p`.
@@ -48,7 +53,8 @@ def load_refer(
         image_root: folder of the images.
         split: the split to read; None reads all.
         contexts_file: ids of the contextual objects per sentence, as RefShapes has them.
-        manner: kept with each expression, to tell apart the data sets of a merged one.
+        manner: the style of the expressions, kept with each of them to distinguish merged data
+            sets.
         classes: the class, counted from 0, of each category id. None counts the categories of
             `instances_file` in the order of their ids, as Detectron2 does for its own COCO data
             sets.
@@ -61,8 +67,8 @@ def load_refer(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, lacks a key, names an absent annotation or image, or has no
-            ref of the split.
+        ValueError: a file is damaged, lacks a key, refers to an annotation or image that does not
+            exist, or has no ref of the split.
     """
     refs = _of_split(read_refs(Path(refs_file), _KEYS), split, Path(refs_file))
     contexts = None if contexts_file is None else _read_contexts(Path(contexts_file))
@@ -96,7 +102,7 @@ def load_refer(
             "%s: left out %d annotations with an empty box, ids %s",
             instances_file,
             len(dropped),
-            ", ".join(map(str, dropped[:_SHOWN])) + ("" if len(dropped) <= _SHOWN else ", ..."),
+            ", ".join(map(str, dropped[:_MAX_IDS])) + ("" if len(dropped) <= _MAX_IDS else ", ..."),
         )
     return [
         {
@@ -147,25 +153,24 @@ def merge_by_image(*dataset_dicts: Iterable[dict[str, Any]]) -> list[dict[str, A
 
 
 def read_refs(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The refs of a file of REFER.
+    """Reads the refs of a file of REFER.
 
     Args:
         path: pickled refs.
-        keys: that each must have, with the kinds of their values; see `entries.require`.
+        keys: required of each ref, with the types of their values; see `entries.require`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged or no list, or a ref lacks a key. RefusedPickle is one of these.
+        ValueError: it is damaged or not a list, or a ref lacks a key; `RefusedPickle` is a
+            subclass.
     """
-    check_exists(path, _WHERE_FROM)
+    check_exists(path, SOURCE)
     try:
         refs = load_plain_pickle(path)
     except RefusedPickle as error:
-        raise RefusedPickle(f"{error} {_WHERE_FROM}") from error
+        raise RefusedPickle(f"{error} {SOURCE}") from error
     if not isinstance(refs, list):
-        raise ValueError(
-            f"{path}: expected a list of refs, found {type(refs).__name__}. {_WHERE_FROM}"
-        )
+        raise ValueError(f"{path}: expected a list of refs, found {type(refs).__name__}. {SOURCE}")
     for number, ref in enumerate(refs):
         where = f"{path}: ref number {number}"
         for key, kind in keys.items():
@@ -191,7 +196,7 @@ def _expressions(
     contexts_file: str | Path | None,
     manner: str | None,
 ) -> list[dict[str, Any]]:
-    """The expressions of a ref; those without words are left out with a warning."""
+    """The expressions of a ref; those without words are dropped with a warning."""
     made = []
     for number, sentence in enumerate(ref["sentences"]):
         sent_id = require(sentence, "sent_id", int, f"{where}, sentence number {number}")
@@ -221,7 +226,7 @@ def _expressions(
 
 
 def _read_contexts(path: Path) -> Mapping[str, list[int]]:
-    content = read_json(path, _WHERE_FROM)
+    content = read_json(path, SOURCE)
     if content.get("version") != CONTEXTS_VERSION:
         raise ValueError(
             f"{path}: 'version' is {content.get('version')!r}, expected {CONTEXTS_VERSION}. Make "
@@ -241,7 +246,7 @@ def _read_instances(
     path: Path, wanted: set[int], classes: Mapping[int, int] | None
 ) -> tuple[dict[int, dict[str, Any]], dict[int, dict[int, dict[str, Any] | None]]]:
     """Images by id, and annotations by image id and annotation id (None: empty box)."""
-    content = read_json(path, _WHERE_FROM)
+    content = read_json(path, SOURCE)
     images = {}
     for number, image in enumerate(require(content, "images", list, str(path))):
         where = f"{path}: image number {number}"
@@ -317,3 +322,62 @@ def _unusable(
         f"in {instances_file}, or its box is empty inside the image; expected an annotated object. "
         "Use the instances file that belongs to the refs, or remove the ref."
     )
+
+
+# --- pickles ---------------------------------------------------------------------------------
+
+
+class RefusedPickle(ValueError):
+    """A pickle file contains more than plain data, or is not a complete pickle."""
+
+
+class _GlobalRequested(Exception):
+    pass
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """An unpickler without globals. Whatever a pickle can do, from creating an array to running a
+    command, it does by calling a global; lists, tuples, dicts, sets, strings, bytes and numbers
+    need none."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise _GlobalRequested(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _GlobalRequested(f"persistent object {pid!r}")
+
+
+def load_plain_pickle(path: str | Path) -> Any:
+    """Reads a pickle of lists, tuples, dicts, sets, strings, bytes, numbers, booleans and None.
+
+    Byte strings written by Python 2 become text: UTF-8 if the whole file is, otherwise Latin-1.
+
+    Args:
+        path: a pickle of any protocol.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RefusedPickle: the file requests a class or a function, is incomplete or is not a pickle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected a pickle. Check the path.")
+    data = path.read_bytes()
+    if not data:
+        raise RefusedPickle(f"{path}: the file is empty, expected a pickle. Fetch it again.")
+    try:
+        try:
+            return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
+        except UnicodeDecodeError:
+            return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+    except _GlobalRequested as request:
+        raise RefusedPickle(
+            f"{path}: refused, as it asks for '{request}'; expected plain data only (lists, dicts, "
+            "strings, numbers). A pickle that asks for more can run programs: fetch the file from "
+            "its original source, or save its content as plain data."
+        ) from None
+    except Exception as error:  # the unpickler raises all kinds of errors for invalid bytes
+        raise RefusedPickle(
+            f"{path}: not a complete pickle ({type(error).__name__}: {error}), after reading its "
+            f"{len(data)} bytes. It may have been cut short: fetch the file again."
+        ) from error

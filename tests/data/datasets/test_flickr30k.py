@@ -15,9 +15,14 @@ from dataset_folders import (
     write_sentences,
 )
 
-from vlnms_d2.data.flickr30k_entities import load_flickr30k_entities, read_split
-from vlnms_d2.data.flickr30k_files import parse_sentence, read_boxes, read_sentences
-from vlnms_d2.data.refer import XYWH_ABS, merge_by_image
+from vlnms_d2.data.datasets.flickr30k import (
+    load_flickr30k_entities,
+    parse_sentence,
+    read_boxes,
+    read_sentences,
+    read_split,
+)
+from vlnms_d2.data.datasets.refer import XYWH_ABS, merge_by_image
 
 SOURCE = "github.com/BryanPlummer/flickr30k_entities"
 

@@ -6,10 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .entries import read_json, require
-from .sources import KARPATHY
+from ..entries import read_json, require
 
 logger = logging.getLogger(__name__)
+
+SOURCE = (
+    "Karpathy's splits (dataset_flickr30k.json, dataset_coco.json) come from "
+    "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip."
+)
 
 
 def load_karpathy(
@@ -17,8 +21,8 @@ def load_karpathy(
 ) -> list[dict[str, Any]]:
     """Reads the images of a split with their captions.
 
-    Nothing is annotated there but the captions: there are no boxes. A sentence without words is
-    left out with a warning; images without sentences are left out.
+    Only captions are annotated, no boxes. A sentence without words is dropped with a warning;
+    images without sentences are dropped.
 
     Args:
         json_file: `dataset_flickr30k.json` or `dataset_coco.json`, or another of that format.
@@ -27,8 +31,9 @@ def load_karpathy(
             train.
 
     Returns:
-        Dicts sorted by image id with "file_name", "image_id" (COCO's id; the number that the file
-        is named by, where all are, as in Flickr30k; else Karpathy's "imgid"), no "annotations"
+        Dicts sorted by image id with "file_name", "image_id" (COCO's id; otherwise the number in
+        the file name if all files are named by numbers, as in Flickr30k; otherwise Karpathy's
+        "imgid"), no "annotations"
         and "expressions": dicts with "sent_id", "ref_id" (None), "query", "ann_id" (None),
         "context_ann_ids" (None), "split" and "manner" (None). "height" and "width" are not in
         the file; the mapper reads them from the image.
@@ -39,7 +44,7 @@ def load_karpathy(
             split.
     """
     path = Path(json_file)
-    entries = require(read_json(path, KARPATHY), "images", list, str(path))
+    entries = require(read_json(path, SOURCE), "images", list, str(path))
     for number, entry in enumerate(entries):
         where = f"{path}: image number {number}"
         for key, kind in (("filename", str), ("split", str), ("imgid", int), ("sentences", list)):
@@ -56,7 +61,7 @@ def load_karpathy(
         if image_id in images:
             raise ValueError(
                 f"{where} has the id {image_id} of another one, expected distinct ids. Repair the "
-                f"entry or fetch the file again. {KARPATHY}"
+                f"entry or fetch the file again. {SOURCE}"
             )
         images[image_id] = {
             "file_name": str(Path(image_root, folder, entry["filename"])),
@@ -74,14 +79,15 @@ def load_karpathy(
 
 
 def _image_ids(entries: list[dict[str, Any]], path: Path) -> list[int]:
-    """The images' ids, of one kind in a file: those that other files of the same images use."""
+    """The ids of the images, all from the same source: the one that other data sets of these images
+    use."""
     with_coco_id = [number for number, entry in enumerate(entries) if "cocoid" in entry]
     if with_coco_id:
         if len(with_coco_id) < len(entries):
             missing = next(n for n, entry in enumerate(entries) if "cocoid" not in entry)
             raise ValueError(
                 f"{path}: image number {missing} has no 'cocoid', expected an integer as in image "
-                f"number {with_coco_id[0]}. Repair the entry or fetch the file again. {KARPATHY}"
+                f"number {with_coco_id[0]}. Repair the entry or fetch the file again. {SOURCE}"
             )
         return [
             require(entry, "cocoid", int, f"{path}: image number {number}")
@@ -94,14 +100,14 @@ def _image_ids(entries: list[dict[str, Any]], path: Path) -> list[int]:
 
 
 def _expressions(entry: dict[str, Any], where: str, sent_ids: set[int]) -> list[dict[str, Any]]:
-    """The captions of an image; `sent_ids` are those of the images before it, in place."""
+    """The captions of an image; their ids are added to `sent_ids`, those of previous images."""
     made = []
     for number, sentence in enumerate(entry["sentences"]):
         sent_id = require(sentence, "sentid", int, f"{where}, sentence number {number}")
         if sent_id in sent_ids:
             raise ValueError(
                 f"{where}, sentence number {number}: 'sentid' {sent_id} is used twice, expected "
-                f"distinct ids. Repair the entry or fetch the file again. {KARPATHY}"
+                f"distinct ids. Repair the entry or fetch the file again. {SOURCE}"
             )
         sent_ids.add(sent_id)
         query = _words(sentence)
@@ -123,7 +129,7 @@ def _expressions(entry: dict[str, Any], where: str, sent_ids: set[int]) -> list[
 
 
 def _words(sentence: dict[str, Any]) -> str:
-    """The sentence as it was written, with single spaces: captions of COCO have line breaks."""
+    """The sentence as written, with single spaces; captions of COCO contain line breaks."""
     raw, tokens = sentence.get("raw"), sentence.get("tokens")
     if isinstance(raw, str) and raw.strip():
         return " ".join(raw.split())

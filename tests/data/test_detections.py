@@ -1,4 +1,4 @@
-"""Detections on disk, brought in order from a results file of any order."""
+"""Detections from results files in COCO's format: in memory, and on disk sorted by image."""
 
 import gc
 import json
@@ -8,9 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from vlnms_d2.data import detection_store, json_stream
-from vlnms_d2.data.detection_store import DetectionStore
-from vlnms_d2.data.json_stream import iter_json_list
+from vlnms_d2.data import detections
+from vlnms_d2.data.detections import DetectionStore, read_detections
+from vlnms_d2.data.entries import iter_json_list
 
 CLASS_OF = {2: 0, 7: 1}
 
@@ -38,8 +38,7 @@ def build(tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 7, 1 << 15])
 def test_images_in_any_order_keep_the_order_of_the_file(build, monkeypatch, batch):
-    monkeypatch.setattr(detection_store, "_BATCH", batch)
-    monkeypatch.setattr(json_stream, "CHUNK", 64)  # entries go on in the next chunk
+    monkeypatch.setattr(detections, "_BATCH", batch)
     rng = random.Random(0)
     results = [
         detection(rng.choice([3, -1, 900]), rng.choice([2, 7]), [i, 0, 1.25, rng.random()], i / 100)
@@ -75,8 +74,7 @@ def test_an_image_that_the_file_does_not_name_has_no_detections(build):
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(detection_store, "_BATCH", 256)
-    monkeypatch.setattr(json_stream, "CHUNK", 1 << 14)
+    monkeypatch.setattr(detections, "_BATCH", 256)
 
     def peak(count: int, name: str) -> int:
         path, folder = tmp_path / f"{name}.json", tmp_path / name
@@ -103,22 +101,23 @@ WHOLE = json.dumps([detection(), detection()])
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        (WHOLE[: len(WHOLE) // 2 + 9], "results.json: not valid JSON .*number 1.*cut short"),
-        (WHOLE[:-1], "not valid JSON .*after entry number 1.*cut short"),
-        (WHOLE.replace("}, {", "} {"), "not valid JSON .*after entry number 0"),
-        (WHOLE + "[]", "more after the end"),
-        (WHOLE.replace("}, {", "},, {"), "entry number 1 begins with ','"),
-        ("[", "not valid JSON .*entry number 0.*cut short"),
+        (WHOLE[: len(WHOLE) // 2 + 9], "results.json: not valid JSON after 1 entries .*cut short"),
+        (WHOLE[:-1], "not valid JSON after 2 entries .*cut short"),
+        (WHOLE.replace("}, {", "} {"), "not valid JSON after 1 entries"),
+        (WHOLE + "[]", "not valid JSON after 2 entries .*trailing garbage"),
+        (WHOLE.replace("}, {", "},, {"), "not valid JSON after 1 entries"),
+        ("[", "not valid JSON after 0 entries.*cut short"),
         ("", "results.json: expected a list"),
         ({}, "results.json: expected a list"),
-        ([3], "entry number 0 begins with '3', expected an object"),
+        ([3], "entry number 0 is 3, expected an object"),
         ([detection(), detection(category_id=3)], "number 1: 'category_id' is 3, which .*instanc"),
         ([detection(category_id="2")], "'category_id' is '2', expected an integer"),
         ([detection(image_id="2")], "'image_id' is '2', expected an integer"),
         ([detection(bbox=[1, 2, 3])], r"'bbox' is \[1, 2, 3\]"),
         ([detection(bbox=[1, 2, -3, 4])], r"'bbox' is \[1, 2, -3, 4\], .*no negative size"),
-        ([detection(bbox=[1, float("inf"), 3, 4])], "'bbox' is .*finite"),
-        ([detection(score=float("nan"))], "'score' is nan, expected"),
+        ([detection(bbox=[1, float("inf"), 3, 4])], "results.json: not valid JSON after 0 entries"),
+        ([detection(bbox=[1, True, 3, 4])], "'bbox' is .*finite"),
+        ([detection(score=float("nan"))], "results.json: not valid JSON after 0 entries"),
         ([detection(score=-0.1)], "number 0: 'score' is -0.1, expected .* from 0 to 1"),
         ([detection(score=1.5)], "'score' is 1.5"),
         ([{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4]}], "'score' is None"),
@@ -142,18 +141,84 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         list(iter_json_list(path, ""))
 
 
-def test_an_entry_without_end_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_stream, "CHUNK", 16)
-    monkeypatch.setattr(json_stream, "MAX_ENTRY", 100)
+def test_an_entry_without_end_is_refused(tmp_path):
     path = tmp_path / "a.json"
-    path.write_text('[{"a": "' + "x" * 1000 + '"}]')
-    with pytest.raises(ValueError, match="entry number 0"):
+    path.write_text('[{"a": "' + "x" * 1_000_000)
+    with pytest.raises(ValueError, match="not valid JSON after 0 entries"):
         list(iter_json_list(path, ""))
 
 
-def test_all_values_of_json_come_through(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_stream, "CHUNK", 1)
+def test_all_values_of_json_come_through(tmp_path):
     entries = [{}, {"a": [1.5, -2e-7, None, True, {"}": '],[{\\"é'}]}, {"b": ""}]
     path = tmp_path / "a.json"
     path.write_text("\ufeff \n" + json.dumps(entries, indent=1) + "\n ", encoding="utf-8")
     assert list(iter_json_list(path, "")) == entries
+
+
+# --- in memory ---------------------------------------------------------------------------------
+
+CATEGORIES = {"categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}]}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Writes both files and reads them."""
+
+    def write(results, categories=CATEGORIES, **kwargs):
+        for name, content in (("results.json", results), ("instances.json", categories)):
+            text = content if isinstance(content, str) else json.dumps(content)
+            (tmp_path / name).write_text(text)
+        return read_detections(tmp_path / "results.json", tmp_path / "instances.json", **kwargs)
+
+    return write
+
+
+def test_boxes_by_image_in_descending_score_order(read):
+    found = read(
+        [
+            detection(score=0.3),
+            detection(image_id=5, category_id=7, score=0.1),
+            detection(category_id=7, bbox=[0.5, 0, 2, 2], score=0.9, segmentation={}),
+            detection(score=0.3, bbox=[9, 9, 9, 9]),
+        ]
+    )
+    assert found.category_names == ["cat", "dog"] and set(found.by_image) == {1, 5}
+    boxes, classes = found.by_image[1]
+    assert boxes.tolist() == [[0.5, 0, 2, 2], [1, 2, 3, 4], [9, 9, 9, 9]]
+    assert classes.tolist() == [1, 0, 0] and classes.dtype == np.int64
+
+
+def test_the_least_score_is_inclusive(read):
+    found = read([detection(score=0.3), detection(image_id=2, score=0.29)], min_score=0.3)
+    assert set(found.by_image) == {1}
+
+
+def test_no_detection_at_all(read):
+    assert read([]).by_image == {}
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ('[{"image_id": 1, "cat', "results.json: not valid JSON.*cut short"),
+        ({}, "results.json: expected a list"),
+        ([3], "entry number 0 is 3, expected an object"),
+        ([detection(), detection(category_id=3)], "number 1: 'category_id' is 3, which"),
+        ([detection(category_id="2")], "'category_id' is '2', expected an integer"),
+        ([detection(bbox=[1, 2, 3])], r"'bbox' is \[1, 2, 3\]"),
+        ([detection(score=float("nan"))], "results.json: not valid JSON after 0 entries"),
+        ([{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4]}], "'score' is None"),
+    ],
+)
+def test_damaged_results_are_refused_in_memory(read, results, message):
+    with pytest.raises(ValueError, match=message):
+        read(results)
+
+
+def test_missing_files_are_named(tmp_path, read):
+    with pytest.raises(ValueError, match="has no 'categories'"):
+        read([], categories={})
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "instances.json").write_text(json.dumps(CATEGORIES))
+    with pytest.raises(FileNotFoundError, match=r"results.json.*coco_instances_results"):
+        read_detections(tmp_path / "results.json", tmp_path / "instances.json")

@@ -1,4 +1,4 @@
-"""Queries of images, from the four kinds of files that people have them in."""
+"""Queries of images, from files of four formats."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .datasets.flickr30k import SOURCE as FLICKR30K_SOURCE
+from .datasets.flickr30k import read_sentences
+from .datasets.refer import read_refs
 from .entries import check_exists, read_json, require
-from .flickr30k_files import read_sentences
-from .refer import read_refs
-from .sources import FLICKR30K_ENTITIES
 
-KINDS = (
+FORMATS = (
     "Queries are COCO captions (.json), refs of REFER (.p, .pkl, .pickle), JSON lines of "
     "{image_id, query_id, query} (.jsonl) or a folder of Flickr30k Entities with "
     "Sentences/<image id>.txt."
@@ -24,10 +24,10 @@ class Query(NamedTuple):
 
     Attributes:
         image_id: of the image.
-        query_id: distinct among all queries; of captions their id, of REFER the sent_id, of
-            Flickr30k "<image id>#<line, from 0>".
-        text: the words, with single spaces; empty for one that says nothing.
-        ref_id, split: of REFER; None elsewhere.
+        query_id: distinct; the id of a caption, the sent_id of REFER, or for Flickr30k
+            "<image id>#<line, from 0>".
+        text: with single spaces; may be empty.
+        ref_id, split: of REFER; otherwise None.
     """
 
     image_id: int
@@ -38,44 +38,44 @@ class Query(NamedTuple):
 
 
 def read_queries(path: str | Path, split: str | None = None) -> list[Query]:
-    """Read queries of any kind; the file's suffix says which.
+    """Reads queries; the suffix of the file tells its format.
 
     Args:
-        path: see `KINDS`.
-        split: of REFER, which split to read; None for all.
+        path: see `FORMATS`.
+        split: the split of REFER to read; None for all.
 
     Returns:
-        The queries in the order of the file, of a folder in the order of the image ids.
+        The queries in the order of the file; for a folder, in the order of the image ids.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of another kind, damaged or without queries, a query id is there twice,
-            or a split is asked for that it does not have. RefusedPickle is one of these.
+        ValueError: it has another format, is damaged or empty, repeats a query id or does not have
+            the split; `RefusedPickle` is a subclass.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if path.is_dir():
-        found = _flickr30k(path)
+        entries = _flickr30k(path)
     elif suffix in (".p", ".pkl", ".pickle"):
-        found = _refer(path)
+        entries = _refer(path)
     elif suffix == ".jsonl":
-        found = _json_lines(path)
+        entries = _json_lines(path)
     elif suffix == ".json":
-        found = _coco_captions(path)
+        entries = _coco_captions(path)
     else:
-        check_exists(path, KINDS)
-        raise ValueError(f"{path}: the suffix {suffix!r} tells nothing. {KINDS}")
-    queries, seen = [], set()
-    for where, query in found:
-        if query.query_id in seen:
+        check_exists(path, FORMATS)
+        raise ValueError(f"{path}: the suffix {suffix!r} is unknown. {FORMATS}")
+    queries, ids = [], set()
+    for where, query in entries:
+        if query.query_id in ids:
             raise ValueError(
                 f"{where}: the id {query.query_id!r} is used twice, expected distinct ids. Number "
-                "the queries anew."
+                "the queries again."
             )
-        seen.add(query.query_id)
+        ids.add(query.query_id)
         queries.append(query)
     if not queries:
-        raise ValueError(f"{path}: there are no queries. {KINDS}")
+        raise ValueError(f"{path}: there are no queries. {FORMATS}")
     if split is not None:
         queries = _of_split(queries, split, path)
     return queries
@@ -103,7 +103,7 @@ def _coco_captions(path: Path) -> Iterator[tuple[str, Query]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Query]]:
-    check_exists(path, KINDS)
+    check_exists(path, FORMATS)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
@@ -114,26 +114,27 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Query]]:
             except ValueError as error:
                 raise ValueError(
                     f"{where}: not valid JSON ({error}). The file may have been cut short: make it "
-                    f"again. {KINDS}"
+                    f"again. {FORMATS}"
                 ) from error
             image_id = require(entry, "image_id", int, where)
             text = require(entry, "query", str, where)
             query_id = entry.get("query_id")
             if not isinstance(query_id, (int, str)) or isinstance(query_id, bool):
                 raise ValueError(
-                    f"{where}: 'query_id' is {query_id!r}, expected an integer or a string. {KINDS}"
+                    f"{where}: 'query_id' is {query_id!r}, expected an integer or a string. "
+                    f"{FORMATS}"
                 )
             yield where, Query(image_id, query_id, _single_spaces(text))
 
 
 def _refer(path: Path) -> Iterator[tuple[str, Query]]:
-    # No box is asked for, so a ref need not name its annotation.
+    # No boxes are needed, so a ref need not have its annotation.
     keys = {"image_id": int, "ref_id": int, "split": str, "sentences": list}
     for number, ref in enumerate(read_refs(path, keys)):
         for place, sentence in enumerate(ref["sentences"]):
             where_in_ref = f"{path}: ref number {number}, sentence number {place}"
             sent_id = require(sentence, "sent_id", int, where_in_ref)
-            # "sent" is cleaned, "raw" as typed; a few sentences have only one of them.
+            # "sent" is cleaned, "raw" is as typed; a few sentences have only one of them.
             texts = [sentence.get(key) for key in ("sent", "raw")]
             words = [_single_spaces(text) for text in texts if isinstance(text, str)]
             text = next(filter(None, words), "")
@@ -147,12 +148,12 @@ def _flickr30k(path: Path) -> Iterator[tuple[str, Query]]:
         if not (file.stem.isascii() and file.stem.isdigit()):
             raise ValueError(
                 f"{file}: expected <image id>.txt, the image id in digits. Move other files out of "
-                f"the folder. {FLICKR30K_ENTITIES}"
+                f"the folder. {FLICKR30K_SOURCE}"
             )
         files[int(file.stem)] = file
     if not files:
         raise ValueError(
-            f"{folder}: no <image id>.txt in this folder. Check the path. {FLICKR30K_ENTITIES}"
+            f"{folder}: no <image id>.txt in this folder. Check the path. {FLICKR30K_SOURCE}"
         )
     for image_id in sorted(files):
         file = files[image_id]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from dataset_folders import COCO_IDS, FLICKR_IDS, make_karpathy_folder, sentence, write_karpathy
 
-from vlnms_d2.data.karpathy import load_karpathy
+from vlnms_d2.data.datasets.karpathy import load_karpathy
 
 SOURCE = "cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 

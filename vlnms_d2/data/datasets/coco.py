@@ -1,4 +1,4 @@
-"""Of an annotation file in COCO's format what goes with detections: categories, images, boxes."""
+"""Annotation files in COCO's format: categories, images and the boxes that queries mention."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .entries import is_finite, is_integer, read_json, require
-from .json_stream import iter_json_list
+from ..entries import is_finite, is_integer, iter_json_list, read_json, require
 
-_SOURCE = (
+SOURCE = (
     "It needs 'categories' with 'id' and 'name', as COCO's annotations (instances_val2017.json) "
     "have them."
 )
 
 
 class ImageInfo(NamedTuple):
-    """What a file says of an image.
+    """An image of an annotation file.
 
     Attributes:
         file_name: or None.
@@ -36,9 +35,9 @@ class Annotations:
 
     Attributes:
         path: of the file.
-        category_ids: by class; rising.
+        category_ids: by class, in ascending order.
         category_names: by class.
-        images: by id; empty where the file lists none.
+        images: by id; empty if the file lists none.
     """
 
     path: Path
@@ -57,7 +56,7 @@ class Mentioned(NamedTuple):
 
     Attributes:
         boxes: float32 [M, 4], xyxy in pixels.
-        classes: their classes, without repeats.
+        classes: their classes, without repetitions.
     """
 
     boxes: np.ndarray
@@ -65,14 +64,14 @@ class Mentioned(NamedTuple):
 
 
 def read_annotations(path: str | Path) -> Annotations:
-    """Read categories, and images if there are any.
+    """Reads categories, and images if there are any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, has no category or an id twice.
+        ValueError: it is damaged, has no category or repeats an id.
     """
     path = Path(path)
-    content = read_json(path, _SOURCE)
+    content = read_json(path, SOURCE)
     names = _category_names(content, path)
     images = {}
     for number, entry in enumerate(content.get("images", [])):
@@ -87,14 +86,14 @@ def read_annotations(path: str | Path) -> Annotations:
 
 
 def read_categories(path: str | Path) -> dict[int, str]:
-    """The categories' names by their ids, which rise; nothing else of the file is looked at.
+    """Reads category id -> name, in ascending order of ids; nothing else in the file is checked.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, has no category or an id twice.
+        ValueError: it is damaged, has no category or repeats an id.
     """
     path = Path(path)
-    return _category_names(read_json(path, _SOURCE), path)
+    return _category_names(read_json(path, SOURCE), path)
 
 
 def class_of_detection(
@@ -105,10 +104,10 @@ def class_of_detection(
     Args:
         entry: with "category_id".
         class_of: from category id to class.
-        categories_file: where the categories came from, and `where` the entry, for messages.
+        categories_file, where: source of the categories and position of the entry, for messages.
 
     Raises:
-        ValueError: the category is not known.
+        ValueError: the category is unknown.
     """
     category_id = require(entry, "category_id", int, where)
     if category_id not in class_of:
@@ -128,32 +127,32 @@ def _category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
             raise ValueError(f"{where}: 'id' {category_id} is used twice, expected distinct ids")
         names[category_id] = require(entry, "name", str, where)
     if not names:
-        raise ValueError(f"{path}: 'categories' is empty. {_SOURCE}")
+        raise ValueError(f"{path}: 'categories' is empty. {SOURCE}")
     return dict(sorted(names.items()))
 
 
 def read_mentioned(
     mentions_file: str | Path, annotations: Annotations, image_of: dict[Any, int]
 ) -> dict[Any, Mentioned]:
-    """The objects that queries mention.
+    """Reads which objects queries mention.
 
     Args:
         mentions_file: JSON list of {"caption_id", "annotation_ids"}.
-        annotations: of a file that also has "annotations" with boxes.
+        annotations: from a file that also has "annotations" with boxes.
         image_of: from query id to image id.
 
     Returns:
-        By query id, of the queries in `image_of` that mention an object.
+        By query id, for the queries in `image_of` that mention an object.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is damaged, no caption is among the queries, or an annotation is not in
-            the annotation file, is of another image or has no box.
+        ValueError: a file is damaged, no caption is among the queries, or an annotation does not
+            exist, belongs to another image or has no box.
     """
     mentions_file = Path(mentions_file)
     source = "It is a JSON list of {caption_id, annotation_ids}."
     objects = _read_objects(annotations)
-    found = {}
+    mentioned = {}
     for number, entry in enumerate(iter_json_list(mentions_file, source)):
         where = f"{mentions_file}: entry number {number}"
         ids = require(entry, "annotation_ids", list, where)
@@ -164,8 +163,8 @@ def read_mentioned(
             )
         if caption_id not in image_of or not ids:
             continue
-        if caption_id in found:
-            raise ValueError(f"{where}: 'caption_id' {caption_id} is there twice, expected once")
+        if caption_id in mentioned:
+            raise ValueError(f"{where}: 'caption_id' {caption_id} appears twice, expected once")
         boxes, classes = [], set()
         for ann_id in ids:
             known = objects.get(ann_id) if is_integer(ann_id) else None
@@ -177,21 +176,21 @@ def read_mentioned(
                 )
             boxes.append(known[2])
             classes.add(known[1])
-        found[caption_id] = Mentioned(np.array(boxes, dtype=np.float32), tuple(sorted(classes)))
-    if not found:
+        mentioned[caption_id] = Mentioned(np.array(boxes, dtype=np.float32), tuple(sorted(classes)))
+    if not mentioned:
         raise ValueError(
             f"{mentions_file}: no 'caption_id' with annotations is among the queries. Use the "
             "queries that the mentions were made with."
         )
-    return found
+    return mentioned
 
 
 def _read_objects(annotations: Annotations) -> dict[int, tuple[int, int, list[float]]]:
-    """By annotation id the image, the class and the box xyxy."""
+    """Annotation id -> image id, class and box xyxy."""
     path = annotations.path
     class_of = annotations.class_of
     objects = {}
-    entries = require(read_json(path, _SOURCE), "annotations", list, str(path))
+    entries = require(read_json(path, SOURCE), "annotations", list, str(path))
     for number, entry in enumerate(entries):
         where = f"{path}: annotation number {number}"
         box = require(entry, "bbox", list, where)

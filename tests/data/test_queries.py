@@ -1,11 +1,11 @@
-"""Queries from the four kinds of files."""
+"""Queries from the files of four formats."""
 
 import json
 import pickle
 
 import pytest
 
-from vlnms_d2.data.query_files import Query, read_queries
+from vlnms_d2.data.queries import Query, read_queries
 
 REFS = [
     {
@@ -112,7 +112,7 @@ def test_a_pickle_that_runs_something_is_refused(tmp_path, capsys):
         ("a.p", {"refs": []}, "expected a list of refs, found dict"),
         ("a.p", [{"ref_id": 1}], "ref number 0 has no 'image_id'"),
         ("a.p", [REFS[0] | {"sentences": [{"sent": "a"}]}], "sentence number 0 has no 'sent_id'"),
-        ("a.txt", "two men", "the suffix '.txt' tells nothing.*JSON lines"),
+        ("a.txt", "two men", "the suffix '.txt' is unknown.*JSON lines"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, name, content, message):

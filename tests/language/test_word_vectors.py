@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vlnms_d2.language import GloveVectors, MiniLMVectors, load_word_vectors, minilm
-from vlnms_d2.language import glove_cache as cache
-from vlnms_d2.language.glove_line import parse_vector, split_line
+from vlnms_d2.language import GloveVectors, MiniLMVectors, load_word_vectors, minilm, word_vectors
+from vlnms_d2.language.word_vectors import _parse_line, _read_chunks, read_word_vectors
 
 LINES = ("cup 3 4", "Paris 0 -2", "dog 1 0", ". . 1 1", "nothing 0 0", "cup 9 1", "naïve 5 12")
 
@@ -47,21 +46,93 @@ def arrays(folder) -> set[str]:
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=5),
 )
 def test_a_written_line_is_read_back(word, numbers):
-    found, values = split_line(f"{word} {' '.join(map(repr, numbers))}\n", len(numbers))
+    found, vector, _ = _parse_line(f"{word} {' '.join(map(repr, numbers))}", len(numbers))
     assert found == word
-    assert parse_vector(values, len(numbers)).tolist() == numbers
+    assert vector.tolist() == numbers
 
 
 def test_words_with_spaces_keep_them():
-    assert split_line(". . . 1 2\n", 2) == (". . .", ["1", "2"])
-    assert split_line("at name@domain.com 1 2\n", 2) == ("at name@domain.com", ["1", "2"])
+    for word in (". . .", "at name@domain.com"):
+        found, vector, _ = _parse_line(f"{word} 1 2", 2)
+        assert found == word and vector.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("numbers", ["1", "1 2 3", "1 x", "1 nan", "1e39 1"])
+def test_other_than_that_many_finite_numbers_is_malformed(numbers):
+    word, vector, problem = _parse_line(f"cup {numbers}", 2)
+    assert word == "cup" and vector is None
+    assert problem == f"'cup' and {len(numbers.split())} fields"
+
+
+# --- many lines --------------------------------------------------------------------------------
+
+FORMS = ("%.5g", "%.6f", "%.8f", "%.3e", "%.1f", "%.17g", "%d", "%+.4f")
+
+written = st.tuples(st.sampled_from(FORMS), st.floats(-20, 20)).map(lambda pair: pair[0] % pair[1])
+short = st.from_regex(r"-?[0-9]\.[0-9]{1,8}", fullmatch=True)
+anything = st.text("0123456789.-+e:/é_", max_size=12)
+word = st.text("aé 1.\u00a0\u2028\t\"'#", min_size=1, max_size=4) | st.just("cup")
+number = written | short | anything | st.sampled_from(["0", "1_0", "1e39", "nan", "\u0661", "x"])
+good = st.tuples(word, st.lists(written | short, min_size=3, max_size=3))
+other = st.tuples(word | st.just(""), st.lists(number, max_size=5))
+as_line = lambda pair: " ".join([pair[0], *pair[1]])  # noqa: E731
+end = st.sampled_from(["\n", "\n", "\n", "\r\n", "\r", " \n", "\n\n", "\t\n", "\u00a0\n"])
+
+
+def compare(path, text: bytes) -> None:
+    """Reading in chunks equals reading line by line, up to the first malformed line."""
+    path.write_bytes(text)
+    words, vectors, malformed = [], [], None
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                word, vector, _ = _parse_line(line.rstrip(), 3)
+                if vector is None:
+                    malformed = number
+                    break
+                words.append(word)
+                vectors.append(vector)
+    if malformed is not None:
+        with pytest.raises(ValueError, match=f"line {malformed}: expected a word and 3 finite"):
+            list(_read_chunks(path, 3))
+        return
+    chunks = list(_read_chunks(path, 3))
+    assert [word for words, _ in chunks for word in words] == words
+    found = np.concatenate([np.zeros((0, 3), np.float32), *(vectors for _, vectors in chunks)])
+    assert found.dtype == np.float32
+    assert found.tobytes() == np.array(vectors, np.float32).tobytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(good.map(as_line), end), max_size=8))
+@example([("a 0.1 -0.0 9.99999999", "\n"), ('" 1. .5 -.5', "\n"), ("a b 1e5 1e-5 12", "\n")])
+def test_good_lines_read_together_equal_line_by_line(tmp_path_factory, lines):
+    path = tmp_path_factory.getbasetemp() / "good.txt"
+    compare(path, "".join(map("".join, lines)).encode())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples((good | good | good | other).map(as_line), end), min_size=1, max_size=6))
+def test_any_lines_read_together_equal_line_by_line(tmp_path_factory, lines):
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    compare(path, "".join(map("".join, lines)).encode())
 
 
 @pytest.mark.parametrize(
-    "values", [["1"], ["1", "2", "3"], ["1", "x"], ["1", "nan"], ["1e39", "1"]]
+    "text", [b"", b"\n", b"\xff\xe2\x82 1 2 3\ncup\xe2 1 2.5 3\n", b" 1 2 3\n", b"cup 1 2 3"]
 )
-def test_other_than_so_many_finite_numbers_is_no_vector(values):
-    assert parse_vector(values, 2) is None
+def test_unusual_bytes_equal_line_by_line(tmp_path, text):
+    compare(tmp_path / "v.txt", text)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_the_size_of_chunks_does_not_matter(write, monkeypatch, size):
+    monkeypatch.setattr(word_vectors, "LINES_PER_CHUNK", size)
+    path = write(*LINES[:3], "", *LINES[3:])
+    words = [word for words, _ in _read_chunks(path, 2) for word in words]
+    assert words == ["cup", "Paris", "dog", ". .", "nothing", "cup", "naïve"]
+    with pytest.raises(ValueError, match="line 9: expected a word and 2 "):
+        list(_read_chunks(write(*LINES, "", "cup 1 2 3 4"), 2))
 
 
 # --- GloVe -------------------------------------------------------------------------------------
@@ -121,8 +192,8 @@ def test_any_file_gives_its_words_at_unit_length(tmp_path_factory, table):
         np.testing.assert_allclose(row, np.array(vector) / length if length else 0, atol=1e-6)
 
 
-def test_more_vectors_than_a_block(write, monkeypatch):
-    monkeypatch.setattr(cache, "BLOCK", 20)
+def test_more_vectors_than_a_chunk(write, monkeypatch):
+    monkeypatch.setattr(word_vectors, "LINES_PER_CHUNK", 3)
     vectors = GloveVectors(write(*(f"w{i} {i} 1" for i in range(10))))
     for i in range(10):
         np.testing.assert_allclose(vectors([f"w{i}"])[0, 0], i / np.hypot(i, 1), atol=1e-6)
@@ -138,7 +209,7 @@ def test_the_file_is_read_once(write, tmp_path, monkeypatch):
     first = GloveVectors(path)
     assert len(arrays(tmp_path)) == 2
     assert isinstance(first._vectors, np.memmap)
-    monkeypatch.setattr(cache, "_make_cache", lambda *args: pytest.fail("read again"))
+    monkeypatch.setattr(word_vectors, "_make_cache", lambda *args: pytest.fail("read again"))
     np.testing.assert_array_equal(GloveVectors(path)(["cup"]), first(["cup"]))
 
 
@@ -222,6 +293,92 @@ def test_copies_share_the_arrays_and_pickles_leave_them_on_disk(write):
     assert copy.deepcopy(vectors)._vectors is vectors._vectors
     again = pickle.loads(pickle.dumps(vectors))
     np.testing.assert_array_equal(again(["cup"]), vectors(["cup"]))
+
+
+# --- some words of a file ----------------------------------------------------------------------
+
+
+def as_lists(vectors: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    assert all(v.dtype == np.float32 for v in vectors.values())
+    return {word: v.tolist() for word, v in vectors.items()}
+
+
+def test_wanted_words_only(write):
+    path = write("red 1 2 -0.5", "cup 4e-1 5 6", "dog 7 8 9")
+    found = as_lists(read_word_vectors(path, ("dog", "red", "zebra"), 3))
+    assert found == {"red": [1, 2, -0.5], "dog": [7, 8, 9]}
+
+
+def test_one_number_a_word(write):
+    assert as_lists(read_word_vectors(write("red 1", "cup 2"), ["cup"], 1)) == {"cup": [2]}
+
+
+@pytest.mark.parametrize("lines", [[], [""], ["red 1 2", "", "  ", "cup 3 4"]])
+def test_empty_files_and_lines(write, lines):
+    found = read_word_vectors(write(*lines), ["cup"], 2)
+    assert list(found) == (["cup"] if lines[3:] else [])
+
+
+@pytest.mark.parametrize("end", ["\r\n", " \n", " \r\n", "  \n"])
+def test_line_ends_and_trailing_spaces_of_the_file(write, end):
+    path = write("red 1 2", "cup 3 4", end=end)
+    assert as_lists(read_word_vectors(path, ["red", "cup"], 2)) == {"red": [1, 2], "cup": [3, 4]}
+
+
+def test_the_last_line_may_lack_its_end(tmp_path):
+    (tmp_path / "v.txt").write_bytes(b"red 1 2\ncup 3 4")
+    assert as_lists(read_word_vectors(tmp_path / "v.txt", ["cup"], 2)) == {"cup": [3, 4]}
+
+
+def test_the_first_of_equal_words_wins(write):
+    path = write("red 1 2", "cup 3 4", "red 5 6")
+    assert as_lists(read_word_vectors(path, ["red"], 2)) == {"red": [1, 2]}
+
+
+def test_lines_of_words_with_spaces_are_not_taken_for_their_first_word(write):
+    path = write(". . . 1 2", "at name@domain.com 3 4", "at 5 6", ". 7 8")
+    assert as_lists(read_word_vectors(path, [".", "at"], 2)) == {"at": [5, 6], ".": [7, 8]}
+
+
+def test_words_are_utf8_and_damaged_bytes_of_other_words_do_not_matter(tmp_path):
+    content = "naïve 1 2\n杯 3 4\n".encode() + b"\xff\xfe 5 6\n" + b"cup 7 8\n"
+    (tmp_path / "v.txt").write_bytes(content)
+    found = as_lists(read_word_vectors(tmp_path / "v.txt", ["naïve", "杯", "cup"], 2))
+    assert found == {"naïve": [1, 2], "杯": [3, 4], "cup": [7, 8]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cup",
+        "cup 1",
+        "cup 1 2",
+        "cup 1 2 3 4",
+        "cup 1 2 3 4 5 6",
+        "cup 1 two 3",
+        "cup 1 2 ",
+        "cup 1  3",
+        "cup nan 2 3",
+        "cup 1 2 inf",
+        "cup 1 2 1e39",  # infinite in float32
+    ],
+)
+def test_a_wanted_line_without_that_many_finite_numbers_is_named(write, line):
+    path = write("red 1 2 3", line, "dog 1 2 3")
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 2: ")) as error:
+        read_word_vectors(path, ["cup", "dog"], 3)
+    assert "'cup'" in str(error.value) and "3" in str(error.value)
+
+
+def test_a_line_that_is_not_wanted_may_hold_anything(write):
+    path = write("zebra 1", "lion x y z", "red 1 2 3")
+    assert list(read_word_vectors(path, ["red"], 3)) == ["red"]
+
+
+def test_a_missing_file_names_the_key_of_the_encoder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.VLNMS\.WORD_VECTORS") as error:
+        read_word_vectors(tmp_path / "glove.txt", ["cup"], 3)
+    assert str(tmp_path / "glove.txt") in str(error.value)
 
 
 # --- MiniLM ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""From a dataset dict with expressions to a model input with queries and their targets."""
+"""Maps a dataset dict with expressions to a model input with queries and their targets."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class GroundingMapper:
     A model input has, besides Detectron2's `image`, `height`, `width`:
 
     * `query`: the expressions' texts;
-    * `expressions`: per query `sent_id`, `manner`, `referent_box` [x1, y1, x2, y2], None where
-      no object is the referent, and `context_boxes`, a list of such boxes or None where they are
-      not annotated; in pixels of the image file;
-    * `query_targets` (training): per query an `Instances` with `gt_boxes`, its foreground, in
-      pixels of the network's input, and `gt_classes`, int64, -1 where the class is not known:
-      the referent first, then the contextual objects, then the boxes that a detector found for
-      the words, of which `gt_reliable` (bool) is False. An expression without a referent, as a
-      caption, has the others for foreground.
+    * `expressions`: for each query `sent_id`, `manner`, `referent_box` [x1, y1, x2, y2], None if
+      there is no referent, and `context_boxes`, a list of such boxes or None if they are not
+      annotated; in pixels of the image file;
+    * `query_targets` (training): for each query an `Instances` with `gt_boxes`, its foreground, in
+      pixels of the network's input, and `gt_classes`, int64, -1 if unknown: the referent, the
+      contextual objects, and a detector's boxes (pseudo ground truth), for which `gt_reliable`
+      (bool) is False. An expression without a referent, such as a caption, has the others as
+      foreground.
 
-    Expressions say left and right, so images are resized but never flipped.
+    Expressions contain "left" and "right", so images are resized but never flipped.
 
     Args:
-        is_train: give `query_targets`, and draw at most `max_queries` expressions an image.
+        is_train: give `query_targets`, and sample at most `max_queries` expressions per image.
         augmentations: of the image; resizing only.
         image_format: see `detection_utils.read_image`.
-        max_queries: expressions of an image that share a forward in training.
-        with_context: contextual objects are foreground as well; else the referent alone where
+        max_queries: most expressions of an image in training.
+        with_context: contextual objects are foreground as well; otherwise the referent alone if
             there is one.
     """
 
@@ -70,14 +70,14 @@ class GroundingMapper:
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Map one image; draws from NumPy's global generator in training only.
+        """Map one image; samples from NumPy's global generator in training only.
 
         Raises:
-            ValueError: the image cannot be decoded, or has another size than annotated; or
-                (training) nothing is annotated of an expression.
-            KeyError: an annotation that an expression points at is missing.
+            ValueError: the image cannot be decoded, or differs in size from its annotation; or
+                (training) an expression has no annotated object.
+            KeyError: an annotation that an expression refers to is missing.
         """
-        # Nothing below changes what is inside; a deep copy would take as long as all the rest.
+        # A shallow copy suffices: nothing below changes its values.
         dataset_dict = dict(dataset_dict)
         image = read_image(dataset_dict["file_name"], self.image_format)
         detection_utils.check_image_size(dataset_dict, image)
@@ -87,8 +87,8 @@ class GroundingMapper:
         annotations = {a["id"]: a for a in dataset_dict.pop("annotations")}
         expressions = dataset_dict.pop("expressions")
         if self.is_train and len(expressions) > self.max_queries:
-            drawn = np.random.permutation(len(expressions))[: self.max_queries]
-            expressions = [expressions[i] for i in sorted(drawn)]
+            sampled = np.random.permutation(len(expressions))[: self.max_queries]
+            expressions = [expressions[i] for i in sorted(sampled)]
         described = [self._describe(e, annotations, dataset_dict) for e in expressions]
 
         chw = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
@@ -108,7 +108,7 @@ class GroundingMapper:
         def box(ann_id: int) -> list[float]:
             if ann_id not in annotations:
                 raise KeyError(
-                    f"expression {expression['sent_id']} of {dataset_dict['file_name']} points at "
+                    f"expression {expression['sent_id']} of {dataset_dict['file_name']} refers to "
                     f"annotation {ann_id}, which the image does not have"
                 )
             return _xyxy(annotations[ann_id])
@@ -132,7 +132,7 @@ class GroundingMapper:
         referent, context = expression["ann_id"], expression["context_ann_ids"]
         pseudo = expression.get("pseudo_boxes")
         if referent is None and context is None and pseudo is None:
-            # Without this every candidate would be trained not to be what the words mention.
+            # Without this check every candidate would be trained as background.
             raise ValueError(
                 f"expression {expression['sent_id']} of {file_name} has neither a referent nor "
                 "contextual objects ('ann_id' and 'context_ann_ids' are None), expected boxes to "
@@ -148,7 +148,7 @@ class GroundingMapper:
                 for box in pseudo or []
             ]
         foreground = reliable + others
-        # Transforms work in place: whole numbers would be cut off to whole numbers.
+        # float64, since transforms work in place and would truncate integers.
         boxes = np.array([_xyxy(a) for a in foreground], dtype=np.float64).reshape(-1, 4)
         target = Instances(image_size)
         target.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)).float())
@@ -164,14 +164,14 @@ def _xyxy(annotation: dict) -> list[float]:
 
 
 def read_image(file_name: str | Path, image_format: str) -> np.ndarray:
-    """Detectron2's `read_image`, which turns as EXIF says, with errors that name the file.
+    """Detectron2's `read_image` (which applies EXIF orientation), with errors that name the file.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not an image, is cut off, or claims an absurd size.
+        ValueError: the file is not an image, is truncated, or has an absurd size.
     """
     try:
         return np.ascontiguousarray(detection_utils.read_image(str(file_name), image_format))
