@@ -16,8 +16,8 @@ from conftest import build
 from detectron2.data import DatasetCatalog
 
 from vlnms_d2.data import register_refer
-from vlnms_d2.engine.model_settings import ModelSettings
-from vlnms_d2.engine.resumable import WORK
+from vlnms_d2.export.job import WORK
+from vlnms_d2.export.model import ModelSettings
 
 DATASET = "exported_val"
 SAME_IN_OTHER_PROCESSES = "refcoco_unc_val"  # where $DETECTRON2_DATASETS is the folder

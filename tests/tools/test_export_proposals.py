@@ -48,7 +48,7 @@ def test_a_command_line(words, tmp_path, capsys):
     ("more", "message"),
     [
         (["--dataset", "nothing"], "'nothing' is no registered data set"),
-        (["--processes", "0"], "processes 0"),
+        (["--processes", "0"], "processes is 0"),
         (["--format", "scan"], "give top_n"),
         (["--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth: no such weights file"),
     ],

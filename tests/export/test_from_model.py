@@ -13,11 +13,10 @@ from pycocotools import mask as mask_util
 
 from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.data.dataset_mapper import read_image
-from vlnms_d2.engine import export_run
-from vlnms_d2.engine.detector_classes import detector_classes
-from vlnms_d2.engine.export_run import ExportSettings, run_export
-from vlnms_d2.engine.processes import Processes, one_thread
-from vlnms_d2.export import FORMATS
+from vlnms_d2.export import FORMATS, from_model
+from vlnms_d2.export.from_model import ExportSettings, run_export
+from vlnms_d2.export.model import detector_classes
+from vlnms_d2.export.workers import Processes, one_thread
 
 TOP_N = 6
 ALL = ("jsonl", "coco", "per-expression", "mattnet", "nmtree", "ddpn", "scan")
@@ -285,7 +284,7 @@ def test_killed_runs_go_on_with_nothing_lost_or_doubled(everything, tmp_path, ro
 
 def test_what_is_finished_is_not_made_again(everything, monkeypatch):
     settings, whole = everything
-    monkeypatch.setattr(export_run, "ProposalModel", None)
+    monkeypatch.setattr(from_model, "ProposalModel", None)
     manifest = run_export(settings)
     assert manifest == json.loads(whole["manifest.json"])
     assert exported.files_of(settings.out) == whole

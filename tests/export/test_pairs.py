@@ -14,11 +14,9 @@ from detectron2.structures import Boxes
 
 from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.data.dataset_mapper import read_image
-from vlnms_d2.engine import pair_run
-from vlnms_d2.engine.pair_blocks import ScoredPool, choose
-from vlnms_d2.engine.pair_run import PairSettings, run_pairs
-from vlnms_d2.engine.processes import one_thread
-from vlnms_d2.export import PairStore
+from vlnms_d2.export import PairStore, pairs
+from vlnms_d2.export.pairs import PairSettings, ScoredPool, choose, run_pairs
+from vlnms_d2.export.workers import one_thread
 from vlnms_d2.modeling.pair_scoring import PairScorer, cat_text, condense, encode_captions
 
 _SPEC = importlib.util.spec_from_file_location("pairs_tool", REPO / "tools" / "export_pairs.py")
@@ -146,10 +144,10 @@ def test_a_run_that_has_its_pools_does_not_ask_the_detector(whole, tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pair_run, "choose", stop)
+        patch.setattr(pairs, "choose", stop)
         with pytest.raises(KeyboardInterrupt):
             run_pairs(settings)
-    monkeypatch.setattr(pair_run, "make_pool", stop)
+    monkeypatch.setattr(pairs, "make_pool", stop)
     run_pairs(settings)
     assert exported.files_of(settings.out) == files
 
