@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
-import os
 import signal
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import dataset_folders
 import torch
 from conftest import build
 from detectron2.data import DatasetCatalog
+from killing import kill_at_move
 
 from vlnms_d2.data import register_refer
 from vlnms_d2.engine.model_settings import ModelSettings
@@ -61,9 +59,6 @@ def run_with_kills(
 ) -> None:
     """Run in another process, kill it at each of the given points, and let the last run finish.
 
-    The points are places in the work, not moments in time, so that the speed and the load of the
-    machine do not matter.
-
     Args:
         run: a module's function, called with `settings`.
         root: the folder of the data set.
@@ -86,19 +81,6 @@ def _run_registered(
     run: Callable[..., object], root: Path, settings: Any, kill: tuple[Path, int] | None
 ) -> None:
     if kill is not None:
-        _kill_at_move(*kill)
+        kill_at_move(*kill)
     register(root)
     run(settings)
-
-
-def _kill_at_move(folder: Path, number: int) -> None:
-    """Kill this process just before its `number`-th move of a file into a folder."""
-    moves = itertools.count(1)
-
-    def audit(event: str, arguments: tuple) -> None:
-        # Python reports each rename before it happens, whichever function asks for it.
-        if event == "os.rename" and Path(os.fspath(arguments[1])).parent == folder:
-            if next(moves) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(audit)
