@@ -131,8 +131,9 @@ def test_pools_have_the_features_of_the_layer(make_settings, whole, tmp_path):
 def test_killed_runs_go_on_with_nothing_lost_or_doubled(whole, tmp_path, root):
     settings, files = whole
     settings = dataclasses.replace(settings, out=tmp_path / "killed")
-    killed = exported.run_with_kills(run_pairs, root, settings, settings.out, kills=3, seed=1)
-    assert killed == 3
+    # Among the pools, again among them, among the pairs, then in the output.
+    kills = [(".work/shards", 2), (".work/shards", 3), (".work/shards", 4), (".", 3)]
+    exported.run_with_kills(run_pairs, root, settings, kills)
     assert exported.files_of(settings.out) == files
 
 
