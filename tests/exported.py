@@ -18,7 +18,6 @@ from vlnms_d2.data import register_refer
 from vlnms_d2.export.model import ModelSettings
 
 DATASET = "exported_val"
-SAME_IN_OTHER_PROCESSES = "refcoco_unc_val"  # where $DETECTRON2_DATASETS is the folder
 
 
 def register(root: Path) -> None:

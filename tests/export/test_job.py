@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from vlnms_d2.export import job as job_module
 from vlnms_d2.export.job import Job
 from vlnms_d2.export.workers import Processes, Workers
 
@@ -31,7 +32,7 @@ class DoubleJob(Job):
 
     def fill(self):
         self.done = self.shards.missing("doubled")
-        with Workers(Doubler, self.shards, self.processes) as workers:
+        with Workers(self.processes, Doubler, self.shards) as workers:
             self.run(workers, "double", "doubled", "numbers")
 
     def merge(self):
@@ -69,8 +70,13 @@ def test_only_missing_blocks_are_done(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "numbers.txt").read_text() == DOUBLED
 
 
-@pytest.mark.parametrize(("images_per_task", "sizes"), [(1, [1] * 7), (6, [3, 3, 1]), (99, [7])])
-def test_blocks_are_handed_out_together_to_read_ahead(tmp_path, images_per_task, sizes):
+@pytest.mark.parametrize(
+    ("device", "read_ahead", "sizes"),
+    [("cpu", 6, [1] * 7), ("cuda", 1, [1] * 7), ("cuda", 6, [3, 3, 1]), ("cuda", 99, [7])],
+)
+def test_gpus_get_several_blocks_to_read_ahead(tmp_path, monkeypatch, device, read_ahead, sizes):
+    monkeypatch.setattr(job_module, "_READ_AHEAD", read_ahead)
+    monkeypatch.setattr(Processes, "device", device)
     job, tasks = DoubleJob(tmp_path), []
     job.shards.folder.mkdir(parents=True)
 
@@ -80,7 +86,7 @@ def test_blocks_are_handed_out_together_to_read_ahead(tmp_path, images_per_task,
                 tasks.append([block.number for block in task])
                 done(task)
 
-    job.run(Listener(), "double", "doubled", "numbers", images_per_task)
+    job.run(Listener(), "double", "doubled", "numbers")
     assert list(map(len, tasks)) == sizes and [n for task in tasks for n in task] == list(range(7))
     assert list(job._block(3).images) == [6, 7]
 

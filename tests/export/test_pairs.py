@@ -16,7 +16,7 @@ from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.data.dataset_mapper import read_image
 from vlnms_d2.export import PairStore, pairs
 from vlnms_d2.export.pairs import PairSettings, ScoredPool, choose, run_pairs
-from vlnms_d2.export.workers import one_thread
+from vlnms_d2.export.workers import Processes, one_thread
 from vlnms_d2.modeling.pair_scoring import PairScorer, cat_text, condense, encode_captions
 
 _SPEC = importlib.util.spec_from_file_location("pairs_tool", REPO / "tools" / "export_pairs.py")
@@ -126,6 +126,13 @@ def test_pools_have_the_features_of_the_layer(make_settings, whole, tmp_path):
         assert [p.features.dtype for p in pools] == [np.float32, np.float16]
         for pool, features, atol in zip(pools, expected, (1e-4, 1e-2), strict=True):
             assert np.allclose(pool.features, features.numpy(), atol=atol, rtol=1e-2)
+
+
+def test_two_processes_give_the_same_bytes(whole, tmp_path):
+    settings, files = whole
+    settings = dataclasses.replace(settings, out=tmp_path / "two")
+    run_pairs(settings, Processes(processes=2))
+    assert exported.files_of(settings.out) == files
 
 
 def test_killed_runs_go_on_with_nothing_lost_or_doubled(whole, tmp_path, root):

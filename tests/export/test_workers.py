@@ -13,6 +13,8 @@ class Worker:
     """Leaves a file per task."""
 
     def __init__(self, folder):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
         self.folder = folder
 
     def work(self, task):
@@ -24,7 +26,7 @@ class Worker:
 
 
 def run_tasks(folder, tasks, processes, done=lambda task: None):
-    with Workers(Worker, folder, Processes(processes=processes)) as workers:
+    with Workers(Processes(processes=processes), Worker, folder) as workers:
         workers.run("work", tasks, done)
 
 
@@ -69,6 +71,8 @@ def test_each_process_computes_with_one_thread(tmp_path, processes):
 def test_an_error_comes_through(tmp_path, processes):
     with pytest.raises(ValueError, match="no such task"):
         run_tasks(tmp_path, [0, "fail", *range(1, 9)], processes)
+    with pytest.raises(FileNotFoundError, match="none: no such folder"):
+        run_tasks(tmp_path / "none", range(9), processes)
 
 
 def test_a_killed_process_is_told_and_not_waited_for(tmp_path):

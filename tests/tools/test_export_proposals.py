@@ -3,14 +3,24 @@
 import importlib.util
 import json
 
+import export_options
 import exported
 import pytest
 from conftest import REPO
 from detectron2.data import DatasetCatalog
 
+from vlnms_d2.export import FEATURE_FORMATS, FORMATS
+from vlnms_d2.modeling.looking import LAYERS
+
 _SPEC = importlib.util.spec_from_file_location("export", REPO / "tools" / "export_proposals.py")
 tool = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(tool)
+
+
+def test_the_options_are_those_of_the_package():
+    assert tuple(FORMATS) == export_options.FORMATS
+    assert tuple(FEATURE_FORMATS) == export_options.FEATURE_FORMATS
+    assert export_options.LAYERS == LAYERS
 
 
 @pytest.fixture

@@ -130,6 +130,11 @@ def check_same(out, whole):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_the_defaults_are_those_of_the_package(folder, tmp_path):
+    args = rerank_tool.parse_args(arguments(folder, tmp_path))
+    assert args.nms_thresh == from_detections.NMS_THRESH and from_detections.TOP_N == 100
+
+
 def test_it_is_what_the_function_gives(folder, whole):
     results, captions = read(folder / "results.json"), read(folder / "captions.json")
     lines = read(whole / "proposals.jsonl")

@@ -16,11 +16,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from ..config import default_config
-from ..engine.pair_blocks import PAIRS, POOL, ScoredPool, choose, merge_rows, save_arrays
-from ..engine.parallel import run_tasks
-from ..engine.processes import one_thread
-from ..engine.shards import Shards
 from ..evaluation.timing import describe_machine
+from ..export.job import Shards
+from ..export.pairs import PAIRS, POOL, ScoredPool, choose, merge_rows, save_arrays
+from ..export.workers import Processes, Workers, one_thread
 from ..modeling.pair_scoring import PairScorer, condense
 from ..modeling.query_conditioned import QueryConditionedMixin
 from ..modeling.text import TextFeatures
@@ -65,7 +64,8 @@ class Pairs(Benchmark):
             shards = Shards(Path(folder), num_images)
             settings = _Settings(shards, cfg.dump(), options.candidates, captions)
             # Each process warms up with its first image, which is not counted.
-            run_tasks(_Worker, settings, "answer", range(num_images), PROCESSES, lambda _: None)
+            with Workers(Processes(processes=PROCESSES), _Worker, settings) as workers:
+                workers.run("answer", range(num_images))
             counted = [json.loads(path.read_bytes()) for path in shards.paths("times")]
             index = Path(folder) / "index.npy"
             merge_rows(list(shards.paths(PAIRS)), "index", index)

@@ -23,7 +23,7 @@ from ..file_io import atomic_write
 from ..rerank import NMS_THRESH
 from . import FORMATS, check_formats
 from .job import Job, identity_of_files, versions
-from .reranking import COUNTS, RECALL, SCORES, Reranker, RerankerSettings, RerankImage, TextRows
+from .reranking import COUNTS, RECALL, SCORES, Reranker, RerankImage, TextRows
 from .threshold import check_cut, threshold_for_mean
 from .workers import Processes, Workers
 
@@ -91,9 +91,10 @@ class RerankSettings:
         return {role: path for role, path in paths.items() if path is not None}
 
     @property
-    def has_threshold(self) -> bool:
-        """Whether a threshold decides how many proposals are kept."""
-        return self.score_thresh is not None or self.mean_proposals is not None
+    def topk(self) -> int:
+        """Maximum number of proposals per query; -1 if a threshold decides."""
+        by_threshold = self.score_thresh is not None or self.mean_proposals is not None
+        return -1 if by_threshold else self.top_n or TOP_N
 
 
 def run_rerank(
@@ -107,10 +108,8 @@ def run_rerank(
         overwrite: replace the output of other input or settings.
 
     Returns:
-        The content of `manifest.json`: "identity" (sha256 of the input, settings, versions),
-        "counts", "threshold" (None if there is none), "outputs" (sha256 of each file),
-        "published" (the names of all files) and, with mentions, "recall" from
-        `recall_of_mentions`.
+        The content of `manifest.json`, as for `run_export`; "threshold" is None if there is none.
+        With mentions also "recall", from `recall_of_mentions`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -156,7 +155,7 @@ class _Rerank(Job):
         names = ("split", "score_thresh", "mean_proposals", "nms_thresh", "pictures")
         settings = {name: getattr(self.settings, name) for name in names} | {
             "formats": list(self.settings.formats),
-            "top_n": None if self.settings.has_threshold else self.settings.top_n or TOP_N,
+            "top_n": None if self.settings.topk < 0 else self.settings.topk,
             "relatedness": "Category",
             "images_per_block": IMAGES_PER_BLOCK,
         }
@@ -190,20 +189,12 @@ class _Rerank(Job):
         self._run("write", COUNTS, "blocks")
 
     def _run(self, method: str, suffix: str, label: str) -> None:
-        with Workers(Reranker, self._reranker_settings(), self.processes) as workers:
+        with Workers(self.processes, Reranker, *self._reranker_arguments()) as workers:
             self.run(workers, method, suffix, label)
 
-    def _reranker_settings(self) -> RerankerSettings:
-        return RerankerSettings(
-            shards=self.shards,
-            work=self.work,
-            category_ids=tuple(self.annotations.category_ids),
-            category_names=tuple(self.annotations.category_names),
-            formats=self.settings.formats,
-            topk=-1 if self.settings.has_threshold else self.settings.top_n or TOP_N,
-            score_thresh=self.threshold,
-            nms_thresh=self.settings.nms_thresh,
-        )
+    def _reranker_arguments(self) -> tuple:
+        categories = self.annotations.category_ids, self.annotations.category_names
+        return self.settings, self.shards, self.work, *categories, self.threshold
 
     def merge(self) -> dict[str, Any]:
         formats = [FORMATS[name] for name in self.settings.formats]
@@ -273,7 +264,7 @@ class _Rerank(Job):
     def _draw(self) -> None:
         folder = self.work / PICTURES
         folder.mkdir(exist_ok=True)
-        reranker = Reranker(self._reranker_settings())
+        reranker = Reranker(*self._reranker_arguments())
         for number, query in enumerate(self.drawn):
             picture = reranker.draw(self._image_path(query.image_id), self._image([query]))
             with atomic_write(folder / f"{number:03d}_{query.image_id}.jpg") as file:

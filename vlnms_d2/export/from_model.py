@@ -22,7 +22,7 @@ from . import FEATURE_FORMATS, FORMATS, check_formats
 from .base import ProposalFormat, QueryProposals, read_records, write_record
 from .feature_formats import Scan
 from .job import Block, Job, Shards
-from .model import ModelSettings, detector_classes, images_per_task, model_identity, read_images
+from .model import ModelSettings, detector_classes, model_identity, read_images
 from .proposals import ImageProposals, ProposalModel
 from .threshold import check_cut, save_scores, threshold_for_mean
 from .workers import Processes, Workers
@@ -120,8 +120,8 @@ def run_export(
 
     Returns:
         The content of `manifest.json`: "identity" (sha256 of weights and vocabulary, config,
-        settings, versions), "counts", "threshold", "outputs" (sha256 of each file or folder) and
-        "published" (their names).
+        settings, versions), "counts", "threshold", "published" (names of the output files and
+        folders) and "outputs" (their sha256).
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -154,16 +154,13 @@ class _ModelExport(Job):
 
     def fill(self) -> None:
         mean = self.settings.mean_proposals
-        layer, masks = self.settings.feature_layer, self.settings.masks
-        ahead = images_per_task(self.processes)
-        arguments = (self.shards, self.cfg, layer, masks, mean is not None)
-        with Workers(_Answerer, arguments, self.processes) as workers:
-            self.run(workers, "answer", PROPOSALS, "blocks, by the model", ahead)
+        with Workers(self.processes, _Answerer, self.cfg, self.settings, self.shards) as workers:
+            self.run(workers, "answer", PROPOSALS, "blocks, by the model")
         cut = None
         if mean is not None:
             self.threshold = cut = threshold_for_mean(list(self.shards.paths(SCORES)), mean)
         arguments = (self.shards, self.settings.make_formats(), *self.classes, cut)
-        with Workers(_Writer, arguments, self.processes) as workers:
+        with Workers(self.processes, _Writer, *arguments) as workers:
             self.run(workers, "write", COUNTS, "blocks, as files")
 
     def merge(self) -> dict[str, Any]:
@@ -179,9 +176,10 @@ class _ModelExport(Job):
 class _Answerer:
     """The model of a process."""
 
-    def __init__(self, arguments: tuple[Shards, CfgNode, str | None, bool, bool]):
-        self.shards, self.cfg, layer, masks, self.with_scores = arguments
-        self.model = ProposalModel(self.cfg, layer, masks)
+    def __init__(self, cfg: CfgNode, settings: ExportSettings, shards: Shards):
+        self.cfg, self.shards = cfg, shards
+        self.with_scores = settings.mean_proposals is not None
+        self.model = ProposalModel(cfg, settings.feature_layer, settings.masks)
 
     def answer(self, blocks: Sequence[Block]) -> None:
         """Write the proposals of each block, one record per image."""
@@ -201,10 +199,15 @@ class _Writer:
 
     def __init__(
         self,
-        arguments: tuple[Shards, Sequence[ProposalFormat], list[int], list[str], float | None],
+        shards: Shards,
+        formats: Sequence[ProposalFormat],
+        category_ids: Sequence[int],
+        category_names: Sequence[str],
+        threshold: float | None,
     ):
-        self.shards, self.formats, ids, self.category_names, self.threshold = arguments
-        self.category_ids = np.array(ids, dtype=np.int64)
+        self.shards, self.formats, self.threshold = shards, formats, threshold
+        self.category_ids = np.array(category_ids, dtype=np.int64)
+        self.category_names = category_names
 
     def write(self, blocks: Sequence[Block]) -> None:
         """Write the shards of all formats of each block, and last the counts."""

@@ -32,6 +32,7 @@ from .workers import Processes, Workers
 MANIFEST = "manifest.json"
 WORK = ".work"
 _CHUNK = 1 << 20
+_READ_AHEAD = 128  # images that a process with a GPU gets at a time, to load them ahead
 
 
 class Block(NamedTuple):
@@ -134,23 +135,22 @@ class Job(ABC):
             self.processes.wait()
         return json.loads((self.output.out / MANIFEST).read_bytes())
 
-    def run(
-        self, workers: Workers, method: str, suffix: str, label: str, images_per_task: int = 1
-    ) -> None:
-        """Have workers do the blocks that do not have a file yet, on every machine.
+    def run(self, workers: Workers, method: str, suffix: str, label: str) -> None:
+        """Have workers do the blocks that do not have a file yet; called on every machine.
 
         Args:
             workers: see `Workers`.
-            method: takes a list of blocks and leaves the file of each.
+            method: takes a list of blocks and writes the file of each.
             suffix: of the file.
             label: of the progress bar.
-            images_per_task: blocks are handed out several at a time up to this number of images.
         """
         all_missing = self.shards.missing(suffix) if self.processes.is_main else []
         missing = self.processes.from_main(all_missing)
         missing = missing[self.processes.machine_rank :: self.processes.num_machines]
-        share = -(-len(missing) // self.processes.count)
-        step = max(1, min(images_per_task // self.block_size, share))
+        step = 1
+        if self.processes.device != "cpu":
+            share = -(-len(missing) // self.processes.count)
+            step = max(1, min(_READ_AHEAD // self.block_size, share))
         parts = (missing[start : start + step] for start in range(0, len(missing), step))
         tasks = (list(map(self._block, part)) for part in parts)
         with tqdm(total=len(missing), desc=label, disable=None) as bar:

@@ -20,10 +20,8 @@ from torch.utils.data import SequentialSampler
 from ..config import load_config
 from ..data import GroundingMapper
 from .job import Block, identity_of_files, versions
-from .workers import Processes
 
 IDENTITY_VERSION = 1
-_READ_AHEAD = 128  # images in a row that a process on a GPU loads with the same data loader
 
 
 @dataclass(frozen=True)
@@ -160,11 +158,6 @@ def detector_classes(
         "(MODEL.ROI_HEADS.NUM_CLASSES). Name a data set that has the detector's, with "
         "--categories-of, as coco_2017_val."
     )
-
-
-def images_per_task(processes: Processes) -> int:
-    """For `Job.run`: on a GPU, enough images for `read_images` to read ahead."""
-    return 1 if processes.device == "cpu" else _READ_AHEAD
 
 
 def read_images(

@@ -27,7 +27,7 @@ from ..modeling.looking import LAYERS, box_features, check_model, in_image, look
 from ..modeling.pair_scoring import PairScorer, encode_captions
 from .base import npz_bytes
 from .job import Block, Job, Shards
-from .model import ModelSettings, images_per_task, model_identity, read_images
+from .model import ModelSettings, model_identity, read_images
 from .pair_store import (
     CAPTIONS,
     IMAGES,
@@ -123,9 +123,9 @@ class _PairExport(Job):
 
     def fill(self) -> None:
         captions = [each.caption for each in self.captions]
-        arguments = (self.shards, self.cfg, self.settings, captions)
-        with Workers(_Answerer, arguments, self.processes) as workers:
-            self.run(workers, "make_pools", POOL, "pools", images_per_task(self.processes))
+        arguments = (self.cfg, self.settings, self.shards, captions)
+        with Workers(self.processes, _Answerer, *arguments) as workers:
+            self.run(workers, "make_pools", POOL, "pools")
             self.run(workers, "choose", PAIRS, "images, all captions")
 
     def merge(self) -> dict[str, Any]:
@@ -151,8 +151,10 @@ class _PairExport(Job):
 class _Answerer:
     """The model of a process, with the encoded captions once they are needed."""
 
-    def __init__(self, arguments: tuple[Shards, CfgNode, PairSettings, list[str]]):
-        self.shards, self.cfg, self.settings, self.captions = arguments
+    def __init__(
+        self, cfg: CfgNode, settings: PairSettings, shards: Shards, captions: Sequence[str]
+    ):
+        self.cfg, self.settings, self.shards, self.captions = cfg, settings, shards, captions
         self.model = VLNMSPredictor(self.cfg).model
         check_model(self.model, str(self.settings.model.config_file))
 

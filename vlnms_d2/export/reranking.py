@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,6 +25,9 @@ from . import FORMATS
 from .base import QueryProposals
 from .job import Block, Shards
 from .threshold import save_scores
+
+if TYPE_CHECKING:
+    from .from_detections import RerankSettings
 
 QUERY_CHUNK = 128  # an image may have any number of queries
 TEXTS_PER_FILE = 1024
@@ -113,37 +116,33 @@ class RerankImage(NamedTuple):
     mentioned: tuple[Mentioned | None, ...]
 
 
-class RerankerSettings(NamedTuple):
-    """What all blocks have in common.
+class Reranker:
+    """Reranks the detections of images for their queries.
 
-    Attributes:
+    Args:
+        settings: of the job.
         shards: of the blocks.
         work: folder with "store" and "texts".
         category_ids, category_names: by class.
-        formats: names in `vlnms_d2.export.FORMATS`.
-        topk: maximum number of proposals per query; -1 for all.
         score_thresh: on the fused score; None for none.
-        nms_thresh: IoU of the class-wise NMS.
     """
 
-    shards: Shards
-    work: Path
-    category_ids: tuple[int, ...]
-    category_names: tuple[str, ...]
-    formats: tuple[str, ...]
-    topk: int
-    score_thresh: float | None
-    nms_thresh: float
-
-
-class Reranker:
-    """Reranks the detections of images for their queries."""
-
-    def __init__(self, settings: RerankerSettings):
+    def __init__(
+        self,
+        settings: RerankSettings,
+        shards: Shards,
+        work: Path,
+        category_ids: Sequence[int],
+        category_names: Sequence[str],
+        score_thresh: float | None,
+    ):
         self.settings = settings
-        self.store = DetectionStore(settings.work / "store")
-        self.texts = TextRows(settings.work / "texts", settings.category_names)
-        self._category_ids = np.array(settings.category_ids, dtype=np.int64)
+        self.shards = shards
+        self.category_ids = np.array(category_ids, dtype=np.int64)
+        self.category_names = category_names
+        self.score_thresh = score_thresh
+        self.store = DetectionStore(work / "store")
+        self.texts = TextRows(work / "texts", category_names)
 
     def write_scores(self, blocks: Sequence[Block]) -> None:
         """Write the scores of everything that NMS leaves, for the threshold."""
@@ -153,7 +152,7 @@ class Reranker:
                 for image in images
                 for result in self.answer(image, *self.read(image), topk=-1, score_thresh=None)
             )
-            path = self.settings.shards.path(number, SCORES)
+            path = self.shards.path(number, SCORES)
             save_scores(path, (result.scores.numpy() for result in results))
 
     def write(self, blocks: Sequence[Block]) -> None:
@@ -162,20 +161,18 @@ class Reranker:
             self._write_block(block)
 
     def _write_block(self, block: Block) -> None:
-        settings = self.settings
         matches: dict[str, list[Match]] = {method: [] for method in METHODS}
         counts = dict.fromkeys(("images_without_detections", "queries_without_detections"), 0)
         counts["proposals"] = 0
         with ExitStack() as stack:
             files = {
-                name: stack.enter_context(atomic_write(settings.shards.path(block.number, name)))
-                for name in settings.formats
+                name: stack.enter_context(atomic_write(self.shards.path(block.number, name)))
+                for name in self.settings.formats
             }
             for image in block.images:
                 detections, related = self.read(image)
-                results = self.answer(
-                    image, detections, related, settings.topk, settings.score_thresh
-                )
+                topk, score_thresh = self.settings.topk, self.score_thresh
+                results = self.answer(image, detections, related, topk, score_thresh)
                 proposals = [
                     self._record(query, result, detections)
                     for query, result in zip(image.queries, results, strict=True)
@@ -188,8 +185,8 @@ class Reranker:
                     counts["queries_without_detections"] += len(image.queries)
                 for method, image_matches in self._matches(image, detections, related).items():
                     matches[method] += image_matches
-        save_matches(settings.shards.path(block.number, RECALL), matches)
-        write_json(settings.shards.path(block.number, COUNTS), counts)
+        save_matches(self.shards.path(block.number, RECALL), matches)
+        write_json(self.shards.path(block.number, COUNTS), counts)
 
     def read(self, image: RerankImage) -> tuple[Detections, np.ndarray]:
         """The N detections of an image and their relatedness to its Q queries, float32 [Q, N]."""
@@ -213,7 +210,7 @@ class Reranker:
                 corners,
                 detections.scores,
                 detections.classes,
-                self.settings.category_names,
+                self.category_names,
                 [query.text for query in image.queries[start:end]],
                 topk=topk,
                 score_thresh=score_thresh,
@@ -236,16 +233,15 @@ class Reranker:
         pixels = cv2.imread(str(path))
         if pixels is None:
             raise ValueError(f"{path}: not an image that can be read. Fetch it again.")
-        settings, [query] = self.settings, image.queries
+        [query] = image.queries
         detections, related = self.read(image)
-        topk = DRAWN_PROPOSALS if settings.topk < 0 else min(DRAWN_PROPOSALS, settings.topk)
-        [aware] = self.answer(image, detections, related, topk, settings.score_thresh)
+        topk = self.settings.topk
+        topk = DRAWN_PROPOSALS if topk < 0 else min(DRAWN_PROPOSALS, topk)
+        [aware] = self.answer(image, detections, related, topk, self.score_thresh)
         [alone] = self.answer(image, detections, np.ones_like(related), topk, None)
         alone.remove("relatedness")  # or its labels would show it
         words = query.text.split()
-        drawn = draw_comparison(
-            pixels, query.text, words, None, alone, aware, settings.category_names
-        )
+        drawn = draw_comparison(pixels, query.text, words, None, alone, aware, self.category_names)
         return cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
 
     def _record(self, query: Query, result: Instances, detections: Detections) -> QueryProposals:
@@ -260,8 +256,8 @@ class Reranker:
             # From the file: `rerank` rounds to float32.
             boxes=detections.boxes[index],
             corners=detections.corners[index],
-            category_ids=self._category_ids[classes],
-            category_names=[self.settings.category_names[c] for c in classes.tolist()],
+            category_ids=self.category_ids[classes],
+            category_names=[self.category_names[c] for c in classes.tolist()],
             scores=result.scores.numpy(),
             cls_scores=detections.scores[index],
             relatedness=result.relatedness.numpy(),
@@ -278,7 +274,7 @@ class Reranker:
             detections.corners,
             detections.scores,
             detections.classes,
-            self.settings.category_names,
+            self.category_names,
             related[known],
             [image.mentioned[i] for i in known],
             self.settings.nms_thresh,

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -121,14 +122,14 @@ class Workers:
     with the first tasks.
 
     Args:
-        make_worker: function or class of a module, called with `settings` in each process.
-        settings: can be pickled.
         processes: how many, and on which device.
+        make_worker: class or function of a module, called in each process.
+        arguments: for it; can be pickled.
     """
 
-    def __init__(self, make_worker: Callable[[Any], Any], settings: Any, processes: Processes):
+    def __init__(self, processes: Processes, make_worker: Callable[..., Any], *arguments: Any):
         self._make_worker = make_worker
-        self._settings = settings
+        self._arguments = arguments
         self._device = processes.device
         self._count = processes.count
         self._worker = None
@@ -153,7 +154,7 @@ class Workers:
 
         Raises:
             RuntimeError: a process was killed.
-            Exception: what the method raised; tasks that have not started are dropped.
+            Exception: what a worker raised; tasks that have not started are dropped.
         """
         if self._count > 1:
             self._run_in_pool(method, iter(tasks), done)
@@ -161,7 +162,7 @@ class Workers:
         with one_thread() if self._device == "cpu" else nullcontext():
             for task in tasks:
                 if self._worker is None:
-                    self._worker = self._make_worker(self._settings)
+                    self._worker = self._make_worker(*self._arguments)
                 getattr(self._worker, method)(task)
                 done(task)
 
@@ -194,22 +195,29 @@ class Workers:
         ranks = context.SimpleQueue()
         for rank in range(self._count):
             ranks.put(rank)
-        arguments = (self._make_worker, self._settings, self._device, ranks)
+        arguments = (self._device, ranks, self._make_worker, *self._arguments)
         return ProcessPoolExecutor(self._count, context, _begin, arguments)
 
 
-_worker: Any = None
+_arguments: tuple[Any, ...] = ()
 
 
-def _begin(make_worker: Callable[[Any], Any], settings: Any, device: str, ranks: Any) -> None:
-    """Make the worker of this process of a pool."""
-    global _worker
+def _begin(device: str, ranks: Any, *arguments: Any) -> None:
+    """Start a process of a pool."""
+    global _arguments
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    _arguments = (device, ranks.get(), *arguments)
+
+
+@cache
+def _worker() -> Any:
+    # Not made by `_begin`, whose errors the pool does not pass on.
+    device, rank, make_worker, *arguments = _arguments
     if device == "cpu":
         torch.set_num_threads(1)
     else:
-        torch.cuda.set_device(ranks.get())
-    _worker = make_worker(settings)
+        torch.cuda.set_device(rank)
+    return make_worker(*arguments)
 
 
 def _end_with_parent() -> None:
@@ -219,7 +227,7 @@ def _end_with_parent() -> None:
 
 
 def _call(method: str, task: Any) -> None:
-    getattr(_worker, method)(task)
+    getattr(_worker(), method)(task)
 
 
 @contextmanager
