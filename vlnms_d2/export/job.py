@@ -32,7 +32,7 @@ from .workers import Processes, Workers
 MANIFEST = "manifest.json"
 WORK = ".work"
 _CHUNK = 1 << 20
-_READ_AHEAD = 128  # images that a process with a GPU gets at a time, to load them ahead
+_READ_AHEAD = 128  # images per task on a GPU, enough for the data loader to read ahead
 
 
 class Block(NamedTuple):

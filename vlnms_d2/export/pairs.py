@@ -223,18 +223,18 @@ def make_pool(model: GeneralizedRCNN, image_input: dict, layer: str, dtype: str)
         layer: of the pool's features; see `box_features`.
         dtype: of the pool's features, one of `DTYPES`.
     """
-    seen = look_at(model, image_input)
-    candidates = seen.candidates
-    instances = Instances(seen.image_size)
+    image_features = look_at(model, image_input)
+    candidates = image_features.candidates
+    instances = Instances(image_features.image_size)
     instances.pred_boxes = Boxes(candidates.boxes)
-    scaled, place = in_image(instances, seen.output_size)
+    scaled, place = in_image(instances, image_features.output_size)
     boxes = torch.zeros_like(candidates.boxes)
     boxes[place] = scaled.pred_boxes.tensor
     has_area = torch.zeros(len(candidates), dtype=torch.bool, device=place.device)
     has_area[place] = True
-    visual = features = box_features(model.roi_heads, seen, "relatedness")
+    visual = features = box_features(model.roi_heads, image_features, "relatedness")
     if layer != "relatedness":
-        features = box_features(model.roi_heads, seen, layer)
+        features = box_features(model.roi_heads, image_features, layer)
     columns = {
         "input_boxes": candidates.boxes,
         "boxes": boxes,
@@ -246,8 +246,8 @@ def make_pool(model: GeneralizedRCNN, image_input: dict, layer: str, dtype: str)
     }
     return ScoredPool(
         **{name: tensor.cpu().numpy() for name, tensor in columns.items()},
-        input_size=np.array(seen.image_size),
-        image_size=np.array(seen.output_size),
+        input_size=np.array(image_features.image_size),
+        image_size=np.array(image_features.output_size),
     )
 
 

@@ -102,24 +102,26 @@ class ProposalModel:
             image_input: from `GroundingMapper`.
             queries: Q texts; may be empty strings.
         """
-        seen = look_at(self.model, image_input)
-        [answer] = self.head.answer([seen.candidates], [seen.image_size], [list(queries)])
-        instances = answer.distinct_instances(seen.image_size)
+        image_features = look_at(self.model, image_input)
+        [answer] = self.head.answer(
+            [image_features.candidates], [image_features.image_size], [list(queries)]
+        )
+        instances = answer.distinct_instances(image_features.image_size)
         if self.with_masks:
-            [instances] = self.head.add_masks_and_keypoints(seen.maps, [instances])
-        return self._gather(seen, answer, instances, len(queries))
+            [instances] = self.head.add_masks_and_keypoints(image_features.maps, [instances])
+        return self._gather(image_features, answer, instances, len(queries))
 
     def _gather(
-        self, seen: Seen, answer: QueryResult, distinct: Instances, num_queries: int
+        self, image_features: Seen, answer: QueryResult, distinct: Instances, num_queries: int
     ) -> ImageProposals:
-        scaled, place, masks = self._to_output_size(distinct, seen.output_size)
+        scaled, place, masks = self._to_output_size(distinct, image_features.output_size)
         row_of = torch.full((len(distinct),), -1, device=place.device)
         row_of[place] = torch.arange(len(place), device=place.device)
         rows = row_of[answer.position]
         kept = rows >= 0  # Detectron2 drops boxes without area
         rows = rows[kept]
         candidate_index = answer.candidate_index[kept]
-        features, feature_of = self._features(seen, candidate_index)
+        features, feature_of = self._features(image_features, candidate_index)
         arrays = {
             "counts": torch.bincount(answer.query_index[kept], minlength=num_queries),
             "corners": scaled.pred_boxes.tensor[rows],
@@ -133,7 +135,7 @@ class ProposalModel:
             "mask_of": rows if self.with_masks else rows[:0],
         }
         return ImageProposals(
-            image_size=np.array(seen.output_size, dtype=np.int64),
+            image_size=np.array(image_features.output_size, dtype=np.int64),
             masks=np.frombuffer(b"".join(masks), dtype=np.uint8),
             mask_ends=np.cumsum([len(mask) for mask in masks], dtype=np.int64),
             **{name: tensor.cpu().numpy() for name, tensor in arrays.items()},
@@ -157,9 +159,9 @@ class ProposalModel:
         return Instances.cat(parts), torch.cat(places), masks
 
     def _features(
-        self, seen: Seen, candidate_index: torch.Tensor
+        self, image_features: Seen, candidate_index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.layer is None:
             return torch.zeros(0, 0), candidate_index[:0]
         kept, feature_of = candidate_index.unique(return_inverse=True)
-        return box_features(self.head, seen, self.layer)[kept], feature_of
+        return box_features(self.head, image_features, self.layer)[kept], feature_of
