@@ -15,7 +15,7 @@ from detectron2.solver import build_lr_scheduler
 from test_config import flatten, make_config
 
 from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY
-from vlnms_d2.data.refshapes.scene import CATEGORIES
+from vlnms_d2.data.datasets.refshapes import CATEGORIES
 from vlnms_d2.layers.fusion import FUSION_MODES
 from vlnms_d2.modeling.relatedness.trans import LAYERS
 from vlnms_d2.modeling.text.category_mentions import category_names

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure what queries cost.
+"""Measure the costs of queries.
 
     python tools/benchmark.py memory --json memory.json
     python tools/benchmark.py memory --config-file configs/refshapes/vlnms_fc_additive.yaml \\
@@ -7,8 +7,8 @@
     python tools/benchmark.py overhead grounding_dino --plot time.png
     python tools/benchmark.py all --device cuda
 
-Weights are random: time and memory do not depend on them. Options that a benchmark has no use for
-are ignored by it.
+Weights are random, as time and memory do not depend on them. A benchmark ignores the options that
+it does not use.
 """
 
 from __future__ import annotations
@@ -18,44 +18,53 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from vlnms_d2.benchmarks import BENCHMARKS, Options
-from vlnms_d2.benchmarks.plot import plot_time
-from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.file_io import write_json
+from benchmarks import BENCHMARKS, Options
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    listed = "\n".join(f"  {name}: {benchmark.help}" for name, benchmark in BENCHMARKS.items())
-    parser = make_parser(__doc__, f"\nThe benchmarks:\n{listed}")
+    """Build the parser of the command line."""
+    listed = "\n".join(f"  {name}: {entry.help}" for name, entry in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"benchmarks:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     defaults = Options()
     add = parser.add_argument
     add("what", nargs="+", choices=[*BENCHMARKS, "all"])
     add("--device", choices=["cpu", "cuda"], default=defaults.device)
-    add("--config-file", type=Path, metavar="FILE", help="in place of the benchmark's own")
+    add("--config-file", type=Path, metavar="FILE", help="config to use")
     add("--candidates", type=int, default=defaults.candidates, metavar="N")
-    add("--queries", type=int, nargs="+", metavar="Q", help="in place of the benchmark's own")
-    add("--captions", type=int, default=defaults.captions, metavar="N", help="distinct texts")
-    add("--lines", type=int, default=defaults.lines, metavar="N", help="of word vectors")
-    add("--rounds", type=int, default=defaults.rounds, metavar="N", help="timings of each side")
-    add("--json", type=Path, metavar="FILE", help="write the results there as well")
-    add("--plot", type=Path, metavar="FILE", help="PNG of time against queries, of overhead")
+    add("--queries", type=int, nargs="+", metavar="Q", help="numbers of queries")
+    add(
+        "--captions",
+        type=int,
+        default=defaults.captions,
+        metavar="N",
+        help="distinct texts",
+    )
+    add("--lines", type=int, default=defaults.lines, metavar="N", help="word vectors")
+    add(
+        "--rounds",
+        type=int,
+        default=defaults.rounds,
+        metavar="N",
+        help="timings of each side",
+    )
+    add("--json", type=Path, metavar="FILE", help="file for the results")
+    add("--plot", type=Path, metavar="FILE", help="PNG of time over queries, of overhead")
     rest = argparse.REMAINDER
     add("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="to change the config; last")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
     counts = [args.candidates, args.captions, args.lines, args.rounds, *(args.queries or [1])]
     if min(counts) < 1:
         parser.error("--candidates, --captions, --lines, --rounds and --queries must be at least 1")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU; use --device cpu")
     options = Options(
         device=args.device,
         config_file=args.config_file,
@@ -68,20 +77,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.plot and not {"overhead", "all"} & set(args.what):
         parser.error("--plot draws what overhead measures; give overhead, or all")
+
+    import torch
+
+    from vlnms_d2.file_io import write_json
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU; use --device cpu")
     results = {}
     everything = "all" in args.what
     for name in BENCHMARKS if everything else dict.fromkeys(args.what):
+        benchmark = BENCHMARKS[name].load()
         try:
-            results[name] = BENCHMARKS[name].measure(options)
+            results[name] = benchmark.measure(options)
         except ValueError as error:
             if not everything:
                 parser.error(f"{name}: {error}")
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
-        print(BENCHMARKS[name].show(results[name]), flush=True)
+        print(benchmark.show(results[name]), flush=True)
     if args.json:
         write_json(args.json, results)
     if args.plot and "overhead" in results:
+        from benchmarks.overhead import plot_time
+
         plot_time(results, args.plot)
     return 0
 

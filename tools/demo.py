@@ -30,9 +30,7 @@ from tqdm import tqdm
 from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.config import load_config
 from vlnms_d2.data.dataset_mapper import read_image
-from vlnms_d2.data.refshapes.expressions import describe_scene
-from vlnms_d2.data.refshapes.scene import MANNERS, SPLITS, Scene
-from vlnms_d2.data.refshapes.writer import Settings, image_file_name, write_images
+from vlnms_d2.data.datasets.refshapes import SPLITS, STYLES
 from vlnms_d2.file_io import atomic_write, write_json
 from vlnms_d2.modeling.queries import TakesQueries
 from vlnms_d2.visualization import (
@@ -41,6 +39,12 @@ from vlnms_d2.visualization import (
     query_record,
     result_table,
 )
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "RefShapes"))
+
+from refshapes.expressions import describe_scene
+from refshapes.scene import Scene
+from refshapes.writer import Settings, image_file_name, write_images
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "refshapes" / "vlnms_fc_trained.yaml"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -117,10 +121,10 @@ def draw_scenes(folder: Path, queries: Sequence[str]) -> list[Job]:
 
 
 def scene_questions(scene: Scene) -> Iterator[Question]:
-    """One expression of each manner, of different objects."""
+    """One expression of each style, of different objects."""
     asked = set()
-    for manner in MANNERS:
-        for referent, said in describe_scene(scene, manner, SCENE_SEED):
+    for style in STYLES:
+        for referent, said in describe_scene(scene, style, SCENE_SEED):
             if referent.id not in asked:
                 asked.add(referent.id)
                 yield Question(said[0].written, referent.box)

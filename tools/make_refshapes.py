@@ -1,8 +1,9 @@
+#!/usr/bin/env python
 """Draw RefShapes: images with COCO annotations and REFER expressions, determined by a seed.
 
-Usage::
-
     python tools/make_refshapes.py --out datasets/refshapes --seed 0
+
+The same options give byte-identical files, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -14,23 +15,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlnms_d2.data.refshapes.expressions import write_expressions
-from vlnms_d2.data.refshapes.layout import MIN_HEIGHT, MIN_WIDTH
-from vlnms_d2.data.refshapes.scene import SPLITS
-from vlnms_d2.data.refshapes.writer import (
-    Settings,
-    is_finished,
-    prepare_folder,
-    write_annotations,
-    write_images,
-    write_manifest,
-)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "RefShapes"))
+
+from refshapes.scene import MIN_HEIGHT, MIN_WIDTH
 
 DEFAULT_COUNTS = {"train": 2000, "val": 300, "testA": 300, "testB": 300}
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Parses `WIDTHxHEIGHT`, in pixels."""
+    """Parse `WIDTHxHEIGHT`, in pixels."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size, expected WIDTHxHEIGHT: 384x288")
@@ -56,14 +49,17 @@ def _integer_from(least: int):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=_integer_from(0), default=0)
-    for split in SPLITS:
+    for split, default in DEFAULT_COUNTS.items():
         parser.add_argument(
             f"--{split}",
             type=_integer_from(0),
-            default=DEFAULT_COUNTS[split],
+            default=default,
             metavar="N",
             help=f"number of {split} images (default %(default)s)",
         )
@@ -75,7 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=_integer_from(1),
         default=os.cpu_count() or 1,
         metavar="N",
-        help="processes that draw (default: one per core); does not change the result",
+        help="number of processes (default: one per core)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace another or unfinished data set in --out"
@@ -84,9 +80,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
     args = parse_args(argv)
+
+    from refshapes.expressions import write_expressions
+    from refshapes.writer import (
+        Settings,
+        is_finished,
+        prepare_folder,
+        write_annotations,
+        write_images,
+        write_manifest,
+    )
+
     width, height = args.size
-    settings = Settings(args.seed, width, height, tuple(getattr(args, s) for s in SPLITS))
+    settings = Settings(
+        args.seed, width, height, tuple(getattr(args, split) for split in DEFAULT_COUNTS)
+    )
     if is_finished(args.out, settings):
         print(f"{args.out} already holds this data set.")
         return 0

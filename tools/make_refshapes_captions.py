@@ -1,30 +1,42 @@
 #!/usr/bin/env python
-"""Write captions of RefShapes' images, in the format of Flickr30k Entities.
+"""Write captions of the RefShapes images in the format of Flickr30k Entities.
 
     python tools/make_refshapes_captions.py --refshapes datasets/refshapes \\
         --out datasets/refshapes_entities --seed 0
 
-Five captions an image, each of which lists three to six of its objects; see
-`vlnms_d2.data.refshapes.captions`.
+Each image has five captions that mention three to six of its objects; see
+projects/RefShapes/refshapes/captions.py.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlnms_d2.data.refshapes.captions import write_captions
-from vlnms_d2.engine.command_line import make_parser
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "RefShapes"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = make_parser(__doc__)
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--refshapes", type=Path, required=True, metavar="FOLDER", help="of make_refshapes.py")
+    add(
+        "--refshapes",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="written by make_refshapes.py",
+    )
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+
+    from refshapes.captions import write_captions
+
     try:
         counts = write_captions(args.refshapes, args.out, args.seed)
     except (OSError, ValueError) as error:

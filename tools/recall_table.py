@@ -10,6 +10,7 @@ of one experiment. How many misses are cut is computed per seed, then averaged.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from typing import Any
 from tabulate import tabulate
 
 from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.evaluation.seeds import (
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "RefShapes"))
+
+from ablations.seeds import (
     check_comparable,
     format_mean,
     mean_and_deviation,

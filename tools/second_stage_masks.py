@@ -1,32 +1,28 @@
 #!/usr/bin/env python
-"""Segment what the reference matcher chose, and evaluate the masks (RES).
+"""Segment the boxes that the reference matcher chose, and evaluate the masks (RES).
 
     python tools/second_stage_masks.py --config-file configs/refshapes/vlnms_fc_trained.yaml \\
         --datasets refshapes_val refshapes_testB --runs output/refshapes/second_stages/seed*/*
 
-`--runs` are folders with the `choices_<data set>.json` of `tools/train_second_stage.py rec`; each
-gets a `res_<data set>.json`. The mask head is that of the config's detector.
+`--runs` are folders with the `choices_<data set>.json` of `tools/train_second_stage.py rec`; a
+`res_<data set>.json` is written to each. The masks come from the config's detector.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog
-from detectron2.utils.logger import setup_logger
-
-from vlnms_d2.config import load_config
-from vlnms_d2.data import GroundingMapper
-from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.engine.predictor import VLNMSPredictor
-from vlnms_d2.second_stages.masks import evaluate_masks, read_choices
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = make_parser(__doc__)
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--config-file", type=Path, required=True, metavar="FILE")
     add("--datasets", nargs="+", required=True, metavar="NAME")
@@ -36,9 +32,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Run the command line."""
     parser = build_parser()
     args = parser.parse_args(argv)
+
+    from detectron2.data import DatasetCatalog
+    from detectron2.utils.logger import setup_logger
+
+    from second_stages.evaluation import evaluate_masks, read_choices
+    from vlnms_d2.config import load_config
+    from vlnms_d2.data import GroundingMapper
+    from vlnms_d2.engine.predictor import VLNMSPredictor
+
     setup_logger(name="vlnms_d2")
     try:
         cfg = load_config(args.config_file, args.opts)

@@ -1,199 +1,42 @@
 #!/usr/bin/env python
-"""The tables of the second stages, mean ± standard deviation over seeds.
+"""Write the tables of the second stages, mean ± standard deviation over seeds.
 
     python tools/second_stage_table.py --runs output/refshapes/second_stages/seed* \\
         --out docs/results/refshapes_second_stages
 
-`--runs` are the `--out` folders of tools/train_second_stage.py, one a seed. Writes `{out}.md` and
-`{out}.json`, and copies the results that they are made of (not the choices) to
+`--runs` are the `--out` folders of tools/train_second_stage.py, one for each seed. Writes
+`{out}.md` and `{out}.json`, and copies the results of which they are made (not the choices) to
 `{out}/seed.../`.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import shlex
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.evaluation.retrieval import RANKS
-from vlnms_d2.evaluation.seeds import format_mean, markdown_table, mean_and_deviation
-from vlnms_d2.file_io import atomic_write, write_json
-
-KINDS = ("rec", "res", "phrase_grounding", "retrieval", "proposals")
-SOURCES = {
-    "gt": "annotated boxes",
-    "detector": "detector",
-    "vlnms_fc": "VL-NMS FC",
-    "vlnms_trans": "VL-NMS Trans",
-    "vlnms_fc_captions": "VL-NMS FC, trained on captions (GT)",
-    "vlnms_fc_no_context": "VL-NMS FC, trained on referents alone",
-    "vlnms_fc_wspg": "VL-NMS FC (WSPG)",
-    "vlnms_fc_text_similarity": "VL-NMS FC (text similarity)",
-}
-TRANSFER = "VL-NMS FC, trained on expressions (Transfer)"
-PSEUDO_GT = ("vlnms_fc_no_context", "vlnms_fc_wspg", "vlnms_fc_text_similarity")
-ORDER = ("detector", *PSEUDO_GT, "vlnms_fc", "vlnms_fc_captions", "vlnms_trans", "gt")
-RETRIEVAL_KEYS = (*(f"{side}_r@{k}" for side in ("sentence", "image") for k in RANKS), "r@sum")
-MASK_KEYS = ("overall_iou", "pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9")
-
-# kind -> data set -> source -> seed folder -> content of the file
-Results = dict[str, dict[str, dict[str, dict[str, dict[str, Any]]]]]
-
-
-def read_runs(runs: Sequence[Path]) -> Results:
-    """The results below the folders of the runs.
-
-    Raises:
-        ValueError: a folder has no results, or two have the same name.
-    """
-    if len({run.name for run in runs}) < len(runs):
-        raise ValueError("two folders of --runs have the same name, expected one a seed")
-    results: Results = {kind: {} for kind in KINDS}
-    for run in runs:
-        files = sorted(run.glob("*/*.json"))
-        if not files:
-            raise ValueError(f"{run}: no results there; give folders of train_second_stage.py")
-        for path in files:
-            kind = next((kind for kind in KINDS if path.name.startswith(f"{kind}_")), None)
-            if kind is not None:
-                dataset = path.stem.removeprefix(f"{kind}_")
-                of_source = results[kind].setdefault(dataset, {}).setdefault(path.parent.name, {})
-                of_source[run.name] = json.loads(path.read_text())
-    return results
-
-
-def numbers(of_seeds: Mapping[str, Mapping[str, Any]], group: str, key: str) -> dict[str, float]:
-    """One number by seed; `group` is "overall", "all" or the name of a group."""
-    found = {}
-    for seed, content in of_seeds.items():
-        own = content.get(group) or content.get("groups", {}).get(group)
-        if own is not None:
-            found[seed] = own[key]
-    return found
-
-
-def cell(values: Mapping[str, float]) -> str:
-    """Mean ± deviation."""
-    return format_mean(*mean_and_deviation(list(values.values())))
-
-
-def gain(values: Mapping[str, float], base: Mapping[str, float]) -> str:
-    """Mean ± deviation of the differences, seed by seed."""
-    both = [values[seed] - base[seed] for seed in values if seed in base]
-    text = format_mean(*mean_and_deviation(both))
-    return text if text.startswith(("-", "–")) else f"+{text}"
-
-
-def table(
-    by_source: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    columns: Sequence[tuple[str, str, str]],
-    proposals: Mapping[str, Mapping[str, Any]] | None,
-    labels: Mapping[str, str],
-) -> str:
-    """One row for each source, and under those of VL-NMS what they gain over the detector.
-
-    Args:
-        by_source: results by source and seed.
-        columns: (heading, group, key).
-        proposals: files of how many boxes there were, by source and seed; None has no column.
-        labels: names of the sources.
-    """
-    rows = []
-    for source in (source for source in ORDER if source in by_source):
-        own = by_source[source]
-        row = [labels[source], str(len(own))]
-        if proposals is not None:
-            boxes = {seed: one["proposals"] for seed, one in proposals.get(source, {}).items()}
-            row.append(cell(boxes) if boxes else "-")
-        rows.append(row + [cell(numbers(own, group, key)) for _, group, key in columns])
-        if source.startswith("vlnms") and "detector" in by_source:
-            base = by_source["detector"]
-            gains = [
-                gain(numbers(own, group, key), numbers(base, group, key))
-                for _, group, key in columns
-            ]
-            rows.append(
-                ["  over the detector", "", *([""] if proposals is not None else []), *gains]
-            )
-    headers = ["boxes of", "seeds", *(["boxes"] if proposals is not None else [])]
-    headers += [heading for heading, _, _ in columns]
-    return markdown_table(rows, headers)
-
-
-def groups_of(by_source: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Names of the groups of a data set's results."""
-    some = next(iter(next(iter(by_source.values())).values()))
-    return list(some["groups"])
-
-
-def parts(results: Results) -> Iterator[str]:
-    """The paragraphs and tables of the Markdown."""
-    yield "# RefShapes, second stages"
-    proposals = results["proposals"]
-    for dataset, by_source in results["rec"].items():
-        yield f"## Referring expressions, {dataset}{chosen_mark(proposals, dataset)}"
-        columns = [("REC", "overall", "accuracy")]
-        columns += [(f"REC {group}", group, "accuracy") for group in groups_of(by_source)]
-        yield table(by_source, columns, proposals.get(dataset, {}), SOURCES)
-        if dataset in results["res"]:
-            columns = [(f"RES {key.replace('_', ' ')}", "overall", key) for key in MASK_KEYS]
-            yield table(results["res"][dataset], columns, None, SOURCES)
-    for dataset, by_source in results["phrase_grounding"].items():
-        yield f"## Phrase grounding, {dataset}{chosen_mark(proposals, dataset)}"
-        columns = [("all", "overall", "accuracy")]
-        columns += [
-            (group.removeprefix("type:"), group, "accuracy") for group in groups_of(by_source)
-        ]
-        yield table(by_source, columns, proposals.get(dataset, {}), SOURCES)
-    for dataset, by_source in results["retrieval"].items():
-        some = next(iter(next(iter(by_source.values())).values()))
-        yield f"## Retrieval, {dataset} ({some['images']} images, {some['captions']} captions)"
-        columns = [(key.replace("_r@", " R@"), "all", key) for key in RETRIEVAL_KEYS]
-        yield table(by_source, columns, None, {**SOURCES, "vlnms_fc": TRANSFER})
-
-
-def chosen_mark(proposals: Mapping[str, Any], dataset: str) -> str:
-    """† where the thresholds of the real case were chosen on the data set."""
-    files = (one for seeds in proposals.get(dataset, {}).values() for one in seeds.values())
-    return "†" if any(one["chosen_here"] for one in files) else ""
-
-
-def copy_results(runs: Sequence[Path], out: Path) -> None:
-    """Keep the results that the tables are made of."""
-    for run in runs:
-        for path in sorted(run.glob("*/*.json")):
-            if path.name.startswith(tuple(f"{kind}_" for kind in KINDS)):
-                folder = out / run.name / path.parent.name
-                folder.mkdir(parents=True, exist_ok=True)
-                if path.resolve() != (folder / path.name).resolve():
-                    shutil.copyfile(path, folder / path.name)
+PROJECTS = Path(__file__).resolve().parents[1] / "projects"
+sys.path[:0] = [str(PROJECTS / "SecondStages"), str(PROJECTS / "RefShapes")]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = make_parser(__doc__)
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", nargs="+", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="without ending")
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="without suffix")
     args = parser.parse_args(argv)
+
+    from second_stages.table import write_tables
+
+    words = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else map(str, argv))]
     try:
-        results = read_runs(args.runs)
+        write_tables(args.runs, args.out, f"python tools/{shlex.join(words)}")
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    copy_results(args.runs, args.out)
-    words = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else map(str, argv))]
-    notes = (
-        "In percent, mean ± sample standard deviation over the seeds of the second stage; the "
-        "proposals are the same for all. †: the thresholds of the real case were chosen on this "
-        f"data set. Made by `python tools/{shlex.join(words)}`."
-    )
-    write_json(args.out.with_name(f"{args.out.name}.json"), results)
-    with atomic_write(args.out.with_name(f"{args.out.name}.md")) as file:
-        file.write(("\n\n".join([*parts(results), notes]) + "\n").encode())
 
 
 if __name__ == "__main__":

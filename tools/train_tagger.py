@@ -1,269 +1,28 @@
 #!/usr/bin/env python
-"""Train the small spaCy pipeline that finds the nouns of referring expressions.
+"""Train the small spaCy pipeline that tags the nouns of referring expressions.
 
     python tools/train_tagger.py --treebank datasets/ud_english_ewt --out en_ud_pos
 
-The treebank is UD English EWT (CC BY-SA 4.0), the files en_ewt-ud-{train,dev,test}.conllu of the
-repository UD_English-EWT, https://universaldependencies.org. Expressions are lower-case fragments
-where a treebank has sentences, so half of the training text is lower-cased, and noun phrases are
-cut out of the dependency trees. One core, about six minutes; the same seed gives the same pipeline.
+The treebank is UD English EWT (CC BY-SA 4.0): the files en_ewt-ud-{train,dev,test}.conllu of the
+repository UD_English-EWT, https://universaldependencies.org. Training takes about six minutes on
+one core; the same seed gives the same pipeline.
 """
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 
-import spacy
-from spacy.language import Language
-from spacy.scorer import Scorer
-from spacy.tokens import Doc, Token
-from spacy.training import Example
-from spacy.training.converters import conllu_to_docs
-from spacy.util import fix_random_seed, minibatch
-from thinc.api import Adam
-
-from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.language.nouns import NOUN_POS
-
-SOURCE = (
-    "It belongs to the treebank UD English EWT: https://universaldependencies.org, repository "
-    "UD_English-EWT."
-)
-SPLITS = ("train", "dev", "test")
-ARTICLES = {"a", "an", "the"}
-# In front of a noun phrase in its subtree, but no part of it.
-LEADING = {"ADP", "CCONJ", "SCONJ", "PUNCT", "PART"}
-MAX_FRAGMENT_WORDS = 12
-LOWER_SHARE, UNPUNCTUATED_SHARE, NO_ARTICLE_SHARE = 0.5, 0.5, 0.5
-FRAGMENTS_PER_SENTENCE = 2
-BLURRED_SHARE = 0.5  # of the words seen once, the nearest there is to unknown ones
-MIN_BLURRED_LETTERS = 5
-WARM_UP = 0.05  # of all steps
-MODEL = {
-    "@architectures": "spacy.Tagger.v2",
-    "tok2vec": {
-        "@architectures": "spacy.Tok2Vec.v2",
-        "embed": {
-            "@architectures": "spacy.MultiHashEmbed.v2",
-            "width": 96,
-            "attrs": ["NORM", "PREFIX", "SUFFIX", "SHAPE"],
-            "rows": [4000, 500, 2000, 500],
-            "include_static_vectors": False,
-        },
-        "encode": {
-            "@architectures": "spacy.MaxoutWindowEncoder.v2",
-            "width": 96,
-            "window_size": 1,
-            "maxout_pieces": 3,
-            "depth": 3,
-        },
-    },
-}
-
-
-def read_treebank(folder: Path, split: str) -> list[Doc]:
-    """The sentences of one file of the treebank, with their trees.
-
-    The only features kept are the forms of verbs (participle, gerund): nothing else is asked of the
-    pipeline.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not CoNLL-U with parts of speech and heads.
-    """
-    path = folder / f"en_ewt-ud-{split}.conllu"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (--treebank). {SOURCE}")
-    try:
-        docs = list(conllu_to_docs(path.read_text(encoding="utf-8"), n_sents=1, no_print=True))
-    except (ValueError, IndexError, KeyError) as error:  # what spaCy's reader stumbles over
-        raise ValueError(
-            f"{path}: expected CoNLL-U, ten columns between tabs; spaCy's reader said: {error}. "
-            f"Fetch the file again. {SOURCE}"
-        ) from error
-    if not docs or not all(token.pos_ for doc in docs for token in doc):
-        raise ValueError(
-            f"{path}: expected sentences whose words all have a part of speech (column 4). {SOURCE}"
-        )
-    for doc in docs:
-        for token in doc:
-            form = token.morph.get("VerbForm")
-            token.set_morph(f"VerbForm={form[0]}" if form and form[0] in ("Part", "Ger") else "")
-    return docs
-
-
-def noun_phrases(doc: Doc) -> list[list[Token]]:
-    """The subtrees of nouns, without what links them to the rest: "in the red car" gives "the red
-    car". Those torn apart or longer than `MAX_FRAGMENT_WORDS` are passed over."""
-    phrases = []
-    for head in doc:
-        if head.pos_ not in ("NOUN", "PROPN"):
-            continue
-        tokens = list(head.subtree)
-        if tokens[-1].i - tokens[0].i + 1 != len(tokens):
-            continue
-        while tokens[0].pos_ in LEADING:
-            del tokens[0]
-        while tokens[-1].pos_ == "PUNCT":
-            del tokens[-1]
-        if len(tokens) <= MAX_FRAGMENT_WORDS:
-            phrases.append(tokens)
-    return phrases
-
-
-def without_articles(tokens: Sequence[Token]) -> list[Token]:
-    """The words that are no articles."""
-    return [t for t in tokens if not (t.pos_ == "DET" and t.text.lower() in ARTICLES)]
-
-
-def without_end(tokens: Sequence[Token]) -> list[Token]:
-    """The words without final punctuation, all of them if there is nothing else."""
-    last = max((i for i, t in enumerate(tokens) if t.pos_ != "PUNCT"), default=len(tokens) - 1)
-    return list(tokens[: last + 1])
-
-
-def as_text(nlp: Language, tokens: Sequence[Token], lower: bool, words: Sequence[str] = ()) -> Doc:
-    """Words of a sentence as a text of their own.
-
-    Args:
-        nlp: the pipeline that is to read it.
-        tokens: the words, in order.
-        lower: whether to lower-case them.
-        words: what to write in their place.
-    """
-    words = words or [t.text for t in tokens]
-    return Doc(
-        nlp.vocab,
-        words=[word.lower() for word in words] if lower else list(words),
-        # Where words were left out, a space is what remains.
-        spaces=[bool(a.whitespace_) or b.i != a.i + 1 for a, b in pairwise(tokens)] + [False],
-        pos=[t.pos_ for t in tokens],
-        morphs=[str(t.morph) for t in tokens],
-    )
-
-
-class Augmenter:
-    """Training texts that look like expressions, new ones each time.
-
-    Args:
-        docs: sentences of the treebank.
-        rng: source of chance.
-    """
-
-    def __init__(self, docs: Sequence[Doc], rng: Random):
-        self.rng = rng
-        self.sentences = [(list(doc), noun_phrases(doc)) for doc in docs]
-        self.counts = Counter(token.text.lower() for doc in docs for token in doc)
-
-    def epoch(self, nlp: Language) -> Iterator[Doc]:
-        """Every sentence once and some of its noun phrases, in random order."""
-        rng = self.rng
-        for i in rng.sample(range(len(self.sentences)), len(self.sentences)):
-            sentence, phrases = self.sentences[i]
-            if rng.random() < UNPUNCTUATED_SHARE:
-                sentence = without_end(sentence)
-            yield self._text(nlp, sentence)
-            for phrase in rng.sample(phrases, min(len(phrases), FRAGMENTS_PER_SENTENCE)):
-                if rng.random() < NO_ARTICLE_SHARE:
-                    phrase = without_articles(phrase)
-                yield self._text(nlp, phrase)
-
-    def _text(self, nlp: Language, tokens: Sequence[Token]) -> Doc:
-        lower = self.rng.random() < LOWER_SHARE
-        return as_text(nlp, tokens, lower, [self._blur(t) for t in tokens])
-
-    def _blur(self, token: Token) -> str:
-        """The word, or for many a rare one something unknown that begins and ends like it."""
-        word = token.text
-        rare = self.counts[token.text.lower()] == 1 and len(word) >= MIN_BLURRED_LETTERS
-        if not (rare and word.isalpha() and self.rng.random() < BLURRED_SHARE):
-            return word
-        middle = self.rng.choices(string.ascii_lowercase, k=len(word) - 4)
-        return word[0] + "".join(middle) + word[-3:]
-
-
-def make_pipeline(docs: Sequence[Doc], seed: int) -> Language:
-    """An untrained pipeline with the labels of the sentences."""
-    fix_random_seed(seed)
-    nlp = spacy.blank("en")
-    nlp.add_pipe("morphologizer", config={"model": MODEL, "overwrite": True, "extend": False})
-    texts = [as_text(nlp, list(doc), lower=False) for doc in docs]
-    nlp.initialize(lambda: [Example(text, text) for text in texts])
-    return nlp
-
-
-def train(docs: Sequence[Doc], *, epochs: int, seed: int, batch: int = 64) -> Language:
-    """A pipeline trained on sentences.
-
-    Args:
-        docs: sentences with trees, as `read_treebank` gives them.
-        epochs: how often each sentence is seen.
-        seed: of weights, order, augmentation and dropout.
-        batch: texts a step.
-    """
-    nlp = make_pipeline(docs, seed)
-    augmenter = Augmenter(docs, Random(seed))
-    peak, step = 2e-3, 0
-    optimizer = Adam(peak, L2=0.01, L2_is_weight_decay=True, grad_clip=1.0, use_averages=True)
-    for epoch in range(epochs):
-        texts = list(augmenter.epoch(nlp))
-        augmenter.rng.shuffle(texts)
-        total = epochs * -(-len(texts) // batch)
-        losses: dict[str, float] = {}
-        for group in minibatch(texts, batch):
-            step += 1
-            done = step / total
-            optimizer.learn_rate = peak * min(done / WARM_UP, max(1 - done, 0.01))
-            nlp.update([Example(bare(text), text) for text in group], drop=0.15, sgd=optimizer,
-                       losses=losses)  # fmt: skip
-        print(f"epoch {epoch + 1} of {epochs}: loss {losses['morphologizer']:.0f}", flush=True)
-    with nlp.use_params(optimizer.averages):
-        return spacy.util.load_model_from_config(nlp.config, auto_fill=True).from_bytes(
-            nlp.to_bytes(exclude=["vocab"]), exclude=["vocab"]
-        )
-
-
-def bare(doc: Doc) -> Doc:
-    """The words without their annotation."""
-    return Doc(doc.vocab, words=[t.text for t in doc], spaces=[bool(t.whitespace_) for t in doc])
-
-
-def evaluate(nlp: Language, docs: Sequence[Doc]) -> dict[str, float]:
-    """Accuracy in percent on sentences as they are, lower-cased, and on fragments.
-
-    Fragments are one noun phrase of each sentence, lower-cased. The text is split by the pipeline's
-    own tokenizer; words that it splits in another way than the treebank are left out, as spaCy's
-    scorer does. `nouns` counts only whether a word is one of those that `NounFinder` looks for.
-    """
-    rng = Random(0)
-    sentences = [list(doc) for doc in docs]
-    phrases = [rng.choice(found) for doc in docs if (found := noun_phrases(doc))]
-    groups = {
-        "as_is": [as_text(nlp, tokens, lower=False) for tokens in sentences],
-        "lower": [as_text(nlp, tokens, lower=True) for tokens in sentences],
-        "fragments": [as_text(nlp, tokens, lower=True) for tokens in phrases],
-    }
-    scores = {}
-    for name, golds in groups.items():
-        found = nlp.pipe([gold.text for gold in golds], batch_size=256)
-        examples = [Example(doc, gold) for doc, gold in zip(found, golds, strict=True)]
-        pos = Scorer.score_token_attr(examples, "pos")["pos_acc"]
-        nouns = Scorer.score_token_attr(
-            examples, "noun", getter=lambda token, _: str(token.pos_ in NOUN_POS)
-        )["noun_acc"]
-        scores |= {f"{name}_pos": round(100 * pos, 2), f"{name}_nouns": round(100 * nouns, 2)}
-    return scores
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "Category"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = make_parser(__doc__)
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--treebank", type=Path, required=True, help="folder of the CoNLL-U files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline")
     parser.add_argument("--epochs", type=int, default=5)
@@ -271,28 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.epochs < 1:
         parser.error(f"--epochs is {args.epochs}, expected at least 1")
-    name = re.sub(r"\W+", "_", args.out.resolve().name)
+
+    from category_study.tagger import make_tagger
+
     try:
-        docs = {split: read_treebank(args.treebank, split) for split in SPLITS}
-        args.out.mkdir(parents=True, exist_ok=True)  # before the minutes that training takes
-        nlp = train(docs["train"], epochs=args.epochs, seed=args.seed)
-        performance = {split: evaluate(nlp, docs[split]) for split in ("dev", "test")}
-        for split, scores in performance.items():
-            for key, percent in scores.items():
-                print(f"{split:5}{key:17}{percent:6.2f}")
-        nlp.meta.update(
-            name=name,
-            version="1.0.0",
-            description="Coarse parts of speech, trained for lower-case fragments",
-            author="the vlnms_d2 authors",
-            license="CC BY-SA 4.0",
-            sources=[{"name": "UD English EWT", "url": "https://universaldependencies.org",
-                      "license": "CC BY-SA 4.0"}],
-            spacy_version=">=3.8.0,<3.9.0",
-            performance=performance,
-        )  # fmt: skip
-        # Words are hashed, so none need to be kept.
-        nlp.to_disk(args.out, exclude=["vocab"])
+        make_tagger(args.treebank, args.out, epochs=args.epochs, seed=args.seed)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

@@ -7,10 +7,10 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import vlnms_d2  # noqa: F401
+from refshapes.expressions import write_expressions
+from refshapes.writer import Settings, write_annotations, write_images
 from vlnms_d2.data import builtin, register_refshapes
-from vlnms_d2.data.refshapes.expressions import write_expressions
-from vlnms_d2.data.refshapes.scene import CATEGORIES
-from vlnms_d2.data.refshapes.writer import Settings, write_annotations, write_images
+from vlnms_d2.data.datasets.refshapes import CATEGORIES
 
 SPLITS = ("train", "val", "testA", "testB")
 MANNERS = ("refcoco", "refcoco+", "refcocog")

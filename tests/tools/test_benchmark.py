@@ -4,9 +4,10 @@ import importlib.util
 import json
 
 import pytest
+import torch
 from conftest import REPO
 
-from vlnms_d2.benchmarks import Benchmark
+from benchmarks import Benchmark
 
 _SPEC = importlib.util.spec_from_file_location("benchmark", REPO / "tools" / "benchmark.py")
 benchmark = importlib.util.module_from_spec(_SPEC)
@@ -81,7 +82,7 @@ def test_a_picture_needs_something_to_draw(tmp_path, capsys):
 
 
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         benchmark.main(["overhead", "--device", "cuda"])
     assert "torch finds no GPU" in capsys.readouterr().err
@@ -90,8 +91,13 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
 class Fixed(Benchmark):
     """Says what it was asked, or that it cannot."""
 
+    help = "fixed"
+
     def __init__(self, name, error=None):
-        self.name, self.help, self.error = name, "fixed", error
+        self.name, self.error = name, error
+
+    def load(self):
+        return self
 
     def measure(self, options):
         if self.error:

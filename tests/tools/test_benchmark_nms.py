@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from vlnms_d2.benchmarks import BENCHMARKS, Options
-from vlnms_d2.benchmarks import nms as benchmark
+from benchmarks import BENCHMARKS, Options
+from benchmarks import nms as benchmark
 
 
 def test_every_setting_is_measured():
-    results = BENCHMARKS["nms"].measure(Options(queries=(1, 30), candidates=40, rounds=1))
+    results = BENCHMARKS["nms"].load().measure(Options(queries=(1, 30), candidates=40, rounds=1))
     settings = [(row["boxes"], row["own"], row["queries"]) for row in results["rows"]]
     assert settings == [
         (name, own, queries)
@@ -17,7 +17,7 @@ def test_every_setting_is_measured():
         for queries in (1, 30)
     ]
     assert all(row["loop_ms"] > 0 and row["at_once_ms"] > 0 for row in results["rows"])
-    text = BENCHMARKS["nms"].show(results)
+    text = BENCHMARKS["nms"].load().show(results)
     assert "40 boxes" in text
     assert text.count("clustered") == 4
 
@@ -29,4 +29,4 @@ def test_different_results_are_not_timed(monkeypatch):
 
     monkeypatch.setattr(benchmark, "multi_query_nms", all_in_order)
     with pytest.raises(RuntimeError, match="keep different boxes"):
-        BENCHMARKS["nms"].measure(Options(queries=(2,), candidates=20, rounds=1))
+        BENCHMARKS["nms"].load().measure(Options(queries=(2,), candidates=20, rounds=1))

@@ -5,7 +5,7 @@ import json
 
 from conftest import REPO
 
-from vlnms_d2.benchmarks import pairs
+from benchmarks import pairs
 
 _SPEC = importlib.util.spec_from_file_location("benchmark", REPO / "tools" / "benchmark.py")
 benchmark = importlib.util.module_from_spec(_SPEC)

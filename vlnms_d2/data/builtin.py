@@ -9,13 +9,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from .refshapes.scene import SPLITS
-from .register import (
-    register_flickr30k_entities,
-    register_karpathy,
-    register_refer,
-    register_refshapes,
-)
+from .datasets.refshapes import SPLITS, register_refshapes
+from .register import register_flickr30k_entities, register_karpathy, register_refer
 from .sources import COCO, FLICKR30K_IMAGES
 
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 
 from .entries import check_images
 from .flickr30k_entities import SPLITS as FLICKR30K_SPLITS
 from .flickr30k_entities import load_flickr30k_entities
 from .karpathy import load_karpathy
 from .known_sizes import check_counts
-from .refer import load_refer, merge_by_image
-from .refshapes.scene import CATEGORIES, MANNERS, SPLITS
+from .refer import load_refer
 
 logger = logging.getLogger(__name__)
 
@@ -120,59 +118,11 @@ def register_karpathy(
         _register_expressions(full_name, partial(_load_checked, full_name, load, images_from))
 
 
-def register_refshapes(root: str | Path, name: str = "refshapes") -> None:
-    """Register RefShapes as `tools/make_refshapes.py` wrote it.
-
-    For each split: `{name}_{split}` has the expressions of all three manners,
-    `{name}_{manner}_{split}` those of one, and `{name}_instances_{split}` is the plain detection
-    data set. `{name}_referents_{split}` is `{name}_{split}` with the contextual objects withheld,
-    as in RefCOCO: what pseudo ground truth is made for and measured on.
-
-    Args:
-        root: the folder given to `--out`.
-        name: first part of the names.
-    """
-    root = Path(root)
-    images = root / "images"
-    for split in SPLITS:
-        register_coco_instances(
-            f"{name}_instances_{split}",
-            {},
-            str(root / "annotations" / f"instances_{split}.json"),
-            str(images),
-        )
-        loaders = {manner: partial(_load_manner, root, split, manner) for manner in MANNERS}
-        for manner, loader in loaders.items():
-            _register_expressions(
-                f"{name}_{manner}_{split}", loader, thing_classes=list(CATEGORIES)
-            )
-        withheld = [partial(loader, with_contexts=False) for loader in loaders.values()]
-        for kind, own in (("", list(loaders.values())), ("referents_", withheld)):
-            _register_expressions(
-                f"{name}_{kind}{split}", partial(_load_all, own), thing_classes=list(CATEGORIES)
-            )
-
-
 def coco_categories() -> dict[int, str]:
     """Names of COCO's 80 categories by their ids (1 to 90), as Detectron2 has them."""
     coco = MetadataCatalog.get("coco_2017_train")
     classes = coco.thing_dataset_id_to_contiguous_id
     return {category_id: coco.thing_classes[number] for category_id, number in classes.items()}
-
-
-def _load_manner(root: Path, split: str, manner: str, with_contexts: bool = True) -> list[dict]:
-    return load_refer(
-        root / f"refs({manner}).p",
-        root / "instances.json",
-        root / "images",
-        split=split,
-        contexts_file=root / "contexts.json" if with_contexts else None,
-        manner=manner,
-    )
-
-
-def _load_all(loaders: Sequence[Loader]) -> list[dict]:
-    return merge_by_image(*(load() for load in loaders))
 
 
 def _load_checked(name: str, load: Loader, images_from: str) -> list[dict]:

@@ -1,0 +1,1 @@
+"""How Category was made: the tagger's training, calibration and cross-validation."""

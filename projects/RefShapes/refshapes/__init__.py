@@ -1,0 +1,1 @@
+"""The generator of RefShapes: layouts, drawing, referring expressions and captions."""

@@ -1,0 +1,110 @@
+"""One experiment: a second stage is trained on one data set and tested on proposals of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from vlnms_d2.file_io import atomic_write
+
+from .evaluation import Split, evaluate_grounding, evaluate_retrieval
+from .rec_training import build_matcher, train_matcher
+from .retrieval import StackedCrossAttention, build_cross_attention, train_cross_attention
+from .store import GROUND_TRUTH
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to train and test on, and where the results go.
+
+    Attributes:
+        cache: folder written by `tools/extract_second_stage.py`.
+        train: name of the training set.
+        test: names of the test sets; thresholds are chosen on the first.
+        sources: of the boxes to test on.
+        same_images: see `Split.load`.
+        seed: of weights, order and dropout.
+        out: folder of the weights, with the results in a folder for each source.
+        eval_only: load the weights of an earlier run instead of training.
+    """
+
+    cache: Path
+    train: str
+    test: Sequence[str]
+    sources: Sequence[str]
+    same_images: Mapping[str, str]
+    seed: int
+    out: Path
+    eval_only: bool = False
+
+    def run_rec(self, phrases: Sequence[str], mean_proposals: float) -> None:
+        """Train the matcher of referring expressions and evaluate it on every source.
+
+        Args:
+            phrases: names of data sets of phrases to ground, in addition to `test`.
+            mean_proposals: per expression at the real operating point.
+        """
+        train = self._load(self.train, GROUND_TRUTH)
+        num_classes = len(MetadataCatalog.get(self.train).thing_classes)
+        matcher = build_matcher(train.dataset_dicts, train.images, num_classes, self.seed)
+        weights = self.out / "rec.pth"
+        if not self._restore(matcher, weights):
+            train_matcher(matcher, train.dataset_dicts, train.images, self.seed)
+            _save(matcher, weights)
+        for names, are_phrases in ((self.test, False), (phrases, True)):
+            for source in self.sources if names else ():
+                evaluate_grounding(
+                    matcher,
+                    [self._load(name, source) for name in names],
+                    source,
+                    self.out / source,
+                    mean_proposals=mean_proposals,
+                    phrases=are_phrases,
+                )
+
+    def run_retrieval(self, num_boxes: int, from_annotations: bool) -> None:
+        """Train the retrieval model and evaluate it on every source.
+
+        Args:
+            num_boxes: of an image, or of a pair of image and caption; annotated boxes are all used.
+            from_annotations: train one model on annotated boxes; otherwise one for each source, on
+                the boxes of that source.
+        """
+        shared = self._retrieval_model(GROUND_TRUTH, self.out, None) if from_annotations else None
+        for source in self.sources:
+            limit = None if source == GROUND_TRUTH else num_boxes
+            folder = self.out / source
+            model = shared or self._retrieval_model(source, folder, limit)
+            for name in self.test:
+                evaluate_retrieval(model, self._load(name, source), folder, limit)
+
+    def _retrieval_model(
+        self, source: str, folder: Path, num_boxes: int | None
+    ) -> StackedCrossAttention:
+        train = self._load(self.train, source)
+        model = build_cross_attention(train.dataset_dicts, train.images, self.seed)
+        weights = folder / "retrieval.pth"
+        if not self._restore(model, weights):
+            train_cross_attention(
+                model, train.dataset_dicts, train.images, self.seed, num_boxes=num_boxes
+            )
+            _save(model, weights)
+        return model
+
+    def _load(self, name: str, source: str) -> Split:
+        return Split.load(name, DatasetCatalog.get(name), self.cache, source, self.same_images)
+
+    def _restore(self, model: torch.nn.Module, weights: Path) -> bool:
+        if self.eval_only:
+            model.load_state_dict(torch.load(weights, weights_only=True))
+        return self.eval_only
+
+
+def _save(model: torch.nn.Module, weights: Path) -> None:
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(weights) as file:
+        torch.save(model.state_dict(), file)

@@ -1,0 +1,1 @@
+"""The data sets that the plugin reads, one file for each format."""

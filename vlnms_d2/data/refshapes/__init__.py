@@ -1,1 +1,0 @@
-"""RefShapes: scenes, how they are drawn, what is said of them, and the files."""
