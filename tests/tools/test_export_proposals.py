@@ -3,12 +3,12 @@
 import importlib.util
 import json
 
-import export_options
 import exported
 import pytest
 from conftest import REPO
 from detectron2.data import DatasetCatalog
 
+import export_options
 from vlnms_d2.export import FEATURE_FORMATS, FORMATS
 from vlnms_d2.modeling.looking import LAYERS
 
