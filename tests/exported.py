@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import random
 import signal
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import dataset_folders
 import torch
 from conftest import build
 from detectron2.data import DatasetCatalog
+from killing import kill_at_move
 
 from vlnms_d2.data import register_refer
-from vlnms_d2.engine.model_settings import ModelSettings
-from vlnms_d2.engine.resumable import WORK
+from vlnms_d2.export.model import ModelSettings
 
 DATASET = "exported_val"
-SAME_IN_OTHER_PROCESSES = "refcoco_unc_val"  # where $DETECTRON2_DATASETS is the folder
 
 
 def register(root: Path) -> None:
@@ -57,49 +54,32 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def run_with_kills(
-    run: Callable[..., object], root: Path, settings: object, out: Path, kills: int, seed: int
-) -> int:
-    """Run in another process, kill it at random moments, and let the last run end.
+    run: Callable[..., object], root: Path, settings: Any, kills: Iterable[tuple[str, int]]
+) -> None:
+    """Run in another process, kill it at each of the given points, and let the last run finish.
 
     Args:
-        run: of a module; called with `settings`.
-        root: of the data set.
-        settings: of the run, whose folder is `out`.
-        out: the folder.
-        kills: how many processes to kill.
-        seed: of the moments.
-
-    Returns:
-        How many were killed in the midst of the work.
+        run: a module's function, called with `settings`.
+        root: the folder of the data set.
+        settings: the run's settings, with its folder `settings.out`.
+        kills: for each process to kill, a folder below `settings.out` and a number N: the process
+            is killed just before it moves its N-th file into that folder.
     """
-    draw = random.Random(seed)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, run.__module__])
-    killed = 0
-    for _ in range(kills + 1):
-        process = context.Process(target=_run_registered, args=(run, root, settings))
+    for kill in [*kills, None]:
+        point = kill and (settings.out / kill[0], kill[1])
+        process = context.Process(target=_run_registered, args=(run, root, settings, point))
         process.start()
-        if killed < kills:
-            wanted = len(_work(out)) + draw.randint(1, 4)
-            while process.is_alive() and len(_work(out)) < wanted:
-                time.sleep(0.001)
-            time.sleep(draw.uniform(0, 0.02))
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
         process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        killed += 1
-        assert not (out / "manifest.json").exists() or (out / WORK).exists()
-    assert process.exitcode == 0
-    return killed
+        assert process.exitcode == (0 if kill is None else -signal.SIGKILL), kill
+        assert (settings.out / "manifest.json").exists() == (kill is None)
 
 
-def _work(out: Path) -> list[Path]:
-    return list((out / WORK / "shards").glob("*"))
-
-
-def _run_registered(run: Callable[..., object], root: Path, settings: object) -> None:
+def _run_registered(
+    run: Callable[..., object], root: Path, settings: Any, kill: tuple[Path, int] | None
+) -> None:
+    if kill is not None:
+        kill_at_move(*kill)
     register(root)
     run(settings)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Proposals of all (image, caption) pairs of a data set, for image-text matching.
+"""Export a model's proposals for all (image, caption) pairs of a data set, for image-text matching.
 
     python tools/export_pairs.py --config-file configs/refshapes/vlnms_fc_trained.yaml \\
         --dataset refshapes_refcoco_testB --top-n 10 --out pairs
 
-    # and those of chosen pairs, JSON lines of [image id, caption id], as SCAN reads them
+    # also write some pairs, JSON lines of [image id, caption id], in SCAN's format
     python tools/export_pairs.py --config-file ... --dataset flickr30k_captions_test --top-n 36 \\
         --out pairs --scan chosen.jsonl --scan-out scan --split test
 
-docs/exporting.md describes what is written; vlnms_d2.export.PairStore reads it. A killed run goes
-on with the same command.
+docs/exporting.md describes what is written; vlnms_d2.export.PairStore reads it. The same command
+resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -20,30 +20,23 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlnms_d2.engine.command_line import make_parser, show_counts
-from vlnms_d2.engine.launch_options import (
-    add_model_options,
-    quiet_tracing,
-    take_processes,
-)
-from vlnms_d2.engine.model_settings import ModelSettings
-from vlnms_d2.engine.pair_run import DTYPES, PairSettings, run_pairs
-from vlnms_d2.export.pairs import PairStore, write_scan
-from vlnms_d2.modeling.feature_extraction import LAYERS
+from export_options import LAYERS, add_model_options, make_parser, show, take_model_options
+
+DTYPES = ("float32", "float16")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--top-n", type=int, default=10, metavar="N", help="kept a pair; default: %(default)s")
+    add("--top-n", type=int, default=10, metavar="N", help="kept per pair; default: %(default)s")
     add("--features", choices=LAYERS, default="detector", dest="layer", help="of the pools")
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the pools' features")
-    add("--scores", action="store_true", dest="with_scores", help="write s of the proposals too")
+    add("--scores", action="store_true", dest="with_scores", help="also write s of the proposals")
     add("--scan", type=Path, metavar="FILE", help="JSON lines of [image id, caption id]")
-    add("--scan-out", type=Path, metavar="DIR", help="where those pairs go, as SCAN reads them")
-    add("--boxes", type=int, metavar="B", help="of each of them; default: --top-n")
-    add("--split", default="test", help="first part of their files' names; default: %(default)s")
+    add("--scan-out", type=Path, metavar="DIR", help="folder for those pairs, in SCAN's format")
+    add("--boxes", type=int, metavar="B", help="of each pair; default: --top-n")
+    add("--split", default="test", help="first part of the file names; default: %(default)s")
     add_model_options(parser)
     args = parser.parse_args(argv)
     if (args.scan is None) != (args.scan_out is None):
@@ -55,7 +48,7 @@ def read_pairs(path: Path) -> Iterator[tuple[int, int | str]]:
     """The pairs of a file.
 
     Raises:
-        ValueError: a line is none.
+        ValueError: a line is not [image id, caption id].
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -73,22 +66,22 @@ def read_pairs(path: Path) -> Iterator[tuple[int, int | str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = vars(parse_args(argv))
-    quiet_tracing()
     overwrite, scan = args.pop("overwrite"), args.pop("scan")
     scan_out, boxes, split = (args.pop(name) for name in ("scan_out", "boxes", "split"))
     try:
-        processes = take_processes(args)
-        model = ModelSettings(args.pop("config_file"), args.pop("dataset"), tuple(args.pop("opts")))
+        from vlnms_d2.export.pair_store import PairStore, write_scan
+        from vlnms_d2.export.pairs import PairSettings, run_pairs
+
+        model, processes = take_model_options(args)
         settings = PairSettings(model=model, **args)
         manifest = run_pairs(settings, processes, overwrite)
-        if scan is not None and processes.machine_rank == 0:
+        if scan is not None and processes.is_main:
             store = PairStore(settings.out)
             write_scan(store, read_pairs(scan), boxes or settings.top_n, scan_out, split)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"export_pairs: {error}", file=sys.stderr)
         return 1
-    show_counts(manifest["counts"])
-    print(", ".join(str(settings.out / name) for name in manifest["published"]))
+    show(manifest, settings.out)
     return 0
 
 

@@ -4,7 +4,7 @@
     python tools/rerank.py --detections results.json --annotations instances.json \\
         --queries captions.json --out proposals
 
-    # as many as 8 a query on average, in a second stage's format
+    # 8 per query on average, in a second stage's format
     python tools/rerank.py --detections results.json --annotations instances.json \\
         --queries "refs(unc).p" --split val --format per-expression --mean-proposals 8 --out refcoco
 
@@ -15,7 +15,7 @@
 Detections are COCO results ({image_id, category_id, bbox, score}), best before NMS; annotations a
 file in COCO's format with the detector's categories. Queries are COCO captions (.json), refs of
 REFER (.p), JSON lines of {image_id, query_id, query} (.jsonl) or a folder of Flickr30k Entities
-with Sentences/<image id>.txt. A killed run goes on with the same command.
+with Sentences/<image id>.txt. The same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlnms_d2.engine.command_line import add_cut_options, make_parser, show_counts
-from vlnms_d2.engine.rerank_run import TOP_N, RerankSettings, run_rerank
-from vlnms_d2.evaluation.mention_recall import format_recall
-from vlnms_d2.export import FORMATS
-from vlnms_d2.rerank import NMS_THRESH
+from export_options import FORMATS, add_cut_options, make_parser, show
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,9 +37,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--queries", type=Path, required=True, metavar="FILE", help="or folder; see below")
     add("--split", help="of REFER's refs; default: all of them")
     add("--out", type=Path, required=True, metavar="DIR")
-    add("--format", nargs="+", choices=list(FORMATS), default=["jsonl"], dest="formats")
-    add_cut_options(parser, f"kept a query; default: {TOP_N}", "; takes twice the time")
-    add("--nms-thresh", type=float, default=NMS_THRESH, metavar="IOU", help="default: %(default)s")
+    add("--format", nargs="+", choices=FORMATS, default=["jsonl"], dest="formats")
+    add_cut_options(parser, "kept per query; default: 100", "; takes twice the time")
+    add("--nms-thresh", type=float, default=0.5, metavar="IOU", help="default: %(default)s")
     add("--mentions", type=Path, metavar="FILE", help="[{caption_id, annotation_ids}]: recall")
     add("--image-dir", type=Path, metavar="DIR", help="of the images, for --pictures")
     add("--pictures", type=int, default=0, metavar="K", help="queries to draw")
@@ -58,16 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     processes, overwrite = args.pop("processes"), args.pop("overwrite")
     args["formats"] = tuple(args["formats"])
     try:
+        from vlnms_d2.evaluation.mention_recall import format_recall
+        from vlnms_d2.export.from_detections import RerankSettings, run_rerank
+
         manifest = run_rerank(RerankSettings(**args), processes, overwrite)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"rerank: {error}", file=sys.stderr)
         return 1
-    show_counts(manifest["counts"])
-    if manifest["threshold"] is not None:
-        print(f"threshold: {manifest['threshold']:.6g}")
-    if "recall" in manifest:
-        print(f"\n{format_recall(manifest['recall'])}\n")
-    print(", ".join(str(args["out"] / name) for name in manifest["published"]))
+    recall = manifest.get("recall")
+    show(manifest, args["out"], format_recall(recall) if recall else "")
     return 0
 
 

@@ -1,8 +1,8 @@
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -100,7 +100,7 @@ def test_a_resumed_run_gives_the_weights_of_an_unbroken_one(
 
 
 def test_a_killed_process_resumes_exactly(tiny_refshapes, tmp_path):
-    """SIGKILL, at a moment that the test does not choose."""
+    """SIGKILL between a checkpoint and the file that names the last one."""
 
     def command(output_dir: Path, *flags: str) -> list[str]:
         opts = settings("vlnms_fc", tiny_refshapes, output_dir, **{"SOLVER.CHECKPOINT_PERIOD": 1})
@@ -109,16 +109,14 @@ def test_a_killed_process_resumes_exactly(tiny_refshapes, tmp_path):
         return [*script, "--config-file", config_file, *flags, *map(str, opts)]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
-    process = subprocess.Popen(
-        command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
     tag = tmp_path / "killed" / "last_checkpoint"
-    deadline = time.monotonic() + 120
-    while not tag.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert tag.exists()
+    killed = subprocess.run(
+        command(tmp_path / "killed"),
+        env={**os.environ, "KILL_AT_MOVE": f"3 {tag}"},
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert tag.read_text() == "model_0000001.pth" and tag.with_name("model_0000002.pth").exists()
     subprocess.run(command(tmp_path / "killed", "--resume"), check=True, capture_output=True)
     whole, resumed = (
         torch.load(tmp_path / name / "model_final.pth", weights_only=False)["model"]

@@ -8,8 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from vlnms_d2.export import DDPN, FORMATS, QueryProposals, Scan
-from vlnms_d2.export.base import decimals
-from vlnms_d2.export.records import npz_bytes
+from vlnms_d2.export.base import decimals, npz_bytes
 
 EVERY_FORMAT = {**FORMATS, "ddpn": DDPN(), "scan": Scan(3)}
 CATEGORY_NAMES = {7: "dog", 2: "cat"}

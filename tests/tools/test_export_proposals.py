@@ -8,9 +8,19 @@ import pytest
 from conftest import REPO
 from detectron2.data import DatasetCatalog
 
+import export_options
+from vlnms_d2.export import FEATURE_FORMATS, FORMATS
+from vlnms_d2.modeling.looking import LAYERS
+
 _SPEC = importlib.util.spec_from_file_location("export", REPO / "tools" / "export_proposals.py")
 tool = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(tool)
+
+
+def test_the_options_are_those_of_the_package():
+    assert tuple(FORMATS) == export_options.FORMATS
+    assert tuple(FEATURE_FORMATS) == export_options.FEATURE_FORMATS
+    assert export_options.LAYERS == LAYERS
 
 
 @pytest.fixture
@@ -48,7 +58,7 @@ def test_a_command_line(words, tmp_path, capsys):
     ("more", "message"),
     [
         (["--dataset", "nothing"], "'nothing' is no registered data set"),
-        (["--processes", "0"], "processes 0"),
+        (["--processes", "0"], "processes is 0"),
         (["--format", "scan"], "give top_n"),
         (["--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth: no such weights file"),
     ],

@@ -14,9 +14,8 @@ import pytest
 from conftest import REPO
 
 import vlnms_d2
-from vlnms_d2.engine import rerank_run, rerank_text, resumable
-from vlnms_d2.engine.rerank_blocks import BlockWorker
-from vlnms_d2.export import FORMATS
+from vlnms_d2.export import FORMATS, from_detections, job, reranking
+from vlnms_d2.export.reranking import Reranker
 
 _SPEC = importlib.util.spec_from_file_location("rerank_tool", REPO / "tools" / "rerank.py")
 rerank_tool = importlib.util.module_from_spec(_SPEC)
@@ -42,9 +41,9 @@ def by_words(names):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(rerank_text, "category_relatedness", by_words)
-    monkeypatch.setattr(rerank_text, "TEXTS_PER_FILE", 2)
-    monkeypatch.setattr(rerank_run, "IMAGES_PER_BLOCK", 2)
+    monkeypatch.setattr(reranking, "category_relatedness", by_words)
+    monkeypatch.setattr(reranking, "TEXTS_PER_FILE", 2)
+    monkeypatch.setattr(from_detections, "IMAGES_PER_BLOCK", 2)
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +118,9 @@ def whole(folder, tmp_path_factory):
     """The output of an unbroken run of all formats in one process."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rerank_text, "category_relatedness", by_words)
-        patch.setattr(rerank_text, "TEXTS_PER_FILE", 2)
-        patch.setattr(rerank_run, "IMAGES_PER_BLOCK", 2)
+        patch.setattr(reranking, "category_relatedness", by_words)
+        patch.setattr(reranking, "TEXTS_PER_FILE", 2)
+        patch.setattr(from_detections, "IMAGES_PER_BLOCK", 2)
         return run(folder, out, *ALL, "--mentions", str(folder / "mentions.json"))
 
 
@@ -129,6 +128,11 @@ def check_same(out, whole):
     assert sorted(path.name for path in out.iterdir()) == sorted(OUTPUT)
     for name in OUTPUT:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_the_defaults_are_those_of_the_package(folder, tmp_path):
+    args = rerank_tool.parse_args(arguments(folder, tmp_path))
+    assert args.nms_thresh == from_detections.NMS_THRESH and from_detections.TOP_N == 100
 
 
 def test_it_is_what_the_function_gives(folder, whole):
@@ -165,11 +169,11 @@ def test_the_manifest_says_what_was_made_of_what(folder, whole):
     manifest = read(whole / "manifest.json")
     identity, counts = manifest["identity"], manifest["counts"]
     for role, name in (("detections", "results.json"), ("mentions", "mentions.json")):
-        digest = resumable.sha256_of(folder / name)
+        digest = job.sha256_of(folder / name)
         assert identity["inputs"][role] == {"name": name, "sha256": digest}
     assert identity["settings"]["top_n"] == 100 and manifest["threshold"] is None
     assert identity["versions"]["vlnms_d2"] == vlnms_d2.__version__
-    assert {name: resumable.sha256_of(whole / name) for name in FILES} == manifest["outputs"]
+    assert {name: job.sha256_of(whole / name) for name in FILES} == manifest["outputs"]
     captions = read(folder / "captions.json")["annotations"]
     without = [c for c in captions if c["image_id"] == WITHOUT_DETECTIONS]
     assert without
@@ -191,7 +195,7 @@ def test_the_manifest_says_what_was_made_of_what(folder, whole):
 
 
 def test_three_processes_give_the_same_bytes(folder, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(rerank_text, "TEXTS_PER_FILE", 1024)  # as it is in the processes
+    monkeypatch.setattr(reranking, "TEXTS_PER_FILE", 1024)  # as it is in the processes
     more = ["--mentions", str(folder / "mentions.json"), "--processes", "3"]
     check_same(run(folder, tmp_path / "out", *ALL, *more), whole)
 
@@ -212,13 +216,13 @@ def cut_off(monkeypatch, owner, name, after):
 @pytest.mark.parametrize(
     ("owner", "name", "after"),
     [
-        (rerank_run.DetectionStore, "build", 0),
-        (rerank_text.np, "save", 1),
-        (BlockWorker, "write", 2),
-        (BlockWorker, "_matches", 3),
+        (from_detections.DetectionStore, "build", 0),
+        (reranking.np, "save", 1),
+        (Reranker, "write", 2),
+        (Reranker, "_matches", 3),
         (type(FORMATS["coco"]), "merge", 0),
-        (resumable.OutputFolder, "publish", 2),
-        (resumable.OutputFolder, "finish", 0),
+        (job.OutputFolder, "publish", 2),
+        (job.OutputFolder, "finish", 0),
     ],
 )
 def test_what_was_cut_off_is_gone_on_with(folder, whole, tmp_path, monkeypatch, owner, name, after):
@@ -230,14 +234,14 @@ def test_what_was_cut_off_is_gone_on_with(folder, whole, tmp_path, monkeypatch, 
             run(folder, out, *more)
     assert not (out / "manifest.json").exists()
     done = []
-    write = BlockWorker.write
+    write = Reranker.write
     monkeypatch.setattr(
-        BlockWorker, "write", lambda self, block: done.append(block.number) or write(self, block)
+        Reranker, "write", lambda self, blocks: done.append(blocks[0].number) or write(self, blocks)
     )
     check_same(run(folder, out, *more), whole)
     if name == "write":
         assert done == [2, 3]
-    elif owner is not BlockWorker:
+    elif owner is not Reranker:
         assert done == ([] if name in ("merge", "publish", "finish") else [0, 1, 2, 3])
 
 
@@ -245,16 +249,16 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_rerank_tool as t
-from vlnms_d2.engine import rerank_run, rerank_text
-rerank_text.category_relatedness, rerank_text.TEXTS_PER_FILE = t.by_words, 2
-rerank_run.IMAGES_PER_BLOCK = 2
-write, calls = t.BlockWorker.write, []
-def killed(self, block):
-    calls.append(block)
+from vlnms_d2.export import from_detections, reranking
+reranking.category_relatedness, reranking.TEXTS_PER_FILE = t.by_words, 2
+from_detections.IMAGES_PER_BLOCK = 2
+write, calls = t.Reranker.write, []
+def killed(self, blocks):
+    calls.append(blocks)
     if len(calls) == 3:  # in the middle of a block
-        t.BlockWorker._matches = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-    write(self, block)
-t.BlockWorker.write = killed
+        t.Reranker._matches = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+    write(self, blocks)
+t.Reranker.write = killed
 t.rerank_tool.main({arguments!r})
 """
 
@@ -265,7 +269,8 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(folder, whole, tmp_pa
     code = KILLED.format(
         tests=str(REPO / "tests" / "tools"), arguments=arguments(folder, out, *more)
     )
-    environment = {**os.environ, "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'tests'}"}
+    folders = (REPO, REPO / "tests", REPO / "tools")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     shards = {path.name for path in (out / ".work" / "shards").iterdir()}
@@ -277,7 +282,7 @@ def test_what_is_finished_is_not_made_again(folder, whole, tmp_path, monkeypatch
     mentions = ["--mentions", str(folder / "mentions.json")]
     out = run(folder, tmp_path / "out", *ALL, *mentions)
     first = capsys.readouterr().out
-    monkeypatch.setattr(BlockWorker, "write", None)
+    monkeypatch.setattr(Reranker, "write", None)
     check_same(run(folder, out, *ALL, *mentions), whole)
     again = capsys.readouterr().out
     assert again == first and "word oracle" in again
@@ -297,7 +302,7 @@ def test_other_settings_need_another_folder_or_overwrite(folder, tmp_path, capsy
 def test_unfinished_work_of_other_input_is_not_gone_on_with(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        cut_off(patch, BlockWorker, "write", 2)
+        cut_off(patch, Reranker, "write", 2)
         with pytest.raises(KeyboardInterrupt):
             run(folder, out)
     run(folder, out, "--nms-thresh", "0.3", status=1)
@@ -308,8 +313,8 @@ def test_unfinished_work_of_other_input_is_not_gone_on_with(folder, tmp_path, mo
 
 
 def test_two_runs_do_not_share_a_folder(folder, tmp_path, capsys):
-    output = resumable.OutputFolder(tmp_path / "out", {})
-    with output.begin():
+    output = job.OutputFolder(tmp_path / "out")
+    with output.begin({}):
         run(folder, tmp_path / "out", status=1)
         assert "another process is at work" in capsys.readouterr().err
 
@@ -357,7 +362,7 @@ def test_pictures(folder, tmp_path):
 
 
 def test_a_missing_picture_is_noticed_before_the_work(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(BlockWorker, "write", None)
+    monkeypatch.setattr(Reranker, "write", None)
     run(folder, tmp_path / "out", "--image-dir", str(tmp_path), "--pictures", "1", status=1)
     assert ".png: no such image" in capsys.readouterr().err
 
@@ -382,7 +387,7 @@ def test_refer_and_flickr30k_and_json_lines(folder, tmp_path):
     assert (line["image_id"], line["query_id"], line["query"]) == (3, "3#0", "A dog .")
     before = read(out / "manifest.json")["identity"]["inputs"]["queries"]["sha256"]
     (folder / "Sentences" / "3.txt").write_text("A [/EN#1/animals cat] .\n")
-    assert resumable.sha256_of(folder / "Sentences") != before
+    assert job.sha256_of(folder / "Sentences") != before
 
     (folder / "q.jsonl").write_text('{"image_id": 1, "query_id": "x", "query": "cup"}\n')
     [line] = read(run(folder, tmp_path / "lines", queries="q.jsonl") / "proposals.jsonl")
@@ -428,7 +433,7 @@ def test_a_results_file_cut_off_in_the_middle(folder, tmp_path, capsys):
         (["--nms-thresh", "-1"], "nms_thresh is -1"),
         (["--format", "coco", "coco"], "formats are coco, coco, expected"),
         (["--pictures", "3"], "go together"),
-        (["--processes", "0"], "number of processes is 0"),
+        (["--processes", "0"], "processes is 0"),
         (["--split", "val"], "no query is of the split 'val'"),
         (["--mentions", "no.json"], "no.json: no such file, expected the mentions"),
     ],

@@ -16,10 +16,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from vlnms_d2.config import default_config
-from vlnms_d2.engine.pair_blocks import PAIRS, POOL, ScoredPool, choose, merge_rows, save_arrays
-from vlnms_d2.engine.parallel import run_tasks
-from vlnms_d2.engine.processes import one_thread
-from vlnms_d2.engine.shards import Shards
+from vlnms_d2.export.job import Shards
+from vlnms_d2.export.pairs import PAIRS, POOL, ScoredPool, choose, merge_rows, save_arrays
+from vlnms_d2.export.workers import Processes, Workers, one_thread
 from vlnms_d2.modeling.feature_extraction import PairScorer
 from vlnms_d2.modeling.roi_heads import QueryConditionedMixin
 from vlnms_d2.modeling.text import TextFeatures
@@ -59,7 +58,8 @@ class Pairs(Benchmark):
             shards = Shards(Path(folder), num_images)
             settings = _Settings(shards, cfg.dump(), options.candidates, captions)
             # The first image of each process is a warm-up and not counted.
-            run_tasks(_Worker, settings, "answer", range(num_images), PROCESSES, lambda _: None)
+            with Workers(Processes(processes=PROCESSES), _Worker, settings) as workers:
+                workers.run("answer", range(num_images))
             counted = [json.loads(path.read_bytes()) for path in shards.paths("times")]
             index = Path(folder) / "index.npy"
             merge_rows(list(shards.paths(PAIRS)), "index", index)

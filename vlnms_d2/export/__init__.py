@@ -1,30 +1,26 @@
-"""What second stages read: a file per format."""
+"""Files that second stages read, and the jobs that write them for whole data sets."""
 
 from collections.abc import Iterable, Sequence
 
 from .base import ListFormat, ProposalFormat, QueryProposals
-from .coco import CocoResults
-from .ddpn import DDPN
-from .jsonl import JsonLines
-from .mattnet import MAttNet, NMTree
-from .pairs import PairStore
-from .per_expression import PerExpression
-from .scan import Scan
+from .feature_formats import DDPN, Scan
+from .json_formats import CocoResults, JsonLines, MAttNet, NMTree, PerExpression
+from .pair_store import PairStore
 
 FORMATS: dict[str, ProposalFormat] = {
-    one.name: one for one in (JsonLines(), CocoResults(), PerExpression(), MAttNet(), NMTree())
+    each.name: each for each in (JsonLines(), CocoResults(), PerExpression(), MAttNet(), NMTree())
 }
-"""Those that need no features, by name."""
+"""Formats without box features, by name."""
 
-FEATURE_FORMATS: dict[str, type[ProposalFormat]] = {one.name: one for one in (DDPN, Scan)}
-"""Those that need the boxes' features, by name."""
+FEATURE_FORMATS: dict[str, type[ProposalFormat]] = {each.name: each for each in (DDPN, Scan)}
+"""Formats with box features, by name."""
 
 
 def check_formats(names: Sequence[str], known: Iterable[str]) -> None:
-    """Refuse names of formats that are not known, none, or one twice.
+    """Check names of formats.
 
     Raises:
-        ValueError: listing those that are known.
+        ValueError: there are none, one is unknown or one is repeated; lists the known ones.
     """
     known = list(known)
     if not names or len(set(names)) < len(names) or not set(names) <= set(known):

@@ -1,11 +1,13 @@
-"""What a format of a second stage does: shards of it are written, in any order and by several
-processes, and merged when all are there."""
+"""What every format implements: images are written to shards, in any order and by several
+processes, and the shards are merged when all are complete."""
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,23 +19,25 @@ from ..file_io import atomic_write
 
 @dataclass(frozen=True)
 class QueryProposals:
-    """The K proposals of a query, by falling fused score.
+    """The K proposals of a query, in descending order of the fused score.
 
     Attributes:
-        image_id, query_id, query: which query; `query_id` an integer or a string.
-        ref_id, split: of REFER; None elsewhere.
+        image_id, query_id, query: which query; `query_id` is an integer or a string.
+        ref_id, split: from REFER; None elsewhere.
         boxes: float32 or float64 [K, 4], [x, y, width, height] in pixels.
-        corners: of the same, [x1, y1, x2, y2]: neither can be had of the other without rounding.
+        corners: the same boxes as [x1, y1, x2, y2]. Both are stored because converting one into
+            the other rounds.
         category_ids: int64 [K].
         category_names: K names.
-        scores: float32 [K], s.
-        cls_scores: float32 or float64 [K], c.
+        scores: float32 [K], fused score s.
+        cls_scores: float32 or float64 [K], class confidence c.
         relatedness: float32 [K], r.
-        candidate_index: int64 [K], position among the detections of the image.
-        image_size: (height, width) in pixels; None where no format asked for it.
-        image_suffix: of the image's file, as ".jpg".
-        features: float32 [K, D] of the boxes, for `FEATURE_FORMATS`; else None.
-        masks: K masks of the image's size, in COCO's compressed RLE ({"size", "counts"}); or None.
+        candidate_index: int64 [K], index into the detections of the image.
+        image_size: (height, width) in pixels; None if no format needs it.
+        image_suffix: suffix of the image file, such as ".jpg".
+        features: float32 [K, D], box features for `FEATURE_FORMATS`; else None.
+        masks: K masks of the size of the image in COCO's compressed RLE ({"size", "counts"}), or
+            None.
     """
 
     image_id: int
@@ -59,21 +63,22 @@ class QueryProposals:
 
 
 def union(proposals: Sequence[QueryProposals]) -> list[tuple[QueryProposals, int]]:
-    """What any query of an image keeps, without repeats.
+    """Everything that any query of an image keeps, without duplicates.
 
-    The same candidate twice is a repeat where its box is the same; box refinement gives each query
-    a box of its own.
+    A candidate that several queries keep is a duplicate if its box is the same; box refinement
+    gives each query its own box.
 
     Returns:
-        Per proposal whose it is and its place there; by falling confidence c, then by candidate.
+        For each proposal its `QueryProposals` and its index there, in descending order of the
+        confidence c, then by candidate.
     """
-    found: dict[tuple[int, bytes], tuple[QueryProposals, int]] = {}
-    for own in proposals:
-        for place, candidate in enumerate(own.candidate_index.tolist()):
-            found.setdefault((candidate, own.corners[place].tobytes()), (own, place))
+    distinct: dict[tuple[int, bytes], tuple[QueryProposals, int]] = {}
+    for query in proposals:
+        for place, candidate in enumerate(query.candidate_index.tolist()):
+            distinct.setdefault((candidate, query.corners[place].tobytes()), (query, place))
     return sorted(
-        found.values(),
-        key=lambda one: (-one[0].cls_scores[one[1]], one[0].candidate_index[one[1]]),
+        distinct.values(),
+        key=lambda item: (-item[0].cls_scores[item[1]], item[0].candidate_index[item[1]]),
     )
 
 
@@ -81,7 +86,7 @@ class ProposalFormat(ABC):
     """A format.
 
     Attributes:
-        name: of the format, for the command line.
+        name: on the command line.
         output: name of the file or folder that it makes.
     """
 
@@ -90,28 +95,28 @@ class ProposalFormat(ABC):
 
     @abstractmethod
     def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
-        """Write one image to a shard.
+        """Append an image to a shard.
 
         Args:
             proposals: of all queries of the image.
-            shard: open for bytes; of an image all is in one shard.
+            shard: open for writing bytes. Everything of an image is in one shard.
         """
 
     @abstractmethod
     def merge(self, shards: Iterable[Path], path: Path) -> None:
-        """Make the final file or folder of all shards, in their order, in bounded memory.
+        """Make the final file or folder from all shards, in their order, in bounded memory.
 
         Args:
             shards: as `write` filled them.
-            path: where to; replaced if it is there.
+            path: the output; replaced if it exists.
         """
 
 
 class ListFormat(ProposalFormat):
-    """A format that is one JSON list. A shard has an entry a line.
+    """A format that is a single JSON list. A shard has one entry per line.
 
     Attributes:
-        numbered: key that numbers the entries of the whole list from 0, put first; None for none.
+        numbered: key that numbers the entries of the whole list from 0; None for no numbers.
     """
 
     numbered: str | None = None
@@ -140,13 +145,13 @@ class ListFormat(ProposalFormat):
 
 
 def json_line(entry: dict[str, Any]) -> bytes:
-    """An object as one line of JSON, with its keys in their order."""
+    """An object as one line of JSON that keeps the order of the keys."""
     return json.dumps(entry).encode() + b"\n"
 
 
 def decimals(values: np.ndarray) -> list[Any]:
-    """An array as lists of numbers for JSON: float64 as they are, float32 as the shortest decimal
-    numbers that read back as the same float32."""
+    """An array as nested lists of numbers for JSON: float64 as it is, float32 as the shortest
+    decimal numbers that round to the same float32."""
     if values.dtype == np.float64:
         return values.tolist()
     shortest = [float(str(value)) for value in values.astype(np.float32).ravel()]
@@ -158,3 +163,35 @@ def _lines(shards: Iterable[Path]) -> Iterator[bytes]:
         with shard.open("rb") as file:
             for line in file:
                 yield line.rstrip(b"\n")
+
+
+def write_record(shard: BinaryIO, header: Mapping[str, Any], body: bytes) -> None:
+    """Append a record to a shard: a line of JSON, then the bytes."""
+    shard.write(json.dumps({**header, "size": len(body)}).encode() + b"\n")
+    shard.write(body)
+
+
+def read_records(
+    shards: Iterable[Path], with_body: bool = True
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """The records of all shards, in their order: header and bytes (empty without `with_body`)."""
+    for shard in shards:
+        with shard.open("rb") as file:
+            while line := file.readline():
+                header = json.loads(line)
+                if with_body:
+                    yield header, file.read(header["size"])
+                else:
+                    file.seek(header["size"], io.SEEK_CUR)
+                    yield header, b""
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An `.npz` file whose bytes depend on the arrays alone."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            # A ZipInfo without a date has 1980-01-01; `np.savez` stores the current time.
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    return buffer.getvalue()

@@ -1,183 +1,345 @@
-"""Proposals of all (image, caption) pairs: each image's candidates once, and per pair the numbers
-of the chosen ones. `PairStore` reads what `tools/export_pairs.py` writes."""
+"""Export the proposals of all (image, caption) pairs of a data set, for retrieval.
+
+Two passes over the images: first the pool of candidates of each image, by the detector, then those
+that each caption keeps. The captions are encoded once per process.
+"""
 
 from __future__ import annotations
 
-import json
+import io
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Boxes, Instances
 
-from .scan import Scan
-
-PADDING = np.iinfo(np.uint16).max
-"""In the index: no more proposals."""
-
-INDEX, SCORES, POOLS, IMAGES, CAPTIONS = (
-    "index.npy",
-    "scores.npy",
-    "pools",
-    "images.json",
-    "captions.json",
+from ..engine.predictor import VLNMSPredictor
+from ..file_io import atomic_write, write_json
+from ..modeling.candidates import Candidates
+from ..modeling.feature_extraction import (
+    LAYERS,
+    PairScorer,
+    box_features,
+    check_model,
+    encode_captions,
+    extract_features,
+    to_output_size,
 )
+from .base import npz_bytes
+from .job import Block, Job, Shards
+from .model import ModelSettings, model_identity, read_images
+from .pair_store import (
+    CAPTIONS,
+    IMAGES,
+    INDEX,
+    PADDING,
+    POOLS,
+    SCORES,
+    PairCaption,
+    PairImage,
+    Pool,
+)
+from .workers import Processes, Workers
+
+DTYPES = ("float32", "float16")
+POOL, PAIRS = "pool", "pairs"
 
 
-class Pool(NamedTuple):
-    """N candidates of an image, or those of a pair.
+@dataclass(frozen=True)
+class PairSettings:
+    """What is exported.
 
     Attributes:
-        boxes: float32 [N, 4], xyxy in pixels of the image, before a query refines them.
-        scores: float32 [N], class confidence c.
-        classes: int64 [N].
-        features: float16 or float32 [N, D].
+        model: the model and the data set, each of whose expressions is a caption for every image.
+        out: the output folder, which all machines can read and write.
+        top_n: maximum number of proposals per pair. The config's threshold does not apply.
+        layer: of the pools' features; see `box_features`.
+        dtype: of the pools' features, one of `DTYPES`.
+        with_scores: also write s of the proposals.
+
+    Raises:
+        ValueError: an impossible value.
     """
 
+    model: ModelSettings
+    out: Path
+    top_n: int = 10
+    layer: str = "detector"
+    dtype: str = "float32"
+    with_scores: bool = False
+
+    def __post_init__(self):
+        if self.top_n < 1:
+            raise ValueError(f"top_n is {self.top_n}, expected at least 1")
+        if self.layer not in LAYERS:
+            raise ValueError(f"features are {self.layer!r}, expected {' or '.join(LAYERS)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, expected {' or '.join(DTYPES)}")
+
+    def config(self, device: str) -> CfgNode:
+        """The config with which `VLNMSPredictor` gives the exported proposals."""
+        cfg = self.model.config(device)
+        if cfg.MODEL.VLNMS.MAX_CANDIDATES >= PADDING:
+            raise ValueError(
+                f"MODEL.VLNMS.MAX_CANDIDATES is {cfg.MODEL.VLNMS.MAX_CANDIDATES}, expected fewer "
+                f"than {PADDING:,}: pairs keep their numbers in two bytes"
+            )
+        cfg.TEST.DETECTIONS_PER_IMAGE = self.top_n
+        cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
+        return cfg
+
+
+def run_pairs(
+    settings: PairSettings, processes: Processes | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write the pools of all images and what each pair keeps of them, for
+    `vlnms_d2.export.PairStore`; whatever is finished already is kept.
+
+    Arguments, return value and errors as for `vlnms_d2.export.from_model.run_export`; the manifest
+    has no "threshold".
+    """
+    return _PairExport(settings, processes or Processes()).finish(overwrite)
+
+
+class _PairExport(Job):
+    def __init__(self, settings: PairSettings, processes: Processes):
+        self.settings = settings
+        self.cfg = settings.config(processes.device)
+        super().__init__(settings.out, settings.model.images(), 1, processes)
+        self.captions = [
+            PairCaption(e["sent_id"], e["query"], image["image_id"], e["split"])
+            for image in self.images
+            for e in image["expressions"]
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        settings = {
+            "dataset": self.settings.model.dataset,
+            "features": self.settings.layer,
+            "dtype": self.settings.dtype,
+            "with_scores": self.settings.with_scores,
+        }
+        return model_identity(self.cfg, self.images, settings)
+
+    def fill(self) -> None:
+        captions = [each.caption for each in self.captions]
+        arguments = (self.cfg, self.settings, self.shards, captions)
+        with Workers(self.processes, _Answerer, *arguments) as workers:
+            self.run(workers, "make_pools", POOL, "pools")
+            self.run(workers, "choose", PAIRS, "images, all captions")
+
+    def merge(self) -> dict[str, Any]:
+        sizes = merge_pools(self.shards, self.work / POOLS)
+        images = [
+            PairImage(image["image_id"], Path(image["file_name"]).name, *size)
+            for image, size in zip(self.images, sizes, strict=True)
+        ]
+        write_json(self.work / IMAGES, [asdict(image) for image in images])
+        write_json(self.work / CAPTIONS, [asdict(caption) for caption in self.captions])
+        arrays = {INDEX: "index"} | ({SCORES: "scores"} if self.settings.with_scores else {})
+        for name, key in arrays.items():
+            merge_rows(list(self.shards.paths(PAIRS)), key, self.work / name)
+        counts = {
+            "images": len(images),
+            "captions": len(self.captions),
+            "pairs": len(images) * len(self.captions),
+        }
+        names = (POOLS, IMAGES, CAPTIONS, *arrays)
+        return {"counts": counts, "outputs": {name: self.publish(name) for name in names}}
+
+
+class _Answerer:
+    """The model of a process, with the encoded captions once they are needed."""
+
+    def __init__(
+        self, cfg: CfgNode, settings: PairSettings, shards: Shards, captions: Sequence[str]
+    ):
+        self.cfg, self.settings, self.shards, self.captions = cfg, settings, shards, captions
+        self.model = VLNMSPredictor(self.cfg).model
+        check_model(self.model, str(self.settings.model.config_file))
+
+    @cached_property
+    def scorer(self) -> PairScorer:
+        head = self.model.roi_heads
+        return PairScorer(head, encode_captions(head, self.captions))
+
+    def make_pools(self, blocks: Sequence[Block]) -> None:
+        """Write the pool of each image."""
+        for number, images in read_images(self.cfg, blocks):
+            for _, image_input in images:
+                pool = make_pool(self.model, image_input, self.settings.layer, self.settings.dtype)
+                pool.save(self.shards.path(number, POOL))
+
+    def choose(self, blocks: Sequence[Block]) -> None:
+        """Write what each caption keeps of the pool of each image."""
+        for number, _ in blocks:
+            pool = ScoredPool.load(self.shards.path(number, POOL))
+            chosen = choose(self.scorer, pool, self.settings.top_n, self.settings.with_scores)
+            save_arrays(self.shards.path(number, PAIRS), chosen)
+
+
+@dataclass(frozen=True)
+class ScoredPool:
+    """The N candidates of an image: what scoring pairs and the final pool need.
+
+    Attributes:
+        input_boxes: float32 [N, 4], xyxy in pixels of the network's input.
+        boxes: float32 [N, 4], xyxy in pixels of the image; 0 if the box has no area there.
+        scores: float32 [N], class confidence c.
+        classes: int64 [N].
+        has_area: bool [N], whether the box has an area in the image.
+        visual: float32 [N, D], input of the relatedness module.
+        features: float16 or float32 [N, E], for the final pool.
+        input_size, image_size: int64 [2], height and width in pixels.
+    """
+
+    input_boxes: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
+    has_area: np.ndarray
+    visual: np.ndarray
     features: np.ndarray
+    input_size: np.ndarray
+    image_size: np.ndarray
 
-    def take(self, index: np.ndarray) -> Pool:
-        """The candidates at `index`."""
-        return Pool(*(column[index] for column in self))
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        save_arrays(path, {field.name: getattr(self, field.name) for field in fields(self)})
 
-
-@dataclass(frozen=True)
-class PairImage:
-    """An image of the store.
-
-    Attributes:
-        image_id, file_name: of the data set; the name without its folder.
-        height, width: in pixels.
-    """
-
-    image_id: int
-    file_name: str
-    height: int
-    width: int
+    @staticmethod
+    def load(path: Path) -> ScoredPool:
+        """Read what `save` wrote."""
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return ScoredPool(**arrays)
 
 
-@dataclass(frozen=True)
-class PairCaption:
-    """A caption of the store.
-
-    Attributes:
-        caption_id: an integer or a string.
-        caption: the words.
-        image_id: of the image that it was written for.
-        split: of the data set; None where it has none.
-    """
-
-    caption_id: int | str
-    caption: str
-    image_id: int
-    split: str | None
-
-
-class PairStore:
-    """Opens what `tools/export_pairs.py` wrote. Nothing is read before it is asked for.
-
-        store = PairStore("pairs")
-        store.index[0, 7]                       # uint16 [N], PairStore.PADDING at the end
-        store.proposals(image=0, caption=7)     # their boxes, confidences, classes, features
+def make_pool(model: GeneralizedRCNN, image_input: dict, layer: str, dtype: str) -> ScoredPool:
+    """The candidates of an image.
 
     Args:
-        folder: of the store.
-
-    Attributes:
-        images, captions: I and C of them, whose numbers the arrays go by.
-        index: uint16 [I, C, N], memory-mapped: of each pair the numbers of the chosen candidates in
-            the image's pool, by falling fused score s, filled up with `PADDING`.
-        scores: float16 [I, C, N], memory-mapped: their s; None where they were not asked for.
-
-    Raises:
-        FileNotFoundError: it is no folder of a finished export.
+        model: that passed `check_model`.
+        image_input: with `image`, `height` and `width`.
+        layer: of the pool's features; see `box_features`.
+        dtype: of the pool's features, one of `DTYPES`.
     """
-
-    PADDING = PADDING
-
-    def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        if not (folder / "manifest.json").is_file() or not (folder / INDEX).is_file():
-            raise FileNotFoundError(
-                f"{folder}: no finished export of pairs (manifest.json and {INDEX}). Make it with "
-                "tools/export_pairs.py, which goes on where it was killed."
-            )
-        self.images = [PairImage(**one) for one in json.loads((folder / IMAGES).read_bytes())]
-        self.captions = [PairCaption(**one) for one in json.loads((folder / CAPTIONS).read_bytes())]
-        self.index = np.load(folder / INDEX, mmap_mode="r")
-        self.scores = None
-        if (folder / SCORES).is_file():
-            self.scores = np.load(folder / SCORES, mmap_mode="r")
-        self._starts = np.load(folder / POOLS / "starts.npy")
-        self._columns = Pool(
-            *(np.load(folder / POOLS / f"{name}.npy", mmap_mode="r") for name in Pool._fields)
-        )
-        self._image_number = {one.image_id: i for i, one in enumerate(self.images)}
-        self._caption_number = {one.caption_id: i for i, one in enumerate(self.captions)}
-
-    def image_number(self, image_id: int) -> int:
-        """The number of an image; raises KeyError where it is none of the store."""
-        return self._image_number[image_id]
-
-    def caption_number(self, caption_id: int | str) -> int:
-        """The number of a caption; raises KeyError where it is none of the store."""
-        return self._caption_number[caption_id]
-
-    def pool(self, image: int) -> Pool:
-        """The candidates of an image, given its number."""
-        return self._columns.take(slice(*self._starts[image : image + 2]))
-
-    def proposals(self, image: int, caption: int) -> Pool:
-        """The proposals of a pair, given its numbers, by falling s."""
-        chosen = self.index[image, caption]
-        return self.pool(image).take(chosen[chosen != PADDING].astype(np.int64))
+    image_features = extract_features(model, image_input)
+    candidates = image_features.candidates
+    instances = Instances(image_features.image_size)
+    instances.pred_boxes = Boxes(candidates.boxes)
+    scaled, place = to_output_size(instances, image_features.output_size)
+    boxes = torch.zeros_like(candidates.boxes)
+    boxes[place] = scaled.pred_boxes.tensor
+    has_area = torch.zeros(len(candidates), dtype=torch.bool, device=place.device)
+    has_area[place] = True
+    visual = features = box_features(model.roi_heads, image_features, "relatedness")
+    if layer != "relatedness":
+        features = box_features(model.roi_heads, image_features, layer)
+    columns = {
+        "input_boxes": candidates.boxes,
+        "boxes": boxes,
+        "scores": candidates.scores,
+        "classes": candidates.classes,
+        "has_area": has_area,
+        "visual": visual,
+        "features": features.to(getattr(torch, dtype)),
+    }
+    return ScoredPool(
+        **{name: tensor.cpu().numpy() for name, tensor in columns.items()},
+        input_size=np.array(image_features.image_size),
+        image_size=np.array(image_features.output_size),
+    )
 
 
-def write_scan(
-    store: PairStore,
-    pairs: Iterable[tuple[int, int | str]],
-    num_boxes: int,
-    folder: Path,
-    split: str,
-) -> None:
-    """Write chosen pairs as SCAN reads them; see `Scan`.
+def choose(
+    scorer: PairScorer, pool: ScoredPool, topk: int, with_scores: bool = False
+) -> dict[str, np.ndarray]:
+    """The candidates of an image that each of C captions keeps.
 
     Args:
-        store: with at least `num_boxes` proposals a pair.
-        pairs: ids of image and caption, in the order of the rows.
-        num_boxes: of each pair.
-        folder: where to; replaced if it is there.
-        split: first part of the names of the files.
+        scorer: of the captions.
+        pool: of the image, with fewer than 65,535 candidates.
+        topk: N, maximum number per caption.
+        with_scores: also return s.
 
-    Raises:
-        ValueError: the store has fewer proposals a pair, or lacks an image or a caption.
+    Returns:
+        "index", uint16 [C, N], in descending order of s and padded with `PADDING`, and "scores",
+        float16 [C, N], padded with 0.
     """
-    if not 1 <= num_boxes <= store.index.shape[2]:
-        raise ValueError(
-            f"{num_boxes} boxes are asked for, but the store has {store.index.shape[2]} a pair; "
-            "make it with a larger --top-n"
-        )
-    scan = Scan(num_boxes)
-    work = folder.with_name(f".{folder.name}.tmp")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "pairs").open("wb") as shard:
-        for image_id, caption_id in pairs:
-            try:
-                numbers = store.image_number(image_id), store.caption_number(caption_id)
-            except KeyError as error:
-                raise ValueError(
-                    f"the store has no image {image_id!r} or no caption {caption_id!r} "
-                    f"(pair [{image_id!r}, {caption_id!r}]). Export pairs of their data set."
-                ) from error
-            caption = store.captions[numbers[1]].caption
-            scan.write_pair(shard, split, caption_id, caption, store.proposals(*numbers).features)
-    scan.merge([work / "pairs"], work / folder.name)
+    device = scorer.text.words.device
+    not_pooled = torch.zeros(len(pool.scores), dtype=torch.int64)
+    tensors = (pool.input_boxes, pool.scores, pool.classes)
+    candidates = Candidates(*map(torch.from_numpy, tensors), not_pooled).to(device)
+    size = tuple(pool.input_size.tolist())
+    visual = torch.from_numpy(pool.visual).to(device)
+    caption, candidate, score = (x.cpu() for x in scorer(candidates, size, visual))
+    if not pool.has_area.all():
+        kept = torch.from_numpy(pool.has_area)[candidate]
+        caption, candidate, score = caption[kept], candidate[kept], score[kept]
+    counts = torch.bincount(caption, minlength=len(scorer.text))
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(caption)) - starts[caption]
+    cells = (caption.numpy(), place.numpy())
+    index = np.full((len(counts), topk), PADDING, dtype=np.uint16)
+    index[cells] = candidate.numpy().astype(np.uint16)
+    if not with_scores:
+        return {"index": index}
+    scores = np.zeros(index.shape, dtype=np.float16)
+    scores[cells] = score.numpy().astype(np.float16)
+    return {"index": index, "scores": scores}
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an `.npz` file, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(npz_bytes(arrays))
+
+
+def merge_pools(shards: Shards, folder: Path) -> list[tuple[int, int]]:
+    """Write the pools of all images to the arrays of a folder; returns (height, width) of each
+    image."""
+
+    def pools() -> Iterator[ScoredPool]:
+        return map(ScoredPool.load, shards.paths(POOL))
+
     if folder.is_dir():
         shutil.rmtree(folder)
-    (work / folder.name).replace(folder)
-    shutil.rmtree(work)
+    folder.mkdir()
+    counts, sizes, dim, dtype = [], [], 0, np.dtype(np.float32)
+    for pool in pools():
+        counts.append(len(pool.scores))
+        sizes.append(tuple(pool.image_size.tolist()))
+        dim, dtype = pool.features.shape[1], pool.features.dtype
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    np.save(folder / "starts.npy", starts)
+    total = int(starts[-1])
+    shapes = Pool((total, 4), (total,), (total,), (total, dim))
+    dtypes = Pool(np.float32, np.float32, np.int64, dtype)
+    columns = [
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+        for name, dtype, shape in zip(Pool._fields, dtypes, shapes, strict=True)
+    ]
+    for number, pool in enumerate(pools()):
+        for name, column in zip(Pool._fields, columns, strict=True):
+            column[starts[number] : starts[number + 1]] = getattr(pool, name)
+    for column in columns:
+        column.flush()
+    return sizes
+
+
+def merge_rows(paths: Sequence[Path], key: str, path: Path) -> None:
+    """Stack an array of all images: [I, C, N]."""
+    with np.load(paths[0]) as first:
+        shape, dtype = first[key].shape, first[key].dtype
+    rows = np.lib.format.open_memmap(path, "w+", dtype, (len(paths), *shape))
+    for number, image_path in enumerate(paths):
+        with np.load(image_path, allow_pickle=False) as arrays:
+            rows[number] = arrays[key]
+    rows.flush()

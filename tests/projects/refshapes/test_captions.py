@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from detectron2.data import DatasetCatalog
 from random_scenes import random_scene
 from reading import read
 
@@ -17,7 +18,6 @@ from refshapes.captions import (
 from refshapes.resolver import resolve
 from vlnms_d2.data.datasets.flickr30k import load_flickr30k_entities
 from vlnms_d2.data.datasets.refshapes import CATEGORIES
-from detectron2.data import DatasetCatalog
 
 SCENES = [random_scene(seed, image_id=seed + 1) for seed in range(25)]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlnms_d2.engine.score_threshold import threshold_for_count
+from vlnms_d2.export.threshold import threshold_for_count
 
 
 def chosen(scores, count) -> float:

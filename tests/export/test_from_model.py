@@ -13,11 +13,10 @@ from pycocotools import mask as mask_util
 
 from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.data.mapper import read_image
-from vlnms_d2.engine import export_run
-from vlnms_d2.engine.detector_classes import detector_classes
-from vlnms_d2.engine.export_run import ExportSettings, run_export
-from vlnms_d2.engine.processes import Processes, one_thread
-from vlnms_d2.export import FORMATS
+from vlnms_d2.export import FORMATS, from_model
+from vlnms_d2.export.from_model import ExportSettings, run_export
+from vlnms_d2.export.model import detector_classes
+from vlnms_d2.export.workers import Processes, one_thread
 
 TOP_N = 6
 ALL = ("jsonl", "coco", "per-expression", "mattnet", "nmtree", "ddpn", "scan")
@@ -263,29 +262,25 @@ def test_ddpn_and_scan_have_the_features_of_the_boxes(make_settings, layer):
             assert sorted(found) == sorted([*key[:4], *x.tolist()] for key, x in union.items())
 
 
-def test_three_processes_give_the_same_bytes(everything, tmp_path, root, monkeypatch):
+def test_three_processes_give_the_same_bytes(everything, tmp_path):
     settings, whole = everything
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    model = dataclasses.replace(settings.model, dataset=exported.SAME_IN_OTHER_PROCESSES)
-    settings = dataclasses.replace(settings, model=model, out=tmp_path / "three")
-    manifest = run_export(settings, Processes(processes=3))
-    found = exported.files_of(settings.out)
-    assert manifest["outputs"] == json.loads(whole.pop("manifest.json"))["outputs"]
-    del found["manifest.json"]
-    assert found == whole
+    settings = dataclasses.replace(settings, out=tmp_path / "three")
+    run_export(settings, Processes(processes=3))
+    assert exported.files_of(settings.out) == whole
 
 
 def test_killed_runs_go_on_with_nothing_lost_or_doubled(everything, tmp_path, root):
     settings, whole = everything
-    out = tmp_path / "killed"
-    settings = dataclasses.replace(settings, out=out)
-    assert exported.run_with_kills(run_export, root, settings, out, kills=3, seed=0) == 3
-    assert exported.files_of(out) == whole
+    settings = dataclasses.replace(settings, out=tmp_path / "killed")
+    # Twice in a block of the model's results, twice in the shards of formats, then in the output.
+    kills = [(".work/shards", 1), (".work/shards", 2), (".work/shards", 4), (".work/shards", 9)]
+    exported.run_with_kills(run_export, root, settings, [*kills, (".", 3)])
+    assert exported.files_of(settings.out) == whole
 
 
 def test_what_is_finished_is_not_made_again(everything, monkeypatch):
     settings, whole = everything
-    monkeypatch.setattr(export_run, "ProposalModel", None)
+    monkeypatch.setattr(from_model, "ProposalModel", None)
     manifest = run_export(settings)
     assert manifest == json.loads(whole["manifest.json"])
     assert exported.files_of(settings.out) == whole

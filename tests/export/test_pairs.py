@@ -14,12 +14,11 @@ from detectron2.structures import Boxes
 
 from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.data.mapper import read_image
-from vlnms_d2.engine import pair_run
-from vlnms_d2.engine.pair_blocks import ScoredPool, choose
-from vlnms_d2.engine.pair_run import PairSettings, run_pairs
-from vlnms_d2.engine.processes import one_thread
-from vlnms_d2.export import PairStore
-from vlnms_d2.modeling.feature_extraction import PairScorer, cat_text, condense, encode_captions
+from vlnms_d2.export import PairStore, pairs
+from vlnms_d2.export.pairs import PairSettings, ScoredPool, choose, run_pairs
+from vlnms_d2.export.workers import Processes, one_thread
+from vlnms_d2.modeling.feature_extraction import PairScorer, encode_captions
+from vlnms_d2.modeling.text import TextFeatures
 
 _SPEC = importlib.util.spec_from_file_location("pairs_tool", REPO / "tools" / "export_pairs.py")
 pairs_tool = importlib.util.module_from_spec(_SPEC)
@@ -130,11 +129,19 @@ def test_pools_have_the_features_of_the_layer(make_settings, whole, tmp_path):
             assert np.allclose(pool.features, features.numpy(), atol=atol, rtol=1e-2)
 
 
+def test_two_processes_give_the_same_bytes(whole, tmp_path):
+    settings, files = whole
+    settings = dataclasses.replace(settings, out=tmp_path / "two")
+    run_pairs(settings, Processes(processes=2))
+    assert exported.files_of(settings.out) == files
+
+
 def test_killed_runs_go_on_with_nothing_lost_or_doubled(whole, tmp_path, root):
     settings, files = whole
     settings = dataclasses.replace(settings, out=tmp_path / "killed")
-    killed = exported.run_with_kills(run_pairs, root, settings, settings.out, kills=3, seed=1)
-    assert killed == 3
+    # Among the pools, again among them, among the pairs, then in the output.
+    kills = [(".work/shards", 2), (".work/shards", 3), (".work/shards", 4), (".", 3)]
+    exported.run_with_kills(run_pairs, root, settings, kills)
     assert exported.files_of(settings.out) == files
 
 
@@ -146,10 +153,10 @@ def test_a_run_that_has_its_pools_does_not_ask_the_detector(whole, tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pair_run, "choose", stop)
+        patch.setattr(pairs, "choose", stop)
         with pytest.raises(KeyboardInterrupt):
             run_pairs(settings)
-    monkeypatch.setattr(pair_run, "make_pool", stop)
+    monkeypatch.setattr(pairs, "make_pool", stop)
     run_pairs(settings)
     assert exported.files_of(settings.out) == files
 
@@ -216,13 +223,13 @@ def test_condensed_text_is_scored_alike(head):
     text = head.vlnms.text_encoder(["the red cup", "", "dog", "a blue cup left of the dog"])
     visual, locations = torch.randn(30, 32), torch.rand(30, 5)
     plain, _ = head.vlnms.score(visual, locations, text)
-    short = condense(head.vlnms.relatedness, text)
+    short = head.vlnms.relatedness.condense(text)
     assert short.words.shape[:2] == (4, 1)
     condensed, _ = head.vlnms.score(visual, locations, short)
     assert torch.allclose(plain, condensed, atol=1e-6)
     assert (condensed[1] == 1).all() and not torch.allclose(condensed[0], condensed[2])
     parts = [text[:1], text[1:2], text[2:]]
-    together, _ = head.vlnms.score(visual, locations, cat_text(parts))
+    together, _ = head.vlnms.score(visual, locations, TextFeatures.cat(parts))
     assert torch.allclose(plain, together, atol=1e-6)
 
 

@@ -1,0 +1,319 @@
+"""A job over many images: cut into blocks, shared by processes, resumed after interruption, and
+published with a manifest.
+
+Each finished block leaves files of its own, its shards, in a hidden folder of the output folder. A
+job does the blocks whose shards are missing and merges all shards in the order of the blocks, so
+neither interruptions nor the number of processes change a byte of the output.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import platform
+import shutil
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..file_io import write_json
+from .base import ProposalFormat
+from .workers import Processes, Workers
+
+MANIFEST = "manifest.json"
+WORK = ".work"
+_CHUNK = 1 << 20
+_READ_AHEAD = 128  # images per task on a GPU, enough for the data loader to read ahead
+
+
+class Block(NamedTuple):
+    """Images that are done together: what an interruption loses at most."""
+
+    number: int
+    images: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The files of all blocks.
+
+    Attributes:
+        folder: of the files.
+        num_blocks: how many blocks there are.
+    """
+
+    folder: Path
+    num_blocks: int
+
+    def path(self, number: int, suffix: str) -> Path:
+        """The file of a block; the suffix says what is in it."""
+        return self.folder / f"{number:06d}.{suffix}"
+
+    def paths(self, suffix: str) -> Iterator[Path]:
+        """The files of all blocks, in order."""
+        return (self.path(number, suffix) for number in range(self.num_blocks))
+
+    def missing(self, suffix: str) -> list[int]:
+        """The blocks that do not have this file yet."""
+        return [n for n in range(self.num_blocks) if not self.path(n, suffix).is_file()]
+
+    def sum_counts(self, suffix: str) -> Counter[str]:
+        """The sum of the counts of all blocks; each file is a JSON object of numbers."""
+        counts: Counter[str] = Counter()
+        for path in self.paths(suffix):
+            counts.update(json.loads(path.read_bytes()))
+        return counts
+
+
+class Job(ABC):
+    """A job. A subclass says what it depends on (`identity`), what each block needs (`fill`), and
+    what is made of the shards (`merge`).
+
+    Args:
+        out: the output folder, which all machines can read and write.
+        images: in the order of the output.
+        block_size: images per block.
+        processes: that share the job.
+
+    Attributes:
+        work: folder of the unfinished work.
+        shards: of the blocks.
+    """
+
+    def __init__(self, out: Path, images: Sequence[Any], block_size: int, processes: Processes):
+        self.images = images
+        self.block_size = block_size
+        self.processes = processes
+        self.output = OutputFolder(out)
+        self.work = self.output.work
+        self.shards = Shards(self.work / "shards", -(-len(images) // block_size))
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Everything that the output depends on, for JSON."""
+
+    @abstractmethod
+    def fill(self) -> None:
+        """Write all shards, with `run`; called on every machine."""
+
+    @abstractmethod
+    def merge(self) -> dict[str, Any]:
+        """Publish the output, made of all shards, and return what the manifest says about it;
+        called on the main machine."""
+
+    def finish(self, overwrite: bool = False) -> dict[str, Any]:
+        """Do what is missing of the job.
+
+        Args:
+            overwrite: replace the output of other input or settings.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            ValueError: the folder has other output or is in use, or the input is damaged.
+            RuntimeError: a process was killed.
+        """
+        is_main = self.processes.is_main
+        with self.processes.connected():
+            begun = self.output.begin(self.identity(), overwrite) if is_main else nullcontext()
+            with begun as manifest:
+                if not self.processes.from_main(manifest is not None):
+                    self.shards.folder.mkdir(exist_ok=True)
+                    self.fill()
+                    if is_main:
+                        self.output.finish(self.merge())
+            self.processes.wait()
+        return json.loads((self.output.out / MANIFEST).read_bytes())
+
+    def run(self, workers: Workers, method: str, suffix: str, label: str) -> None:
+        """Have workers do the blocks that do not have a file yet; called on every machine.
+
+        Args:
+            workers: see `Workers`.
+            method: takes a list of blocks and writes the file of each.
+            suffix: of the file.
+            label: of the progress bar.
+        """
+        all_missing = self.shards.missing(suffix) if self.processes.is_main else []
+        missing = self.processes.from_main(all_missing)
+        missing = missing[self.processes.machine_rank :: self.processes.num_machines]
+        step = 1
+        if self.processes.device != "cpu":
+            share = -(-len(missing) // self.processes.count)
+            step = max(1, min(_READ_AHEAD // self.block_size, share))
+        parts = (missing[start : start + step] for start in range(0, len(missing), step))
+        tasks = (list(map(self._block, part)) for part in parts)
+        with tqdm(total=len(missing), desc=label, disable=None) as bar:
+            workers.run(method, tasks, lambda blocks: bar.update(len(blocks)))
+        self.processes.wait()
+
+    def merge_formats(self, formats: Sequence[ProposalFormat]) -> dict[str, str]:
+        """Merge and publish formats; returns the sha256 of each file or folder by its name."""
+        digests = {}
+        for each in formats:
+            each.merge(self.shards.paths(each.name), self.work / each.output)
+            digests[each.output] = self.publish(each.output)
+        return digests
+
+    def publish(self, name: str) -> str:
+        """Move a finished file or folder from the work to the output; returns its sha256."""
+        digest = sha256_of(self.work / name, "*")
+        self.output.publish(name)
+        return digest
+
+    def _block(self, number: int) -> Block:
+        start = number * self.block_size
+        return Block(number, self.images[start : start + self.block_size])
+
+
+class OutputFolder:
+    """The output of one job: finished files with a manifest, or unfinished work.
+
+    Args:
+        out: created if it does not exist.
+
+    Attributes:
+        work: folder of the unfinished work.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.work = out / WORK
+        self._identity: dict[str, Any] = {}
+        self._published: list[str] = []
+
+    @contextmanager
+    def begin(
+        self, identity: Mapping[str, Any], overwrite: bool = False
+    ) -> Iterator[dict[str, Any] | None]:
+        """Lock the folder while the block runs.
+
+        Args:
+            identity: everything that the output depends on. Work that was begun with another
+                identity is not resumed.
+            overwrite: remove the output of another identity.
+
+        Yields:
+            The manifest if a job of this identity is finished; else None.
+
+        Raises:
+            ValueError: the folder is of another identity, or in use by another process.
+        """
+        self._identity = json.loads(json.dumps(identity))
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(
+                    f"{self.out}: another process is at work in this folder. Wait for it, or give "
+                    "another one."
+                ) from error
+            manifest = self._read(self.out / MANIFEST)
+            begun = self._read(self.work / "identity.json")
+            before = manifest.get("identity") if manifest else begun
+            if before is not None and before != self._identity:
+                if not overwrite:
+                    raise ValueError(
+                        f"{self.out}: holds a run of other input or settings "
+                        f"({_difference(before, self._identity)}). Give another folder, or "
+                        "--overwrite."
+                    )
+                self._clear(manifest or {})
+                manifest = None
+            if manifest is None:
+                write_json(self.work / "identity.json", self._identity)
+            yield manifest
+        # Not after an exception, which leaves the work to be resumed.
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the unfinished work: if the input is damaged, there is nothing to resume."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        if not any(self.out.iterdir()):
+            self.out.rmdir()
+
+    def publish(self, name: str) -> None:
+        """Move a finished file or folder from `work` to its place, replacing what is there."""
+        target = self.out / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        (self.work / name).replace(target)
+        self._published.append(name)
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, with "identity" and, as "published", the names of the other files.
+        With it the job is finished."""
+        more = {"identity": self._identity, "published": list(self._published)}
+        write_json(self.work / MANIFEST, {**manifest, **more})
+        self.publish(MANIFEST)
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: not valid JSON ({error}). Remove it, or give another folder."
+            ) from error
+        return content if isinstance(content, dict) else None
+
+    def _clear(self, manifest: Mapping[str, Any]) -> None:
+        """Remove the work and the output of another job, and nothing else."""
+        for path in self.work.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in [*manifest.get("published", []), MANIFEST]:
+            path = self.out / Path(name).name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path, pattern: str = "*.txt") -> str:
+    """Of the content of a file; of a folder, of the names and contents of its files that match a
+    pattern."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(file for file in path.rglob(pattern) if file.is_file()):
+            digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def identity_of_files(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Name and sha256 of files by their role, for an identity."""
+    return {role: {"name": path.name, "sha256": sha256_of(path)} for role, path in files.items()}
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of what it computes with, for an identity."""
+    from .. import __version__
+
+    ours = {"vlnms_d2": __version__, "python": platform.python_version()}
+    return ours | {"numpy": np.__version__, "torch": torch.__version__}
+
+
+def _difference(old: Any, new: Any, name: str = "") -> str:
+    """The first difference between two identities."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*new, *old]:
+            if old.get(key) != new.get(key):
+                return _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    return f"{name} is {old!r} there, {new!r} now"

@@ -1,0 +1,141 @@
+"""Formats of JSON: every detail (jsonl), COCO results, and the lists of MAttNet, CM-A-E and NMTree
+and of their Ref-NMS forks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..file_io import atomic_write
+from .base import ListFormat, ProposalFormat, QueryProposals, decimals, json_line, union
+
+
+class JsonLines(ProposalFormat):
+    """A line per query with `image_id`, `query_id`, `query` and `proposals` in descending score
+    order: `box` (xyxy in pixels), `class` (a name), `category_id`, `s`, `c`, `r` and, with masks,
+    `mask` in compressed RLE. A query without proposals has an empty list.
+    """
+
+    name = "jsonl"
+    output = "proposals.jsonl"
+
+    def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
+        keys = ("box", "class", "category_id", "s", "c", "r")
+        for query in proposals:
+            columns = zip(
+                decimals(query.corners),
+                query.category_names,
+                query.category_ids.tolist(),
+                decimals(query.scores),
+                decimals(query.cls_scores),
+                decimals(query.relatedness),
+                strict=True,
+            )
+            entries = [dict(zip(keys, values, strict=True)) for values in columns]
+            if query.masks is not None:
+                for entry, mask in zip(entries, query.masks, strict=True):
+                    entry["mask"] = mask
+            line = {"image_id": query.image_id, "query_id": query.query_id, "query": query.query}
+            shard.write(json_line(line | {"proposals": entries}))
+
+    def merge(self, shards: Iterable[Path], path: Path) -> None:
+        with atomic_write(path) as file:
+            for shard in shards:
+                with shard.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+
+
+class CocoResults(ListFormat):
+    """COCO results: `image_id`, `category_id`, `bbox` [x, y, width, height] in pixels, `score` (s)
+    and, ignored by readers of COCO results, `sent_id` (the id of the query); with masks also
+    `segmentation`, in compressed RLE.
+    """
+
+    name = "coco"
+    output = "results.json"
+
+    def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
+        for query in proposals:
+            columns = zip(
+                query.category_ids.tolist(),
+                decimals(query.boxes),
+                decimals(query.scores),
+                strict=True,
+            )
+            for place, (category_id, box, score) in enumerate(columns):
+                entry = {
+                    "image_id": query.image_id,
+                    "category_id": category_id,
+                    "bbox": box,
+                    "score": score,
+                    "sent_id": query.query_id,
+                }
+                if query.masks is not None:
+                    entry["segmentation"] = query.masks[place]
+                yield entry
+
+
+class PerExpression(ListFormat):
+    """Detections per expression, for the Ref-NMS forks of MAttNet and CM-A-E: `det_id`, `h5_id`
+    (the same), `ref_id`, `sent_id`, `image_id`, `box` [x, y, width, height] in pixels,
+    `category_id`, `category_name` and `split`. `ref_id` and `split` are null unless the queries
+    are REFER's.
+    """
+
+    name = "per-expression"
+    output = "per_expression_dets.json"
+    numbered = "det_id"
+
+    def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
+        for query in proposals:
+            for box, category_id, name in zip(
+                decimals(query.boxes),
+                query.category_ids.tolist(),
+                query.category_names,
+                strict=True,
+            ):
+                yield {
+                    "ref_id": query.ref_id,
+                    "sent_id": query.query_id,
+                    "image_id": query.image_id,
+                    "box": box,
+                    "category_id": category_id,
+                    "category_name": name,
+                    "split": query.split,
+                }
+
+    def _number(self, line: bytes, number: int) -> bytes:
+        return super()._number(b'{"h5_id": %d, %s' % (number, line[1:]), number)
+
+
+class MAttNet(ListFormat):
+    """Detections per image, for MAttNet and CM-A-E: `det_id`, `box` [x, y, width, height] in
+    pixels, `image_id`, `category_id`, `category_name` and `score` of everything that any query of
+    the image keeps, without duplicates.
+
+    The score is the detector's confidence c, which does not depend on the query; the entries of an
+    image are in descending order of it.
+    """
+
+    name = "mattnet"
+    output = "mattnet_dets.json"
+    numbered = "det_id"
+
+    def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
+        for query, place in union(proposals):
+            yield {
+                "box": decimals(query.boxes[place]),
+                "image_id": query.image_id,
+                "category_id": int(query.category_ids[place]),
+                "category_name": query.category_names[place],
+                "score": decimals(query.cls_scores[place]),
+            }
+
+
+class NMTree(MAttNet):
+    """The list of `MAttNet`, under the file name that NMTree's scripts use."""
+
+    name = "nmtree"
+    output = "nmtree_dets.json"

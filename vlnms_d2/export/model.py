@@ -1,0 +1,185 @@
+"""The model that answers the queries of a registered data set: its config, images and classes, and
+the identity of all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.utils.file_io import PathManager
+from torch.utils.data import SequentialSampler
+
+from ..config import load_config
+from ..data import GroundingMapper
+from .job import Block, identity_of_files, versions
+
+IDENTITY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A model, and the data set whose queries it answers.
+
+    Attributes:
+        config_file: see `load_config`.
+        dataset: a registered name; its images have "expressions".
+        opts: KEY VALUE pairs that override the config.
+    """
+
+    config_file: Path
+    dataset: str
+    opts: tuple[str, ...] = ()
+
+    def config(self, device: str) -> CfgNode:
+        """The config, for a device.
+
+        Raises:
+            FileNotFoundError: the config file or the weights are missing.
+            ValueError: a key or value is wrong, or no weights are named.
+        """
+        if not self.config_file.is_file():
+            raise FileNotFoundError(f"{self.config_file}: no such config file. Check the path.")
+        try:
+            cfg = load_config(self.config_file, self.opts)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{self.config_file}, {' '.join(self.opts) or 'no options'}: {error}"
+            ) from error
+        weights = cfg.MODEL.WEIGHTS
+        if not weights:
+            raise ValueError(
+                f"{self.config_file}: MODEL.WEIGHTS is empty, expected the weights of a trained "
+                "model; add MODEL.WEIGHTS model_final.pth"
+            )
+        if "://" not in weights and not Path(weights).is_file():
+            raise FileNotFoundError(f"{weights}: no such weights file (MODEL.WEIGHTS)")
+        cfg.MODEL.DEVICE = device
+        return cfg
+
+    def images(self) -> list[dict[str, Any]]:
+        """The images of the data set that have expressions, as in Detectron2's catalog.
+
+        Raises:
+            ValueError: the data set is not registered, has no expressions, or repeats an id.
+        """
+        if self.dataset not in DatasetCatalog.list():
+            raise ValueError(
+                f"{self.dataset!r} is no registered data set; those of datasets/README.md are, "
+                "and what your own code registers"
+            )
+        images = [image for image in DatasetCatalog.get(self.dataset) if image.get("expressions")]
+        if not images:
+            raise ValueError(f"the data set {self.dataset} has no image with expressions")
+        ids = Counter(e["sent_id"] for image in images for e in image["expressions"])
+        [(twice, times)] = ids.most_common(1)
+        if times > 1:
+            raise ValueError(
+                f"the data set {self.dataset} has {times} expressions of the id {twice!r}, by "
+                "which second stages tell them apart. If it is several data sets in one, export "
+                "each of them."
+            )
+        return images
+
+
+def model_identity(
+    cfg: CfgNode, images: Sequence[dict[str, Any]], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that an export of a model depends on.
+
+    Args:
+        cfg: of the model; its files are identified by their content.
+        images: of the data set, identified by their ids and queries, not by their pixels.
+        settings: of the export.
+    """
+    config = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT", "TEST")}
+    weights, vocabulary = cfg.MODEL.WEIGHTS, cfg.MODEL.VLNMS.VOCAB
+    config["MODEL"]["WEIGHTS"] = Path(weights).name
+    config["MODEL"]["VLNMS"]["VOCAB"] = Path(vocabulary).name
+    config["MODEL"]["VLNMS"]["CACHE_DIR"] = ""
+    files = {"weights": Path(PathManager.get_local_path(weights))}
+    if vocabulary:
+        files["vocabulary"] = Path(vocabulary)
+    digest = hashlib.sha256()
+    for image in images:
+        queries = [
+            (e["sent_id"], e["ref_id"], e["split"], e["query"]) for e in image["expressions"]
+        ]
+        line = [image["image_id"], Path(image["file_name"]).name, queries]
+        digest.update(json.dumps(line).encode() + b"\n")
+    return {
+        "run_version": IDENTITY_VERSION,
+        "inputs": identity_of_files(files),
+        "images": digest.hexdigest(),
+        "settings": settings,
+        "config": config,
+        "versions": versions(),
+    }
+
+
+def detector_classes(
+    cfg: CfgNode, dataset: str, categories_of: str | None = None
+) -> tuple[list[int], list[str]]:
+    """The category id and the name of each class of the detector, from a data set's metadata.
+
+    Args:
+        cfg: of the model.
+        dataset: a registered name.
+        categories_of: the data set that has the classes; None takes the first of `dataset`, the
+            config's test and its training sets with `MODEL.ROI_HEADS.NUM_CLASSES` classes.
+
+    Returns:
+        Ids and names by class. If the data set has no ids, they are the classes' numbers.
+
+    Raises:
+        ValueError: no data set has that many classes.
+    """
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    names: Sequence[str] = (dataset, *cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    if categories_of is not None:
+        names = [categories_of]
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        things = metadata.get("thing_classes") or ()
+        if len(things) == num_classes:
+            class_of = metadata.get("thing_dataset_id_to_contiguous_id")
+            class_of = class_of or {number: number for number in range(num_classes)}
+            id_of = {number: category_id for category_id, number in class_of.items()}
+            return [id_of[number] for number in range(num_classes)], list(things)
+    raise ValueError(
+        f"none of {', '.join(dict.fromkeys(names))} has the names of {num_classes} classes "
+        "(MODEL.ROI_HEADS.NUM_CLASSES). Name a data set that has the detector's, with "
+        "--categories-of, as coco_2017_val."
+    )
+
+
+def read_images(
+    cfg: CfgNode, blocks: Sequence[Block]
+) -> Iterator[tuple[int, Iterator[tuple[dict[str, Any], dict[str, Any]]]]]:
+    """Read the images of blocks from their files; for a GPU, other processes read ahead.
+
+    Args:
+        cfg: of the model.
+        blocks: of dicts as in Detectron2's catalog.
+
+    Yields:
+        For each block its number and its images, each as a dict and a model input. The images of a
+        block must be consumed before the next block.
+    """
+    images = [image for block in blocks for image in block.images]
+    loader = build_detection_test_loader(
+        images,
+        mapper=GroundingMapper(cfg, is_train=False),
+        sampler=SequentialSampler(images),
+        num_workers=0 if cfg.MODEL.DEVICE == "cpu" else cfg.DATALOADER.NUM_WORKERS,
+    )
+    inputs = (image_input for [image_input] in loader)
+    for number, block_images in blocks:
+        yield number, zip(block_images, inputs, strict=False)

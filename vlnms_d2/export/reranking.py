@@ -1,0 +1,281 @@
+"""Rerank the detections of blocks of images, as each process does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+from detectron2.structures import Instances
+
+from ..data.datasets.coco import Mentioned
+from ..data.detections import Detections, DetectionStore
+from ..data.queries import Query
+from ..evaluation.matching import Match
+from ..evaluation.mention_recall import METHODS, match_mentions, save_matches
+from ..file_io import atomic_write, write_json
+from ..language.matching import category_matcher
+from ..modeling.relatedness import category_relatedness as relatedness_of
+from ..rerank import rerank
+from ..visualization import draw_comparison
+from . import FORMATS
+from .base import QueryProposals
+from .job import Block, Shards
+from .threshold import save_scores
+
+if TYPE_CHECKING:
+    from .from_detections import RerankSettings
+
+QUERY_CHUNK = 128  # an image may have any number of queries
+TEXTS_PER_FILE = 1024
+SCORES, COUNTS, RECALL = "scores", "counts", "recall"
+DRAWN_PROPOSALS = 8  # more hide the image
+_JPEG_QUALITY = 92
+
+
+def category_relatedness(category_names: Sequence[str]) -> Callable[[list[str]], np.ndarray]:
+    """The function from T texts to r of Category, float32 [T, C]; a text that names no category
+    has a row of ones."""
+    matcher = category_matcher(category_names)
+    return lambda texts: relatedness_of(matcher.best_cosines(texts)).numpy()
+
+
+class TextRows:
+    """A table on disk with r of each category, one row per distinct text.
+
+    Args:
+        folder: of the table.
+        category_names: C names.
+    """
+
+    def __init__(self, folder: Path, category_names: Sequence[str]):
+        self.folder = folder
+        self.category_names = list(category_names)
+
+    def encode(self, texts: Sequence[str], report: Callable[[int], object]) -> int:
+        """Write the rows that are missing.
+
+        Always in the same chunks and in one process, so that neither interruptions nor the number
+        of processes change a bit of them.
+
+        Args:
+            texts: distinct, in the order of the rows.
+            report: called with the number of texts of each finished chunk.
+
+        Returns:
+            How many texts name no category.
+        """
+        self.folder.mkdir(exist_ok=True)
+        encode, num_silent = None, 0
+        for start in range(0, len(texts), TEXTS_PER_FILE):
+            chunk = list(texts[start : start + TEXTS_PER_FILE])
+            path = self._file(start // TEXTS_PER_FILE)
+            if not path.is_file():
+                if encode is None:  # takes seconds to load
+                    encode = category_relatedness(self.category_names)
+                rows = np.asarray(encode(chunk), dtype=np.float32)
+                with atomic_write(path) as file:
+                    np.save(file, rows)
+            num_silent += int((np.load(path) == 1).all(axis=1).sum())
+            report(len(chunk))
+        return num_silent
+
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        """float32 [len(rows), C]."""
+        rows = np.asarray(rows, dtype=np.int64)
+        table = np.empty((len(rows), len(self.category_names)), dtype=np.float32)
+        files = rows // TEXTS_PER_FILE
+        for number in np.unique(files).tolist():
+            here = files == number
+            # Memory-mapped, because often only few rows of a file are needed.
+            table[here] = np.load(self._file(number), mmap_mode="r")[rows[here] % TEXTS_PER_FILE]
+        return table
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.npy"
+
+
+class RerankImage(NamedTuple):
+    """An image with its queries.
+
+    Attributes:
+        image_id: of the image.
+        size: (height, width) in pixels, or None.
+        queries: Q queries.
+        rows: of each query's text in `TextRows`.
+        mentioned: by each query; None if unknown.
+    """
+
+    image_id: int
+    size: tuple[int, int] | None
+    queries: tuple[Query, ...]
+    rows: tuple[int, ...]
+    mentioned: tuple[Mentioned | None, ...]
+
+
+class Reranker:
+    """Reranks the detections of images for their queries.
+
+    Args:
+        settings: of the job.
+        shards: of the blocks.
+        work: folder with "store" and "texts".
+        category_ids, category_names: by class.
+        score_thresh: on the fused score; None for none.
+    """
+
+    def __init__(
+        self,
+        settings: RerankSettings,
+        shards: Shards,
+        work: Path,
+        category_ids: Sequence[int],
+        category_names: Sequence[str],
+        score_thresh: float | None,
+    ):
+        self.settings = settings
+        self.shards = shards
+        self.category_ids = np.array(category_ids, dtype=np.int64)
+        self.category_names = category_names
+        self.score_thresh = score_thresh
+        self.store = DetectionStore(work / "store")
+        self.texts = TextRows(work / "texts", category_names)
+
+    def write_scores(self, blocks: Sequence[Block]) -> None:
+        """Write the scores of everything that NMS leaves, for the threshold."""
+        for number, images in blocks:
+            results = (
+                result
+                for image in images
+                for result in self.answer(image, *self.read(image), topk=-1, score_thresh=None)
+            )
+            path = self.shards.path(number, SCORES)
+            save_scores(path, (result.scores.numpy() for result in results))
+
+    def write(self, blocks: Sequence[Block]) -> None:
+        """Write the shards of all formats of each block, and last the counts."""
+        for block in blocks:
+            self._write_block(block)
+
+    def _write_block(self, block: Block) -> None:
+        matches: dict[str, list[Match]] = {method: [] for method in METHODS}
+        counts = dict.fromkeys(("images_without_detections", "queries_without_detections"), 0)
+        counts["proposals"] = 0
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(atomic_write(self.shards.path(block.number, name)))
+                for name in self.settings.formats
+            }
+            for image in block.images:
+                detections, related = self.read(image)
+                topk, score_thresh = self.settings.topk, self.score_thresh
+                results = self.answer(image, detections, related, topk, score_thresh)
+                proposals = [
+                    self._record(query, result, detections)
+                    for query, result in zip(image.queries, results, strict=True)
+                ]
+                for name, file in files.items():
+                    FORMATS[name].write(proposals, file)
+                counts["proposals"] += sum(map(len, proposals))
+                if not len(detections.scores):
+                    counts["images_without_detections"] += 1
+                    counts["queries_without_detections"] += len(image.queries)
+                for method, image_matches in self._matches(image, detections, related).items():
+                    matches[method] += image_matches
+        save_matches(self.shards.path(block.number, RECALL), matches)
+        write_json(self.shards.path(block.number, COUNTS), counts)
+
+    def read(self, image: RerankImage) -> tuple[Detections, np.ndarray]:
+        """The N detections of an image and their relatedness to its Q queries, float32 [Q, N]."""
+        detections = self.store.of(image.image_id)
+        return detections, self.texts.read(image.rows)[:, detections.classes]
+
+    def answer(
+        self,
+        image: RerankImage,
+        detections: Detections,
+        related: np.ndarray,
+        topk: int,
+        score_thresh: float | None,
+    ) -> list[Instances]:
+        """The proposals of each query."""
+        results = []
+        corners = detections.corners
+        for start in range(0, len(image.queries), QUERY_CHUNK):
+            end = start + QUERY_CHUNK
+            results += rerank(
+                corners,
+                detections.scores,
+                detections.classes,
+                self.category_names,
+                [query.text for query in image.queries[start:end]],
+                topk=topk,
+                score_thresh=score_thresh,
+                nms_thresh=self.settings.nms_thresh,
+                relatedness=related[start:end],
+                image_size=image.size,
+            )
+        return results
+
+    def draw(self, path: Path, image: RerankImage) -> bytes:
+        """A JPEG that compares the proposals of a query with those of the detector alone.
+
+        Args:
+            path: of the image file.
+            image: with this one query.
+
+        Raises:
+            ValueError: the image file cannot be read.
+        """
+        pixels = cv2.imread(str(path))
+        if pixels is None:
+            raise ValueError(f"{path}: not an image that can be read. Fetch it again.")
+        [query] = image.queries
+        detections, related = self.read(image)
+        topk = self.settings.topk
+        topk = DRAWN_PROPOSALS if topk < 0 else min(DRAWN_PROPOSALS, topk)
+        [aware] = self.answer(image, detections, related, topk, self.score_thresh)
+        [alone] = self.answer(image, detections, np.ones_like(related), topk, None)
+        alone.remove("relatedness")  # or its labels would show it
+        words = query.text.split()
+        drawn = draw_comparison(pixels, query.text, words, None, alone, aware, self.category_names)
+        return cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+
+    def _record(self, query: Query, result: Instances, detections: Detections) -> QueryProposals:
+        index = result.candidate_index.numpy()
+        classes = detections.classes[index]
+        return QueryProposals(
+            image_id=query.image_id,
+            query_id=query.query_id,
+            query=query.text,
+            ref_id=query.ref_id,
+            split=query.split,
+            # From the file: `rerank` rounds to float32.
+            boxes=detections.boxes[index],
+            corners=detections.corners[index],
+            category_ids=self.category_ids[classes],
+            category_names=[self.category_names[c] for c in classes.tolist()],
+            scores=result.scores.numpy(),
+            cls_scores=detections.scores[index],
+            relatedness=result.relatedness.numpy(),
+            candidate_index=index,
+        )
+
+    def _matches(
+        self, image: RerankImage, detections: Detections, related: np.ndarray
+    ) -> dict[str, list[Match]]:
+        known = [i for i, mentioned in enumerate(image.mentioned) if mentioned is not None]
+        if not known:
+            return {}
+        return match_mentions(
+            detections.corners,
+            detections.scores,
+            detections.classes,
+            self.category_names,
+            related[known],
+            [image.mentioned[i] for i in known],
+            self.settings.nms_thresh,
+        )
