@@ -68,13 +68,13 @@ def assert_same(boxes, scores, classes, iou_threshold, topk=None):
             assert (row[len(expected) :] == -1).all()
 
 
-def clustered(num_boxes, num_queries, num_classes=3, clusters=5, seed=0, own=False):
+def clustered(num_boxes, num_queries, num_classes=3, clusters=5, seed=0, own_boxes=False):
     """Boxes in clusters, such that each suppresses others and is suppressed."""
     generator = torch.Generator().manual_seed(seed)
     cluster = torch.randint(clusters, (num_boxes,), generator=generator)
     center = torch.rand(clusters, 2, generator=generator)[cluster] * 400
     size = torch.rand(clusters, 2, generator=generator)[cluster] * 80 + 20
-    shape = (num_queries, num_boxes, 2) if own else (num_boxes, 2)
+    shape = (num_queries, num_boxes, 2) if own_boxes else (num_boxes, 2)
     center = center + torch.randn(shape, generator=generator) * 8
     size = size * (1 + 0.2 * torch.rand(shape, generator=generator))
     boxes = torch.cat([center - size / 2, center + size / 2], dim=-1).clamp(min=0)
@@ -86,10 +86,10 @@ def clustered(num_boxes, num_queries, num_classes=3, clusters=5, seed=0, own=Fal
 def problems(draw):
     """Boxes on a coarse grid: many equal boxes, empty boxes and IoUs exactly at a threshold."""
     num_boxes, num_queries = draw(st.integers(0, 24)), draw(st.integers(0, 5))
-    own = draw(st.booleans())
+    own_boxes = draw(st.booleans())
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     grid = draw(st.sampled_from([2, 5, 10, 30]))
-    shape = (num_queries, num_boxes, 2) if own else (num_boxes, 2)
+    shape = (num_queries, num_boxes, 2) if own_boxes else (num_boxes, 2)
     corner = torch.randint(grid, shape, generator=generator)
     size = torch.randint(grid + 1, shape, generator=generator)
     scale, shift = draw(st.sampled_from([1.0, 0.1, 13.7, 1e4])), draw(st.sampled_from([0, -3]))
@@ -124,11 +124,11 @@ def test_equals_torchvision(monkeypatch, problem, max_elements):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own_boxes", [False, True])
 @pytest.mark.parametrize("iou_threshold", THRESHOLDS)
 @pytest.mark.parametrize("num_classes", [1, 80])
-def test_equals_torchvision_on_clustered_boxes(device, own, iou_threshold, num_classes):
-    problem = clustered(300, 6, num_classes, own=own, seed=num_classes)
+def test_equals_torchvision_on_clustered_boxes(device, own_boxes, iou_threshold, num_classes):
+    problem = clustered(300, 6, num_classes, own_boxes=own_boxes, seed=num_classes)
     assert_same(*(tensor.to(device) for tensor in problem), iou_threshold, 100)
 
 
@@ -191,9 +191,9 @@ def test_rounding_right_at_the_threshold(device, iou_threshold):
 
 
 @pytest.mark.parametrize("num_queries", [0, 1, 3])
-@pytest.mark.parametrize("own", [False, True])
-def test_no_boxes(num_queries, own):
-    shape = (num_queries, 0, 4) if own else (0, 4)
+@pytest.mark.parametrize("own_boxes", [False, True])
+def test_no_boxes(num_queries, own_boxes):
+    shape = (num_queries, 0, 4) if own_boxes else (0, 4)
     keep, num_kept = multi_query_nms(
         torch.empty(shape), torch.empty(num_queries, 0), torch.empty(0, dtype=torch.int64), 0.5, 100
     )
@@ -201,9 +201,9 @@ def test_no_boxes(num_queries, own):
     assert num_kept.tolist() == [0] * num_queries
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_no_queries(own):
-    boxes = torch.rand((0, 5, 4) if own else (5, 4))
+@pytest.mark.parametrize("own_boxes", [False, True])
+def test_no_queries(own_boxes):
+    boxes = torch.rand((0, 5, 4) if own_boxes else (5, 4))
     keep, num_kept = multi_query_nms(
         boxes, torch.empty(0, 5), torch.zeros(5, dtype=torch.int64), 0.5, 3
     )
@@ -282,15 +282,15 @@ def test_half_precision_is_converted_to_float32(dtype):
 
 
 @pytest.mark.parametrize("num_boxes", [200, 1050])
-@pytest.mark.parametrize("own", [False, True])
-def test_a_query_does_not_depend_on_the_others(num_boxes, own):
-    boxes, scores, classes = clustered(num_boxes, 3, own=own)
+@pytest.mark.parametrize("own_boxes", [False, True])
+def test_a_query_does_not_depend_on_the_others(num_boxes, own_boxes):
+    boxes, scores, classes = clustered(num_boxes, 3, own_boxes=own_boxes)
     scores = (scores * 20).round()
     keep, num_kept = multi_query_nms(boxes, scores, classes, 0.5, 40)
     for query in range(3):
         alone = slice(query, query + 1)
-        own_boxes = boxes[alone] if own else boxes
-        keep_alone, num_alone = multi_query_nms(own_boxes, scores[alone], classes, 0.5, 40)
+        query_boxes = boxes[alone] if own_boxes else boxes
+        keep_alone, num_alone = multi_query_nms(query_boxes, scores[alone], classes, 0.5, 40)
         assert torch.equal(keep_alone, keep[alone])
         assert torch.equal(num_alone, num_kept[alone])
 

@@ -19,9 +19,9 @@ def without_limits(monkeypatch):
         monkeypatch.setattr(nms_cpu, limit, math.inf)
 
 
-def squares(num_queries, num_boxes, spread, own=False):
+def squares(num_queries, num_boxes, spread, own_boxes=False):
     generator = torch.Generator().manual_seed(num_boxes)
-    shape = (num_queries, num_boxes, 2) if own else (num_boxes, 2)
+    shape = (num_queries, num_boxes, 2) if own_boxes else (num_boxes, 2)
     corner = torch.rand(shape, generator=generator) * spread
     boxes = torch.cat([corner, corner + 50], dim=-1)
     return boxes, torch.rand(num_queries, num_boxes, generator=generator)
@@ -79,18 +79,18 @@ def test_long_chains_in_any_order(num_boxes):
 
 
 @pytest.mark.usefixtures("without_limits")
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own_boxes", [False, True])
 @pytest.mark.parametrize("num_boxes", [2, 7, 8, 9, 63, 64, 65, 130])
-def test_boxes_of_one_class_that_all_meet(num_boxes, own):
-    boxes, scores = squares(5, num_boxes, spread=40, own=own)
+def test_boxes_of_one_class_that_all_meet(num_boxes, own_boxes):
+    boxes, scores = squares(5, num_boxes, spread=40, own_boxes=own_boxes)
     assert_as_torchvision(boxes, scores, torch.zeros(num_boxes, dtype=torch.int64), 0.4)
 
 
 @pytest.mark.usefixtures("without_limits")
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own_boxes", [False, True])
 @pytest.mark.parametrize("num_queries", [1, 7, 8, 9, 63, 64, 65, 130])
-def test_as_many_queries_as_words_hold_and_more(monkeypatch, num_queries, own):
-    boxes, scores = squares(num_queries, 30, spread=60, own=own)
+def test_as_many_queries_as_words_hold_and_more(monkeypatch, num_queries, own_boxes):
+    boxes, scores = squares(num_queries, 30, spread=60, own_boxes=own_boxes)
     for min_chunk in (64, 100, 1000):
         monkeypatch.setattr(nms_cpu, "_MIN_CHUNK", min_chunk)
         assert_as_torchvision(boxes, scores, torch.arange(30) % 2, 0.4)
@@ -113,27 +113,27 @@ def test_boxes_that_meet_in_one_query_only():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("num_boxes", [40, 1010])
 def test_own_boxes_with_coordinates_that_are_not_finite(bad, num_boxes):
-    boxes, scores = squares(4, num_boxes, spread=4 * num_boxes, own=True)
+    boxes, scores = squares(4, num_boxes, spread=4 * num_boxes, own_boxes=True)
     boxes[1, 3, 2] = boxes[2, 5, 0] = bad
     assert_as_torchvision(boxes, scores, torch.arange(num_boxes) % 3, 0.3)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_chosen_for_many_queries_only(own):
-    boxes, scores = squares(200, 100, spread=1000, own=own)
+@pytest.mark.parametrize("own_boxes", [False, True])
+def test_chosen_for_many_queries_only(own_boxes):
+    boxes, scores = squares(200, 100, spread=1000, own_boxes=own_boxes)
     classes = torch.arange(100) % 5
     assert nms_cpu.nms_cpu(boxes, scores, classes, 0.5, 10) is not None
     with mock.patch.object(nms, "nms_cpu", wraps=nms_cpu.nms_cpu) as chosen:
         multi_query_nms(boxes, scores, classes, 0.5, 10)
         assert chosen.call_count == 1
-        few = boxes[:2] if own else boxes
+        few = boxes[:2] if own_boxes else boxes
         multi_query_nms(few, scores[:2], classes, 0.5, 10)
         assert chosen.call_count == 1
 
 
 @pytest.mark.parametrize("num_queries", [100, 1000])
 def test_not_taken_where_all_boxes_of_each_query_overlap(num_queries):
-    boxes, scores = squares(num_queries, 300, spread=10, own=True)
+    boxes, scores = squares(num_queries, 300, spread=10, own_boxes=True)
     classes = torch.zeros(300, dtype=torch.int64)
     assert nms_cpu.nms_cpu(boxes, scores, classes, 0.5, 10) is None
 

@@ -30,7 +30,7 @@ from .nms_iou import iou, kernel_threshold, separate_classes
 # Beyond these limits torchvision's NMS query by query is faster, as it compares only the kept boxes
 # with others: pairs of one class per score (of which there are Q * N), and overlapping pairs per
 # box, half as many if each query has its own boxes and thus its own IoUs.
-_MAX_PAIRS_PER_SCORE = 1
+_MAX_PAIRS_PER_SCORE = 2
 _MAX_OVERLAPS_PER_BOX = 64
 # Finding the overlapping pairs takes about 60 bytes per pair of one class.
 _MAX_PAIRS = 1 << 21
