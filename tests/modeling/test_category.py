@@ -10,7 +10,8 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
 from vlnms_d2 import add_vlnms_config, split_by_query
-from vlnms_d2.modeling.relatedness import Category, CategoryMentions
+from vlnms_d2.modeling.branch import RelatednessBranch
+from vlnms_d2.modeling.relatedness import Category, CategoryMentions, category_relatedness
 from vlnms_d2.modeling.relatedness.category import category_names
 from vlnms_d2.modeling.text import TextFeatures
 
@@ -69,6 +70,25 @@ def test_boxes_of_a_class_are_alike_and_the_rest_of_the_box_does_not_matter():
 def test_classes_and_names_must_be_as_many():
     with pytest.raises(ValueError, match="3 classes, but 4 category names"):
         Category(visual_dim=3, text_dim=4, slope=1.0, midpoint=0.0)
+
+
+@pytest.mark.parametrize("slope", [4.0, 6.29])
+def test_relatedness_of_all_categories_equals_plain_numpy_and_the_module(slope):
+    """What reranking computes from a table of cosines, and the head from its features."""
+    cosines = np.random.default_rng(0).uniform(-1, 1, (50, 8)).astype(np.float32)
+    cosines[::7] = -1  # texts without a mention
+    found = category_relatedness(cosines, slope, 0.514)
+    expected = 1 / (1 + np.exp(-slope * (cosines.astype(np.float64) - 0.514)))
+    expected[::7] = 1
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+
+    module = category(8, slope, 0.514)
+    named = torch.from_numpy(cosines).ne(-1).any(dim=1, keepdim=True)
+    queries = TextFeatures(torch.from_numpy(cosines)[:, None] * named[..., None], named)
+    branch = RelatednessBranch(None, CategoryMentions(category_names=NAMES), module)
+    related, _ = branch.score(torch.eye(8), torch.zeros(8, 5), queries)
+    torch.testing.assert_close(related, found, rtol=0, atol=1e-6)
 
 
 # --- the text ----------------------------------------------------------------------------------

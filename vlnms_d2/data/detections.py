@@ -136,8 +136,8 @@ class DetectionStore:
             for rows in _batches(results_file, class_of, categories_file):
                 file.write(rows.tobytes())
                 num_zero_area += int((rows["box"][:, 2:] == 0).any(axis=1).sum())
-                found, times = np.unique(rows["image"], return_counts=True)
-                for image_id, count in zip(found.tolist(), times.tolist(), strict=True):
+                ids, times = np.unique(rows["image"], return_counts=True)
+                for image_id, count in zip(ids.tolist(), times.tolist(), strict=True):
                     counts[image_id] = counts.get(image_id, 0) + count
         image_ids = np.array(sorted(counts), dtype=np.int64)
         starts = np.cumsum([0] + [counts[i] for i in image_ids.tolist()])
@@ -173,8 +173,8 @@ class DetectionStore:
 
     def _place(self, image_id: int) -> int | None:
         place = int(np.searchsorted(self.image_ids, image_id))
-        found = place < len(self.image_ids) and self.image_ids[place] == image_id
-        return place if found else None
+        known = place < len(self.image_ids) and self.image_ids[place] == image_id
+        return place if known else None
 
 
 def _sort(spool: Path, rows_file: Path, next_row: dict[int, int]) -> None:

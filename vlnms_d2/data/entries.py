@@ -24,33 +24,19 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, or not a JSON object.
     """
-    content = load_json(path, source)
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: expected a JSON object, found {type(content).__name__}. {source}"
-        )
-    return content
-
-
-def load_json(path: Path, source: str) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        path: the file.
-        source: a sentence for the user on where to get the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON.
-    """
     check_exists(path, source)
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(
             f"{path}: not valid JSON ({error}). The file may have been cut short: fetch it again. "
             f"{source}"
         ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: expected a JSON object, found {type(content).__name__}. {source}"
+        )
+    return content
 
 
 def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
@@ -86,15 +72,11 @@ def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
                 yield entry
                 number += 1
         except ijson.JSONError as error:
+            reason = str(error).partition("\n")[0]  # without the drawing below it
             raise ValueError(
-                f"{path}: not valid JSON after {number} entries ({_one_line(error)}). The file may "
+                f"{path}: not valid JSON after {number} entries ({reason}). The file may "
                 f"have been cut short: make it again. {source}"
             ) from error
-
-
-def _one_line(error: Exception) -> str:
-    """The message of the parser without the drawing below it."""
-    return str(error).partition("\n")[0]
 
 
 def check_exists(path: Path, source: str) -> None:

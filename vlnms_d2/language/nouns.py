@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,7 +107,8 @@ class NounFinder:
         return self  # immutable, so copies of a model share it
 
     def __reduce__(self):
-        return _rebuild, (type(self), self.pipeline, self.pos, self.batch_size, self.processes)
+        settings = {"pos": self.pos, "batch_size": self.batch_size, "processes": self.processes}
+        return partial(type(self), self.pipeline, **settings), ()
 
     def _nouns_of(self, doc: Doc) -> list[str]:
         return [
@@ -173,12 +175,6 @@ def _read_forked(chunk: tuple[list[str], str]) -> list[list]:
 def _can_fork() -> bool:
     forks = "fork" in multiprocessing.get_all_start_methods()
     return forks and not multiprocessing.current_process().daemon
-
-
-def _rebuild(
-    cls: type[NounFinder], pipeline: str, pos: Sequence[str], batch_size: int, processes: int
-) -> NounFinder:
-    return cls(pipeline, pos=pos, batch_size=batch_size, processes=processes)
 
 
 def chunks_by_tags(doc: Doc) -> list[str]:

@@ -310,13 +310,13 @@ def parse_sentence(line: str, where: str = "sentence") -> Sentence:
     """
     phrases = tuple(
         Phrase(
-            int(found["chain"]),
-            tuple(found["types"].strip("/").split("/")),
-            _single_spaces(found["words"]),
+            int(match["chain"]),
+            tuple(match["types"].strip("/").split("/")),
+            _single_spaces(match["words"]),
         )
-        for found in _PHRASE.finditer(line)
+        for match in _PHRASE.finditer(line)
     )
-    plain = _PHRASE.sub(lambda found: found["words"], line)
+    plain = _PHRASE.sub(lambda match: match["words"], line)
     if _MARK in plain:
         rest = plain[plain.index(_MARK) :]
         raise ValueError(

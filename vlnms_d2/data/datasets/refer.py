@@ -132,23 +132,23 @@ def merge_by_image(*dataset_dicts: Iterable[dict[str, Any]]) -> list[dict[str, A
         ValueError: an image id stands for different files.
     """
     merged: dict[int, dict[str, Any]] = {}
-    for one in (image for images in dataset_dicts for image in images):
-        found = merged.get(one["image_id"])
-        if found is None:
+    for one in (one for images in dataset_dicts for one in images):
+        image = merged.get(one["image_id"])
+        if image is None:
             merged[one["image_id"]] = {
                 **one,
                 "annotations": list(one["annotations"]),
                 "expressions": list(one["expressions"]),
             }
             continue
-        if found["file_name"] != one["file_name"]:
+        if image["file_name"] != one["file_name"]:
             raise ValueError(
-                f"Image id {one['image_id']} stands for {found['file_name']} and for "
+                f"Image id {one['image_id']} stands for {image['file_name']} and for "
                 f"{one['file_name']}: expected one file. Merge data sets of the same images only."
             )
-        known = {annotation["id"] for annotation in found["annotations"]}
-        found["annotations"] += [a for a in one["annotations"] if a["id"] not in known]
-        found["expressions"] += one["expressions"]
+        known = {annotation["id"] for annotation in image["annotations"]}
+        image["annotations"] += [a for a in one["annotations"] if a["id"] not in known]
+        image["expressions"] += one["expressions"]
     return [merged[image_id] for image_id in sorted(merged)]
 
 
