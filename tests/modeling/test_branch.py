@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from closeness import assert_rounds_alike
+from closeness import WHOLE_MODEL, assert_rounds_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_relatedness import (
@@ -120,13 +120,14 @@ def test_scores_in_chunks_equal_those_at_once(queries_per_chunk, kind):
     chunked_r, chunked_output = score(chunked, 4, text)
     step = max(1, int(queries_per_chunk))
     assert max(calls[1:]) == step and sum(calls[1:]) == 7
-    assert_rounds_alike(chunked_r, r)
+    # FC with a ReLU normalises what remains of nearly equal numbers, which amplifies rounding.
+    assert_rounds_alike(chunked_r, r, WHOLE_MODEL)
     for name, value in vars(output).items():
         found = getattr(chunked_output, name)
         if value is None:
             assert found is None and name == "deltas"
         else:
-            assert_rounds_alike(found, value)
+            assert_rounds_alike(found, value, WHOLE_MODEL, magnitude=1.0)
     assert output.attention is not None
     assert (output.deltas is not None) == (kind in ("Trans joint", "Trans co_attention"))
 
