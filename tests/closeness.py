@@ -17,7 +17,7 @@ import torch
 from detectron2.structures import Instances, ROIMasks
 
 EPS = torch.finfo(torch.float32).eps  # 1.2e-7
-FEW_LAYERS = 100 * EPS  # 1.2e-5: one module of a few layers
+FEW_LAYERS = 1000 * EPS  # 1.2e-4: one module of a few layers
 WHOLE_MODEL = 5000 * EPS  # 6e-4: from the image to the output; 0.08 pixels in 128
 
 

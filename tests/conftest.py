@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,18 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
+from hypothesis import HealthCheck, settings
 
 from vlnms_d2 import add_vlnms_config, use_queries
 from vlnms_d2.data import register_refshapes
 from vlnms_d2.modeling.relatedness import Trans
 from vlnms_d2.modeling.text import Vocabulary
+
+# The same examples on every machine, and as much time for each as a busy one takes.
+settings.register_profile(
+    "any machine", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -54,6 +62,14 @@ def stock_config(zoo_config: str) -> CfgNode:
     cfg.TEST.DETECTIONS_PER_IMAGE = 15
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 160
     return cfg
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Random numbers do not depend on the tests that ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

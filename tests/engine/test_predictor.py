@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import assert_instances_alike
 from conftest import build, same_instances
 
 from vlnms_d2 import VLNMSPredictor
@@ -41,10 +42,9 @@ def test_compare_gives_the_detector_beside_the_queries(predictor):
     assert not stock.has("query_index") and asked.has("query_index")
     with torch.no_grad():
         (alone,) = predictor.model([predictor.prepare(picture())])
-    assert torch.equal(stock.pred_classes, alone["instances"].pred_classes)
-    torch.testing.assert_close(stock.scores, alone["instances"].scores)
+    assert_instances_alike(stock, alone["instances"])
     (called,) = predictor(picture(), "red cup")
-    torch.testing.assert_close(asked.scores, called.scores)
+    assert_instances_alike(asked, called)
 
 
 def test_the_input_format_is_followed(predictor):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from closeness import WHOLE_MODEL, assert_rounds_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_relatedness import (
@@ -16,7 +17,6 @@ from tiny_relatedness import (
     make_visual,
     random_normal,
 )
-from torch.testing import assert_close
 
 from vlnms_d2.modeling.branch import RelatednessBranch
 from vlnms_d2.modeling.relatedness import Relatedness, RelatednessOutput
@@ -120,13 +120,14 @@ def test_scores_in_chunks_equal_those_at_once(queries_per_chunk, kind):
     chunked_r, chunked_output = score(chunked, 4, text)
     step = max(1, int(queries_per_chunk))
     assert max(calls[1:]) == step and sum(calls[1:]) == 7
-    assert_close(chunked_r, r, atol=1e-5, rtol=1e-5)
+    # FC with a ReLU normalises what remains of nearly equal numbers, which amplifies rounding.
+    assert_rounds_alike(chunked_r, r, WHOLE_MODEL)
     for name, value in vars(output).items():
         found = getattr(chunked_output, name)
         if value is None:
             assert found is None and name == "deltas"
         else:
-            assert_close(found, value, atol=1e-5, rtol=1e-5)
+            assert_rounds_alike(found, value, WHOLE_MODEL, magnitude=1.0)
     assert output.attention is not None
     assert (output.deltas is not None) == (kind in ("Trans joint", "Trans co_attention"))
 
@@ -177,12 +178,12 @@ def test_empty_queries_leave_the_boxes_as_they_are(chunk_bytes, kind):
     r, output = score(make_branch(module, chunk_bytes=chunk_bytes), 4, text)
     direct = module(make_visual(4), make_locations(4), text)
     assert torch.equal(r[[0, 2]], torch.ones(2, 4))
-    assert_close(r[[1, 3]], direct.logits[[1, 3]].sigmoid(), atol=1e-5, rtol=1e-5)
+    assert_rounds_alike(r[[1, 3]], direct.logits[[1, 3]].sigmoid())
     assert (r[[1, 3]] < 1).all()
     assert not output.attention[[0, 2]].any()
     if direct.deltas is not None:
         assert not output.deltas[[0, 2]].any() and direct.deltas[0].any()
-        assert_close(output.deltas[[1, 3]], direct.deltas[[1, 3]], atol=1e-5, rtol=1e-5)
+        assert_rounds_alike(output.deltas[[1, 3]], direct.deltas[[1, 3]])
 
 
 def test_an_empty_query_gets_1_also_where_the_module_gives_nan():

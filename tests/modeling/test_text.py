@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from closeness import assert_rounds_alike
 from detectron2.config import get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,14 +52,14 @@ def test_each_query_has_the_features_of_an_unpadded_gru(encoder, queries):
         assert mask.tolist() == [j < length for j in range(len(mask))]
         assert (words[length:] == 0).all()
         if length:
-            torch.testing.assert_close(words[:length], plain_gru(encoder, query))
+            assert_rounds_alike(words[:length], plain_gru(encoder, query))
 
 
 @torch.no_grad()
 def test_a_word_feature_sees_both_sides(encoder):
     feature = encoder(["a red cup", "left red cup", "a red left"]).words[:, 1]
-    assert not torch.allclose(feature[0], feature[1])
-    assert not torch.allclose(feature[0], feature[2])
+    assert (feature[0] - feature[1]).abs().max() > 0.01
+    assert (feature[0] - feature[2]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("blank", ["", "   ", "\t\n", "?! ..."])
@@ -67,7 +68,7 @@ def test_blank_queries_are_rows_without_words(encoder, blank):
     features = encoder(["red cup", blank])
     assert features.mask.tolist() == [[True, True], [False, False]]
     assert (features.words[1] == 0).all()
-    torch.testing.assert_close(features.words[0], plain_gru(encoder, "red cup"))
+    assert_rounds_alike(features.words[0], plain_gru(encoder, "red cup"))
     alone = encoder([blank])
     assert alone.words.shape == (1, 0, encoder.output_dim) and alone.mask.shape == (1, 0)
 
@@ -89,14 +90,15 @@ def test_max_words_below_one_is_an_error(max_words):
 @torch.no_grad()
 def test_unknown_words_are_all_the_same_word_and_not_a_known_one(encoder):
     features = encoder(["red zebra", "red giraffe", "red cup"]).words
-    assert torch.equal(features[0], features[1])
-    assert not torch.allclose(features[0], features[2])
+    assert_rounds_alike(features[0], features[1])
+    assert (features[0] - features[2]).abs().max() > 0.01
 
 
 @torch.no_grad()
 def test_equal_queries_have_equal_features(encoder):
     features = encoder(["red cup", "a", "red cup", "RED  cup!"]).words
-    assert torch.equal(features[0], features[2]) and torch.equal(features[0], features[3])
+    assert_rounds_alike(features[2], features[0])
+    assert_rounds_alike(features[3], features[0])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import assert_rounds_alike
 from detectron2.config import get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,10 +82,10 @@ def test_trans_equals_loops_over_queries_tokens_and_heads(
             continue  # What boxes see of no words is open.
         logits, attention, deltas = plain_trans(trans, visual, where, text.words[i, :length])
         # The bias is made in float32.
-        assert_close(output.logits[i], logits, atol=1e-5, rtol=1e-5)
-        assert_close(output.attention[i, :, :length], attention.view(num_boxes, length))
+        assert_rounds_alike(output.logits[i], logits)
+        assert_rounds_alike(output.attention[i, :, :length], attention.view(num_boxes, length))
         if refine:
-            assert_close(output.deltas[i], deltas, atol=1e-5, rtol=1e-5)
+            assert_rounds_alike(output.deltas[i], deltas)
 
 
 @both_fusions
@@ -96,9 +97,9 @@ def test_a_query_scores_the_same_alone_and_beside_longer_ones(fusion, lengths):
     for i, length in enumerate(lengths):
         alone = run(trans, 4, text[[i]])
         assert alone.attention.shape == (1, 4, length)
-        assert_close(alone.logits[0], together.logits[i], atol=1e-5, rtol=1e-5)
-        assert_close(alone.deltas[0], together.deltas[i], atol=1e-5, rtol=1e-5)
-        assert_close(alone.attention[0], together.attention[i][:, :length])
+        assert_rounds_alike(alone.logits[0], together.logits[i])
+        assert_rounds_alike(alone.deltas[0], together.deltas[i])
+        assert_rounds_alike(alone.attention[0], together.attention[i][:, :length])
 
 
 @both_fusions
@@ -106,10 +107,10 @@ def test_a_query_scores_the_same_alone_and_beside_longer_ones(fusion, lengths):
 def test_padding_never_matters(fusion):
     trans, text = make_trans(fusion=fusion), make_text(4, 2, 3)
     output, longer = run(trans, 3, text), run(trans, 3, with_noisy_padding(text))
-    assert_close(longer.logits, output.logits, atol=1e-5, rtol=1e-5)
-    assert_close(longer.deltas, output.deltas, atol=1e-5, rtol=1e-5)
+    assert_rounds_alike(longer.logits, output.logits)
+    assert_rounds_alike(longer.deltas, output.deltas)
     assert (longer.attention[..., 4:] == 0).all()
-    assert_close(longer.attention[..., :4], output.attention)
+    assert_rounds_alike(longer.attention[..., :4], output.attention)
 
 
 @both_fusions
@@ -118,7 +119,7 @@ def test_attention_is_shared_out_among_the_words(fusion):
     lengths = torch.tensor([5, 1, 0, 3])
     attention = run(make_trans(fusion=fusion), 6, make_text(*lengths.tolist())).attention
     assert (attention >= 0).all()
-    assert_close(attention.sum(dim=2), (lengths > 0).float()[:, None].expand(4, 6))
+    assert_rounds_alike(attention.sum(dim=2), (lengths > 0).float()[:, None].expand(4, 6))
     padding = torch.arange(5) >= lengths[:, None]
     assert (attention.transpose(1, 2)[padding] == 0).all()
     # It differs from box to box, and is not even.
@@ -144,7 +145,7 @@ def test_permuted_boxes_give_permuted_outputs(fusion):
     output = trans(visual, locations, text, with_attention=True)
     permuted = trans(visual[order], locations[order], text, with_attention=True)
     for name, value in fields(permuted).items():
-        assert_close(value, getattr(output, name)[:, order], atol=1e-5, rtol=1e-5)
+        assert_rounds_alike(value, getattr(output, name)[:, order])
 
 
 @both_fusions
@@ -154,7 +155,7 @@ def test_boxes_are_compared_but_their_number_does_not_matter(fusion):
     visual, locations = make_visual(4), make_locations(4)
     output = trans(visual, locations, text)
     twice = trans(visual.repeat(2, 1), locations.repeat(2, 1), text)
-    assert_close(twice.logits, output.logits.repeat(1, 2), atol=1e-5, rtol=1e-5)
+    assert_rounds_alike(twice.logits, output.logits.repeat(1, 2))
     fewer = trans(visual[:2], locations[:2], text)
     assert trans.compares_boxes
     assert (fewer.logits - output.logits[:, :2]).abs().max() > 1e-3
@@ -231,7 +232,7 @@ def test_training_and_inference_give_the_same_numbers_without_dropout(fusion):
     with torch.no_grad():
         inference = run(trans.eval(), 6, text)
     for name, value in fields(training).items():
-        assert_close(value.detach(), getattr(inference, name), atol=1e-5, rtol=1e-5)
+        assert_rounds_alike(value.detach(), getattr(inference, name))
 
 
 @both_fusions

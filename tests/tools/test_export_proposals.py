@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 
 import export_options
 from vlnms_d2.export import FEATURE_FORMATS, FORMATS
-from vlnms_d2.modeling.looking import LAYERS
+from vlnms_d2.modeling.feature_extraction import LAYERS
 
 _SPEC = importlib.util.spec_from_file_location("export", REPO / "tools" / "export_proposals.py")
 tool = importlib.util.module_from_spec(_SPEC)

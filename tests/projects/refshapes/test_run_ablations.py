@@ -322,7 +322,7 @@ def test_a_run_that_another_process_works_on_is_left_out(main, training, tmp_pat
 
 def is_gone(process_group: int) -> bool:
     """Whether the processes, which have been told to end, do."""
-    for _ in range(100):
+    for _ in range(600):
         try:
             os.killpg(process_group, 0)
         except ProcessLookupError:

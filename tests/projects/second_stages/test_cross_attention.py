@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from box_makers import make_regions
+from closeness import FEW_LAYERS, assert_rounds_alike
 
 from second_stages.optimisation import Schedule
 from second_stages.retrieval import (
@@ -53,7 +54,7 @@ def test_against_the_equations_whatever_the_padding(model):
     for i in range(3):
         for c in range(2):
             expected = plain_similarity(boxes[i, mask[i]], words[c, word_mask[c]], model.smoothing)
-            assert float(similarities[i, c]) == pytest.approx(expected, abs=1e-5)
+            assert float(similarities[i, c]) == pytest.approx(expected, abs=FEW_LAYERS)
 
 
 def test_pairs_are_the_same_as_all_against_all(model):
@@ -61,7 +62,7 @@ def test_pairs_are_the_same_as_all_against_all(model):
     words, word_mask = encoded([3, 5], seed=1)
     text = TextFeatures(words * word_mask[..., None], word_mask)
     pairs = model.compare_pairs(boxes, mask, text)
-    torch.testing.assert_close(pairs, model(boxes, mask, text).diagonal())
+    assert_rounds_alike(pairs, model(boxes, mask, text).diagonal())
 
 
 def test_pairs_of_several_images_are_those_of_each(model):
@@ -70,7 +71,7 @@ def test_pairs_of_several_images_are_those_of_each(model):
     text = TextFeatures(words * word_mask[..., None], word_mask)
     boxes, mask = boxes.view(3, 2, *boxes.shape[1:]), mask.view(3, 2, -1)
     each = torch.stack([model.compare_pairs(boxes[i], mask[i], text) for i in range(3)])
-    torch.testing.assert_close(model.compare_pairs(boxes, mask, text), each)
+    assert_rounds_alike(model.compare_pairs(boxes, mask, text), each)
 
 
 @torch.no_grad()
@@ -95,7 +96,7 @@ def test_the_loss_against_a_plain_loop(size, hardest):
         for wrong in ([similarities[i, j] for j in others], [similarities[j, i] for j in others]):
             losses = [max(0.0, 0.2 + float(w) - own) for w in wrong]
             expected += max(losses, default=0.0) if hardest else sum(losses) / max(size - 1, 1)
-    assert float(triplet_loss(similarities, hardest)) == pytest.approx(expected, abs=1e-5)
+    assert float(triplet_loss(similarities, hardest)) == pytest.approx(expected, abs=FEW_LAYERS)
 
 
 def dataset(num_images=8):
@@ -112,10 +113,10 @@ def dataset(num_images=8):
     return dicts, images
 
 
-def trained(seed=0):
+def trained(seed=0, epochs=20):
     dicts, images = dataset()
     model = build_cross_attention(dicts, images, seed)
-    train_cross_attention(model, dicts, images, seed, Schedule(20, 8, 5e-3))
+    train_cross_attention(model, dicts, images, seed, Schedule(epochs, 8, 5e-3))
     return model, dicts, images
 
 
@@ -136,14 +137,14 @@ def test_boxes_of_each_pair_are_those_that_the_caption_keeps():
         regions.kept = torch.arange(len(regions)).repeat(num_captions, 1)
         regions.kept_scores = torch.ones(num_captions, len(regions))
     for image_id, row in compare_all(model, dicts, images, num_boxes=None):
-        torch.testing.assert_close(row, everything[image_id], rtol=1e-4, atol=1e-5)
+        assert_rounds_alike(row, everything[image_id])
     for regions in images.values():
         regions.kept[:, 1:] = -1
     first = dict(compare_all(model, dicts, images, num_boxes=None))
     for regions in images.values():
         regions.kept = None
     for image_id, row in compare_all(model, dicts, images, num_boxes=1):
-        torch.testing.assert_close(row, first[image_id], rtol=1e-4, atol=1e-5)
+        assert_rounds_alike(row, first[image_id])
 
 
 def test_boxes_for_other_captions_are_an_error():
@@ -168,11 +169,13 @@ def keep(images, dicts, boxes_of, group=None):
 
 
 def test_to_learn_from_all_boxes_of_each_pair_is_to_learn_from_those_of_the_image():
-    expected, dicts, images = trained()
+    # Two epochs: Adam makes steps of gradients that are rounding alone, and after 20 epochs weights
+    # of equal models can differ by percents.
+    expected, dicts, images = trained(epochs=2)
     keep(images, dicts, lambda regions: torch.arange(len(regions)))
     model = build_cross_attention(dicts, images, 0)
-    train_cross_attention(model, dicts, images, 0, Schedule(20, 8, 5e-3))
-    torch.testing.assert_close(model.project.weight, expected.project.weight, rtol=1e-3, atol=1e-4)
+    train_cross_attention(model, dicts, images, 0, Schedule(2, 8, 5e-3))
+    assert_rounds_alike(model.project.weight, expected.project.weight)
 
 
 def test_to_learn_from_the_first_boxes_is_not_to_see_the_others():
@@ -186,7 +189,7 @@ def test_to_learn_from_the_first_boxes_is_not_to_see_the_others():
         )
         return model.project.weight
 
-    torch.testing.assert_close(learnt(True, 1), learnt(False, 1), rtol=1e-3, atol=1e-4)
+    assert_rounds_alike(learnt(True, 1), learnt(False, 1))
 
 
 def test_batches_are_of_images_that_were_asked_the_same():

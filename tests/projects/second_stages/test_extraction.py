@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_rounds_alike
 from conftest import build
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes
@@ -67,8 +68,8 @@ def test_the_boxes_are_the_models(made, image, relatedness):
     found = extractor.detected(features, image["image_id"])
     # The model's postprocessing leaves out empty boxes, of which a random detector has some.
     index = filled(found.boxes, torch.arange(len(found)))
-    torch.testing.assert_close(found.boxes[index], stock.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(found.scores[index], stock.scores)
+    assert_rounds_alike(found.boxes[index], stock.pred_boxes.tensor)
+    assert_rounds_alike(found.scores[index], stock.scores)
     assert torch.equal(found.classes[index], stock.pred_classes)
 
     own = extractor.query_aware(features, image["image_id"], "one", QUERIES, [5, 6, 7])
@@ -80,11 +81,11 @@ def test_the_boxes_are_the_models(made, image, relatedness):
         index = filled(own.boxes, row[row >= 0])
         assert len(index) == len(expected)
         expected_boxes = expected.pred_boxes.tensor
-        torch.testing.assert_close(own.boxes[index], expected_boxes, rtol=1e-4, atol=1e-3)
+        assert_rounds_alike(own.boxes[index], expected_boxes)
         at = [row.tolist().index(i) for i in index.tolist()]
-        torch.testing.assert_close(scores[at], expected.scores)
+        assert_rounds_alike(scores[at], expected.scores)
         assert torch.equal(own.classes[index], expected.pred_classes)
-        torch.testing.assert_close(own.scores[index], expected.cls_scores)
+        assert_rounds_alike(own.scores[index], expected.cls_scores)
 
 
 @torch.no_grad()
