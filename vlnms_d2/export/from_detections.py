@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.coco_annotations import read_annotations, read_mentioned
+from ..data.datasets.coco import read_annotations, read_mentioned
 from ..data.detections import DetectionStore
 from ..data.queries import Query, read_queries
 from ..evaluation.mention_recall import load_matches, recall_of_mentions
