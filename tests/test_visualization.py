@@ -7,11 +7,19 @@ from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlnms_d2.visualization import comparison, draw_comparison, query_record, result_table
-from vlnms_d2.visualization.drawing import BLUE, ORANGE
-from vlnms_d2.visualization.labels import place_label
-from vlnms_d2.visualization.records import hits, same_boxes, short_number, word_weights
-from vlnms_d2.visualization.strips import flow
+from vlnms_d2.visualization import (
+    BLUE,
+    ORANGE,
+    PANEL_MAX_HEIGHT,
+    PANEL_WIDTH,
+    draw_comparison,
+    hits,
+    place_label,
+    query_record,
+    result_table,
+    short_number,
+    word_weights,
+)
 
 CLASSES = ("cup", "chair", "dog")
 GROUND = np.array((90, 160, 120), np.uint8)  # BGR
@@ -65,7 +73,7 @@ def count(image, color) -> int:
 
 def is_line(panel, x, y, color) -> bool:
     """Whether the line of a box in this RGB colour passes near (x, y), of a 60 x 80 image."""
-    scale = comparison.PANEL_WIDTH / 80
+    scale = PANEL_WIDTH / 80
     row, column = round(y * scale), round(x * scale)
     return count(panel[max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4], color) > 0
 
@@ -104,13 +112,20 @@ def test_any_image_fits_panels_of_one_width(size):
     picture = draw([box], [box], image=plain_image(height, width), referent=box)
     assert picture.dtype == np.uint8 and picture.flags["C_CONTIGUOUS"]
     assert picture.shape[1] >= 2 * 640
-    assert picture.shape[0] <= comparison.PANEL_MAX_HEIGHT + 250
+    assert picture.shape[0] <= PANEL_MAX_HEIGHT + 250
     assert count(halves(picture)[1], BLUE) > 0
 
 
 def test_no_proposals_at_all():
     left, right = panels(draw([], [], referent=LEFT_BOX))
     assert count(left, BLUE) == count(right, ORANGE) == 0
+    assert draw([LEFT_BOX], []).shape == draw([], []).shape
+
+
+def test_no_proposals_of_the_detector():
+    left, right = panels(draw([], [LEFT_BOX]))
+    assert is_line(right, 5, 30, ORANGE)
+    assert count(left, BLUE) == count(left, ORANGE) == count(right, BLUE) == 0
 
 
 def test_crowds_are_drawn_and_labels_are_limited():
@@ -200,11 +215,6 @@ def test_word_weights():
     assert word_weights(np.zeros((3, 4)), 0) == (None, False)
 
 
-def test_flow_starts_a_row_where_the_last_is_full():
-    assert flow([40, 40, 40, 200], room=100, gap=10) == [(0, 0), (50, 0), (0, 1), (0, 2)]
-    assert flow([], 10, 1) == []
-
-
 # --- labels ------------------------------------------------------------------------------------
 
 rectangles = st.tuples(*(st.integers(0, most) for most in (600, 470, 300, 300))).map(
@@ -244,12 +254,6 @@ def test_a_hit_needs_an_iou_above_one_half():
     assert not hits(proposals([(0, 0, 10, 10)], query=False), (0, 0, 10, 20))
     assert hits(proposals([(0, 0, 10, 10)], query=False), (0, 0, 10, 19))
     assert not hits(proposals([], query=False), (0, 0, 10, 10))
-
-
-def test_same_boxes_where_one_side_is_empty():
-    one, none = proposals([LEFT_BOX], query=False), proposals([], query=True)
-    assert same_boxes(one, none) == ([False], [])
-    assert same_boxes(none, one) == ([], [False])
 
 
 def test_a_query_record_judges_both_sides_by_as_many_proposals():

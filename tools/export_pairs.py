@@ -29,7 +29,7 @@ from vlnms_d2.engine.launch_options import (
 from vlnms_d2.engine.model_settings import ModelSettings
 from vlnms_d2.engine.pair_run import DTYPES, PairSettings, run_pairs
 from vlnms_d2.export.pairs import PairStore, write_scan
-from vlnms_d2.modeling.looking import LAYERS
+from vlnms_d2.modeling.feature_extraction import LAYERS
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

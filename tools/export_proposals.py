@@ -32,7 +32,7 @@ from vlnms_d2.engine.launch_options import (
 )
 from vlnms_d2.engine.model_settings import ModelSettings
 from vlnms_d2.export import FEATURE_FORMATS, FORMATS
-from vlnms_d2.modeling.looking import LAYERS
+from vlnms_d2.modeling.feature_extraction import LAYERS
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,26 +1,26 @@
 #!/usr/bin/env python
-"""Keep of a checkpoint what is needed to run the model: the weights, in half precision.
+"""Reduce a checkpoint to what is needed to run the model: the weights, in half precision.
 
     python tools/export_weights.py output/refshapes/vlnms_fc/model_final.pth models/vlnms_fc.pth
     python tools/export_weights.py --detector-only models/vlnms_fc.pth output/detector.pth
 
 The result loads like any checkpoint (the stock DetectionCheckpointer copies the values into the
-model's own float32 parameters) and takes a sixth of the space: no optimizer state, half the bytes.
+model's float32 parameters) and is a sixth of the size: no optimizer state, half the bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from vlnms_d2.file_io import atomic_write
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def to_half(value: Tensor) -> Tensor:
-    """Floating-point values as float16, all others as they are.
+    """Floating-point values as float16, all others unchanged.
 
     Raises:
         ValueError: a finite value is too large for float16.
@@ -28,7 +28,7 @@ def to_half(value: Tensor) -> Tensor:
     if not value.is_floating_point():
         return value.clone()
     half = value.half()
-    if not torch.equal(half.isfinite(), value.isfinite()):
+    if not half.isfinite().equal(value.isfinite()):
         raise ValueError("a weight is beyond 65504, the largest number of half precision")
     return half
 
@@ -43,6 +43,10 @@ def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> 
         FileNotFoundError: no such checkpoint.
         ValueError: the file holds no weights, or weights that half precision cannot hold.
     """
+    import torch
+
+    from vlnms_d2.file_io import atomic_write
+
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no checkpoint {checkpoint}; tools/train_net.py writes them")
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -59,14 +63,15 @@ def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> 
     return destination.stat().st_size
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="a .pth file of tools/train_net.py")
     parser.add_argument("destination", type=Path, help="the file to write")
     parser.add_argument(
         "--detector-only", action="store_true", help="leave out the relatedness branch"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     size = export(args.checkpoint, args.destination, args.detector_only)
     print(f"{args.destination}: {size / 1e6:.1f} MB")
 

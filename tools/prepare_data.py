@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check data sets and make what training on them needs: vocabulary, word vectors of its words,
+"""Check data sets and write what training on them needs: vocabulary, word vectors of its words,
 pseudo ground truth, statistics.
 
     python tools/prepare_data.py --datasets refcoco_unc_train refcoco_unc_val
@@ -9,62 +9,63 @@ pseudo ground truth, statistics.
     python tools/prepare_data.py --datasets refcoco_unc_train \\
         --detections results.json --categories instances.json
 
-Training finds it there; with --out, give the configs `MODEL.VLNMS.PSEUDO_GT.DIR OUT`. What is
-there already is not made again, so the same command goes on where it was stopped. Put training
+Training finds the files there; with --out, set `MODEL.VLNMS.PSEUDO_GT.DIR OUT` in the config.
+Existing files are not written again, so the same command resumes after interruption. Put training
 sets first: the others are compared with their vocabulary.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog
-from tqdm import tqdm
 
-from vlnms_d2.data.expressions import prepared_folder
-from vlnms_d2.data.results_file import read_detections
-from vlnms_d2.engine.command_line import make_parser
-from vlnms_d2.engine.preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
-from vlnms_d2.language.word_vectors import load_word_vectors
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--datasets", nargs="+", required=True, metavar="NAME")
+    add("--out", type=Path, help="default: the folder vlnms_d2 under $DETECTRON2_DATASETS")
+    add("--pipeline", default="", help="spaCy pipeline; default: vlnms_d2's own")
+    add("--word-vectors", default="", help="GloVe-format file; default: MiniLM")
+    # The defaults of gamma and of the score are in vlnms_d2.engine.preparation.
+    gammas = "minimum cosine; default: 0.65 for MiniLM, 0.4 for a file"
+    add("--gamma", type=float, help=gammas)
+    add("--vocab-min-count", type=int, default=2, metavar="N")
+    add("--detections", default="", help="COCO results of a detector, for WSPG")
+    add("--categories", help="COCO file with the detector's categories, for WSPG")
+    add("--min-score", type=float, help="of detections, for WSPG; default: 0.1")
+    add("--processes", type=int, default=1, metavar="P", help="that find nouns")
+    add("--redo", action="store_true", help="write existing files again")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--datasets", nargs="+", required=True, metavar="NAME")
-    parser.add_argument(
-        "--out", type=Path, help="default: the folder vlnms_d2 under $DETECTRON2_DATASETS"
-    )
-    parser.add_argument("--pipeline", default="", help="spaCy pipeline; default: vlnms_d2's own")
-    parser.add_argument("--word-vectors", default="", help="GloVe-format file; default: MiniLM")
-    parser.add_argument(
-        "--gamma",
-        type=float,
-        help=f"least cosine; default: {GAMMA_MINILM} for MiniLM, {GAMMA_GLOVE} for a file",
-    )
-    parser.add_argument("--vocab-min-count", type=int, default=2, metavar="N")
-    parser.add_argument("--detections", default="", help="COCO results of a detector, for WSPG")
-    parser.add_argument("--categories", help="COCO file with the detector's categories, for WSPG")
-    parser.add_argument(
-        "--min-score",
-        type=float,
-        default=Settings.min_score,
-        help="of detections, for WSPG (default: %(default)s)",
-    )
-    parser.add_argument("--processes", type=int, default=1, metavar="P", help="that find nouns")
-    parser.add_argument("--redo", action="store_true", help="make again what is there")
+    """Run the command line; returns the exit status."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     if bool(args.detections) != bool(args.categories):
         parser.error("--detections and --categories go together")
     if args.processes < 1:
         parser.error("--processes must be at least 1")
+
+    from detectron2.data import DatasetCatalog
+    from tqdm import tqdm
+
+    from vlnms_d2.data.detections import read_detections
+    from vlnms_d2.data.pseudo_gt import prepared_folder
+    from vlnms_d2.engine.preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
+    from vlnms_d2.language.word_vectors import load_word_vectors
+
     unknown = [name for name in args.datasets if name not in DatasetCatalog]
     if unknown:
         known = ", ".join(sorted(n for n in DatasetCatalog if n.endswith("_train")))
         parser.error(f"no such data set: {', '.join(unknown)}; training sets are {known}")
-    gamma = args.gamma
+    gamma, min_score = args.gamma, args.min_score
     if gamma is None:
         gamma = GAMMA_GLOVE if args.word_vectors else GAMMA_MINILM
     settings = Settings(
@@ -73,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         gamma=gamma,
         vocab_min_count=args.vocab_min_count,
         detections=args.detections,
-        min_score=args.min_score,
+        min_score=Settings.min_score if min_score is None else min_score,
     )
     try:
         detected = None
         if args.detections:
-            detected = read_detections(args.detections, args.categories, args.min_score)
+            detected = read_detections(args.detections, args.categories, settings.min_score)
         preparation = Preparation(
             prepared_folder(args.out or ""),
             settings,

@@ -4,29 +4,19 @@
     python tools/recall_table.py output/seed*/inference/recall_*.json
     python tools/recall_table.py --by-manner output/seed*/inference/recall_*.json
 
-The files are those that `ProposalRecallEvaluator` writes; files of one data set are taken as seeds
-of one experiment. How many misses are cut is computed per seed, then averaged.
+The files are those that `ProposalRecallEvaluator` writes; files of the same data set are the seeds
+of one experiment. The reduction of misses is computed per seed, then averaged.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-from vlnms_d2.engine.command_line import make_parser
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "RefShapes"))
-
-from ablations.seeds import (
-    check_comparable,
-    format_mean,
-    mean_and_deviation,
-    read_results,
-)
 
 ROWS = {
     "detector": "detector",
@@ -37,10 +27,10 @@ ROWS = {
 }
 COLUMNS = ("proposals", "referent", "context")
 NOTE = (
-    "*: with the threshold that gives the detector as many proposals as VL-NMS has on these very "
+    "*: with the threshold that gives the detector as many proposals as VL-NMS has on the same "
     "expressions; for comparison only."
 )
-CHOSEN_HERE = "†: the thresholds of the real cut were chosen on this data set."
+CHOSEN_HERE = "†: the thresholds of the real operating point were chosen on this data set."
 
 
 def group_by_dataset(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
@@ -49,6 +39,8 @@ def group_by_dataset(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     Raises:
         ValueError: a file is given twice, or files of a data set are not seeds of one experiment.
     """
+    from ablations.seeds import check_comparable, read_results
+
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError("a file is given twice, which would count one seed as two")
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -66,8 +58,10 @@ def table_rows(name: str, seeds: Sequence[dict[str, Any]]) -> Iterator[list[str]
 
     Args:
         name: first cell.
-        seeds: of each seed what `evaluate_group` returned.
+        seeds: the result of `evaluate_group` for each seed.
     """
+    from ablations.seeds import format_mean, mean_and_deviation
+
     for row, label in ROWS.items():
         cells = [
             format_mean(
@@ -81,16 +75,18 @@ def table_rows(name: str, seeds: Sequence[dict[str, Any]]) -> Iterator[list[str]
 
 def markdown(groups: dict[str, list[dict[str, Any]]], by_manner: bool) -> str:
     """The table with its notes."""
-    rows, chosen_here, cut = [], False, set()
+    from tabulate import tabulate
+
+    rows, chosen_here, sizes = [], False, set()
     for dataset, seeds in groups.items():
         mark = "†" if seeds[0]["thresholds_chosen_here"] else ""
         chosen_here = chosen_here or bool(mark)
-        cut.add(seeds[0]["num_proposals"])
+        sizes.add(seeds[0]["num_proposals"])
         rows += table_rows(dataset + mark, [seed["overall"] for seed in seeds])
-        for manner in seeds[0]["by_manner"] if by_manner else ():
-            manner_seeds = [seed["by_manner"][manner] for seed in seeds]
-            rows += table_rows(f"{dataset}{mark}, {manner}", manner_seeds)
-    top = f"N={cut.pop()}" if len(cut) == 1 else "N"
+        for style in seeds[0]["by_manner"] if by_manner else ():
+            style_seeds = [seed["by_manner"][style] for seed in seeds]
+            rows += table_rows(f"{dataset}{mark}, {style}", style_seeds)
+    top = f"N={sizes.pop()}" if len(sizes) == 1 else "N"
     headers = ["data set", "expressions", "seeds", "proposals of"]
     headers += [f"{point}: {c}" for point in (top, "real") for c in COLUMNS]
     table = tabulate(
@@ -104,11 +100,13 @@ def markdown(groups: dict[str, list[dict[str, Any]]], by_manner: bool) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = make_parser(__doc__)
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recall_*.json")
     parser.add_argument(
-        "--by-manner", action="store_true", help="also one row per manner of expressions"
+        "--by-manner", action="store_true", help="add rows for each style of expressions"
     )
     args = parser.parse_args(argv)
     try:

@@ -50,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=default_configs,
         metavar="FILE",
-        help="default: all ablations of configs/refshapes",
+        help="default: all ablations of configs/refshapes; X_no_context.yaml stands for X.yaml "
+        "with MODEL.VLNMS.PSEUDO_GT.CONTEXT False",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     parser.add_argument(

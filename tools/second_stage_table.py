@@ -5,8 +5,7 @@
         --out docs/results/refshapes_second_stages
 
 `--runs` are the `--out` folders of tools/train_second_stage.py, one for each seed. Writes
-`{out}.md` and `{out}.json`, and copies the results of which they are made (not the choices) to
-`{out}/seed.../`.
+`{out}.md`, and `{out}.json` with the results of every seed that the tables are made of.
 """
 
 from __future__ import annotations

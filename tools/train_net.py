@@ -1,54 +1,99 @@
 #!/usr/bin/env python
-"""Train or evaluate a detector or VL-NMS, in the manner of Detectron2's own train_net.py.
+"""Train or evaluate a detector or VL-NMS, like Detectron2's own train_net.py.
 
 python tools/train_net.py --config-file configs/refshapes/vlnms_fc.yaml
+python tools/train_net.py --config-file ... --num-gpus 8 SOLVER.BASE_LR 0.001
 python tools/train_net.py --config-file ... --resume
 python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+
+# on several machines
+python tools/train_net.py --config-file ... --num-machines 2 --machine-rank 0 --dist-url URL
+python tools/train_net.py --config-file ... --num-machines 2 --machine-rank 1 --dist-url URL
 """
 
 from __future__ import annotations
 
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
-
-from vlnms_d2.config import load_config
-from vlnms_d2.engine.trainer import VLNMSTrainer, build_vocabulary
+import argparse
+import os
+import sys
+from collections.abc import Sequence
 
 
-def setup(args) -> CfgNode:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of `detectron2.engine.default_argument_parser`, which takes seconds to import."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="path to the config file")
+    add("--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR")
+    add("--eval-only", action="store_true", help="evaluate on DATASETS.TEST, do not train")
+    add("--num-gpus", type=int, default=1, metavar="G", help="per machine; default: %(default)s")
+    add("--num-machines", type=int, default=1, metavar="M", help="default: %(default)s")
+    add("--machine-rank", type=int, default=0, metavar="R", help="of this machine, from 0")
+    # As in Detectron2: a port that depends on the user only, so that orphan processes of an earlier
+    # run are noticed.
+    user = os.getuid() if sys.platform != "win32" else 1
+    port = 2**15 + 2**14 + hash(user) % 2**14
+    url = f"tcp://127.0.0.1:{port}"
+    add("--dist-url", default=url, metavar="URL", help="of rank 0; default: %(default)s")
+    rest = argparse.REMAINDER
+    add("opts", nargs=rest, default=None, metavar="KEY VALUE", help="override the config; last")
+    return parser.parse_args(argv)
+
+
+def setup(args: argparse.Namespace):
     """The config that the command line describes; writes it to the output folder."""
+    from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    from vlnms_d2.config import load_config
+    from vlnms_d2.engine.trainer import build_vocabulary
+
     cfg = load_config(args.config_file, args.opts)
-    # Evaluation looks at every operating point, so nothing may be cut before.
+    # Evaluation covers every operating point, so no proposal may be removed before.
     cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
     if not args.eval_only:
         build_vocabulary(cfg)
     cfg.freeze()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vlnms_d2")
     return cfg
 
 
-def main(args):
-    """What each process runs."""
+def run(args: argparse.Namespace):
+    """Train or evaluate, in each process."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from vlnms_d2.engine.trainer import VLNMSTrainer
+
     cfg = setup(args)
     if args.eval_only:
         model = VLNMSTrainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return VLNMSTrainer.test(cfg, model)
     trainer = VLNMSTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
-if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_args(argv)
+
+    from detectron2.engine import launch
+
     launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
     )
+
+
+if __name__ == "__main__":
+    main()

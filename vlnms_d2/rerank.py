@@ -1,4 +1,4 @@
-"""Query-aware proposals from detections of any detector, with nothing trained and nothing run."""
+"""Query-aware proposals from the detections of any detector, without running a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .language.curve import relatedness as curve
 from .language.matching import CategoryMatcher, category_matcher
 from .modeling.postprocessing import VLNMSPostprocessor
+from .modeling.relatedness import category_relatedness
 
 NMS_THRESH = 0.5
 
@@ -34,8 +34,8 @@ def rerank(
     *,
     image_size: tuple[int, int] | None = None,
 ) -> list[Instances]:
-    """Fuse the confidence of an image's detections with their relatedness to each query, run NMS
-    on the product and cut (paper, Sec. 3.2).
+    """Multiply the confidence of an image's detections by their relatedness to each query, run NMS
+    on the product and select the best (paper, Sec. 3.2).
 
     Args:
         boxes: float [N, 4], xyxy in pixels.
@@ -44,23 +44,24 @@ def rerank(
         category_names: of the detector's classes.
         queries: Q texts.
         topk: proposals kept per query; negative for all.
-        score_thresh: fused scores above it are kept, and the best one; None keeps all.
-        nms_thresh: IoU of the class-wise NMS; None for 0.5. Detections that have been through it
-            already are not changed by it.
-        relatedness: "Category"; or a callable of (queries, boxes [N, 4], classes [N]); or an
-            array; the latter two r, float [Q, N] from 0 to 1.
-        image_size: (height, width) in pixels; None for the smallest that holds all boxes.
+        score_thresh: keeps detections with a fused score above it, and always the best one; None
+            keeps all.
+        nms_thresh: IoU of the class-wise NMS; None for 0.5. It leaves detections unchanged that
+            have already been through it.
+        relatedness: "Category"; or r, float [Q, N] from 0 to 1, as an array or as a callable of
+            (queries, boxes [N, 4], classes [N]).
+        image_size: (height, width) in pixels; None for the smallest that contains all boxes.
 
     Returns:
-        One Instances per query, by falling fused score, with `pred_boxes`, `scores` (s),
-        `cls_scores` (c), `relatedness` (r), `pred_classes`, `query_index` and `candidate_index`
-        (int64, position in the input). A query that names no category of the list leaves the
-        detector's order as it is (r = 1).
+        One Instances per query, in descending order of the fused score, with `pred_boxes`, `scores`
+        (s), `cls_scores` (c), `relatedness` (r), `pred_classes`, `query_index` and
+        `candidate_index` (int64, position in the input). A query that names no category leaves the
+        detector's order unchanged (r = 1).
 
     Raises:
         TypeError: a query is not a string, or `queries` is one.
-        ValueError: shapes that do not fit together, a class out of range, a number that is not
-            finite or, of a score or of r, outside of 0 to 1.
+        ValueError: shapes that do not match, a class out of range, a box that is not finite, or a
+            score or an r outside of 0 to 1.
     """
     queries = _checked_queries(queries)
     boxes, scores, classes = _checked_detections(boxes, scores, classes, len(category_names))
@@ -70,7 +71,7 @@ def rerank(
                 f'relatedness is {relatedness!r}, expected "Category", a callable or an array'
             )
         cosines = _matcher(tuple(category_names)).best_cosines(queries)
-        related = torch.from_numpy(curve(cosines))[:, classes]
+        related = category_relatedness(cosines)[:, classes]
     else:
         given = relatedness(queries, boxes, classes) if callable(relatedness) else relatedness
         related = _checked_relatedness(given, len(queries), len(boxes))
@@ -88,15 +89,15 @@ def rerank(
         zip(selection.index, selection.num_kept.tolist(), strict=True)
     ):
         kept = index[:num_kept]
-        own = Instances(image_size)
-        own.pred_boxes = Boxes(boxes[kept])
-        own.scores = selection.scores[query, kept]
-        own.cls_scores = scores[kept]
-        own.relatedness = related[query, kept]
-        own.pred_classes = classes[kept]
-        own.query_index = torch.full_like(kept, query)
-        own.candidate_index = kept
-        results.append(own)
+        instances = Instances(image_size)
+        instances.pred_boxes = Boxes(boxes[kept])
+        instances.scores = selection.scores[query, kept]
+        instances.cls_scores = scores[kept]
+        instances.relatedness = related[query, kept]
+        instances.pred_classes = classes[kept]
+        instances.query_index = torch.full_like(kept, query)
+        instances.candidate_index = kept
+        results.append(instances)
     return results
 
 
@@ -124,7 +125,7 @@ def _checked_detections(
     boxes = torch.as_tensor(boxes, dtype=torch.float32)
     scores = torch.as_tensor(scores, dtype=torch.float32)
     classes = torch.as_tensor(classes)
-    if not classes.numel():  # of empty lists nobody knows the type and the second length
+    if not classes.numel():  # empty lists have neither an integer type nor a second dimension
         boxes, classes = boxes.reshape(-1, 4), classes.long()
     if classes.is_floating_point():
         raise ValueError(f"classes must be integers, got {classes.dtype}")

@@ -2,8 +2,13 @@
 
 import pytest
 
-from vlnms_d2.data.builtin import CAPTION_SETS, REFER_SETS
-from vlnms_d2.data.known_sizes import KNOWN_SIZES, PUBLISHED_SIZES, check_counts
+from vlnms_d2.data.builtin import (
+    CAPTION_SETS,
+    KNOWN_SIZES,
+    PUBLISHED_SIZES,
+    REFER_SETS,
+    check_counts,
+)
 
 
 def total(*names: str) -> tuple[int, int]:

@@ -3,8 +3,12 @@
 import pytest
 from detectron2.data import DatasetCatalog
 
-from vlnms_d2.data.expressions import load_expressions, prepared_folder, pseudo_gt_file
-from vlnms_d2.data.pseudo_gt import save_pseudo_gt
+from vlnms_d2.data.pseudo_gt import (
+    load_expressions,
+    prepared_folder,
+    pseudo_gt_file,
+    save_pseudo_gt,
+)
 
 ANNOTATIONS = [
     {"id": i, "bbox": [10 * i, 0, 5, 5], "bbox_mode": 1, "category_id": 0} for i in (1, 2)

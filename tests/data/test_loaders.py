@@ -1,4 +1,4 @@
-"""The training stream continues exactly where it stopped; the test loader shows images twice."""
+"""The training stream resumes exactly where it stopped."""
 
 import random
 from itertools import islice
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from detectron2.utils import comm
 
-from vlnms_d2.data import build_grounding_test_loader, build_train_loader
+from vlnms_d2.data import build_train_loader
 from vlnms_d2.data.loaders import ResumableBatches, ShuffledStream
 
 IMAGES = [{"image_id": i} for i in range(7)]
@@ -126,7 +126,7 @@ def test_processes_share_each_batch_evenly(ranks, world):
         ranks(world, rank)
         per_rank.append(positions(6, start_iter=5, count=3))
     for i in range(3):
-        parts = [own[i] for own in per_rank]
+        parts = [batches_of_rank[i] for batches_of_rank in per_rank]
         assert [len(part) for part in parts] == [6 // world] * world
         together = sorted(p for part in parts for p in part)
         assert together == list(range((5 + i) * 6, (6 + i) * 6))
@@ -136,22 +136,3 @@ def test_a_batch_that_the_processes_cannot_share_is_an_error(ranks):
     ranks(2, 0)
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 5, not a multiple of the 2 processes"):
         ResumableBatches(5)
-
-
-# --- the test loader ---------------------------------------------------------------------------
-
-
-def query_mapper(dataset_dict: dict) -> dict:
-    number = dataset_dict["image_id"]
-    queries = [f"query {number}"] * number
-    return {**dataset_dict, "image": object(), "query": queries, "expressions": queries}
-
-
-def test_each_image_comes_without_and_then_with_its_queries_in_order():
-    loader = build_grounding_test_loader(IMAGES, query_mapper, num_workers=0)
-    assert len(loader) == len(IMAGES)
-    for expected, (alone, asked) in zip(IMAGES, loader, strict=True):
-        assert alone["image_id"] == asked["image_id"] == expected["image_id"]
-        assert alone["image"] is asked["image"]
-        assert set(asked) - set(alone) == {"query", "expressions"}
-        assert asked["query"] == [f"query {expected['image_id']}"] * expected["image_id"]

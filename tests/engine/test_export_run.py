@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, BoxMode
 from pycocotools import mask as mask_util
 
 from vlnms_d2 import VLNMSPredictor
-from vlnms_d2.data.dataset_mapper import read_image
+from vlnms_d2.data.mapper import read_image
 from vlnms_d2.engine import export_run
 from vlnms_d2.engine.detector_classes import detector_classes
 from vlnms_d2.engine.export_run import ExportSettings, run_export

@@ -13,13 +13,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes
 
 from vlnms_d2 import VLNMSPredictor
-from vlnms_d2.data.dataset_mapper import read_image
+from vlnms_d2.data.mapper import read_image
 from vlnms_d2.engine import pair_run
 from vlnms_d2.engine.pair_blocks import ScoredPool, choose
 from vlnms_d2.engine.pair_run import PairSettings, run_pairs
 from vlnms_d2.engine.processes import one_thread
 from vlnms_d2.export import PairStore
-from vlnms_d2.modeling.pair_scoring import PairScorer, cat_text, condense, encode_captions
+from vlnms_d2.modeling.feature_extraction import PairScorer, cat_text, condense, encode_captions
 
 _SPEC = importlib.util.spec_from_file_location("pairs_tool", REPO / "tools" / "export_pairs.py")
 pairs_tool = importlib.util.module_from_spec(_SPEC)

@@ -11,8 +11,7 @@ from conftest import REPO
 from detectron2.config import CfgNode, get_cfg
 
 from vlnms_d2 import add_vlnms_config
-from vlnms_d2.engine.checkpoint import AtomicCheckpointer
-from vlnms_d2.engine.trainer import VLNMSTrainer, build_vocabulary
+from vlnms_d2.engine.trainer import AtomicCheckpointer, VLNMSTrainer, build_vocabulary
 
 ITERATIONS = 6
 SMALL = {

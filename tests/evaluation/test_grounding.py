@@ -11,9 +11,9 @@ import pytest
 import torch
 from dataset_folders import make_flickr30k_entities_folder
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 
-from vlnms_d2.data.flickr30k_entities import load_flickr30k_entities
-from vlnms_d2.evaluation import grounding
+from vlnms_d2.data.datasets.flickr30k import load_flickr30k_entities
 from vlnms_d2.evaluation.grounding import (
     MASK_THRESHOLDS,
     PhraseGroundingEvaluator,
@@ -125,11 +125,11 @@ def test_random_answers_against_a_plain_loop():
         images.append(one)
         batches.append(asked(one, answers(boxes, scores, query)))
         for k, spoken in enumerate(expressions):
-            own = [i for i in range(12) if query[i] == k]
-            if not own:
+            of_query = [i for i in range(12) if query[i] == k]
+            if not of_query:
                 ious.append(0.0)
                 continue
-            x1, y1, x2, y2 = boxes[max(own, key=lambda i: scores[i])]
+            x1, y1, x2, y2 = boxes[max(of_query, key=lambda i: scores[i])]
             tx1, ty1, tx2, ty2 = xyxy(A if spoken["ann_id"] == 1 else B)
             width = max(0.0, min(x2, tx2) - max(x1, tx1))
             inter = width * max(0.0, min(y2, ty2) - max(y1, ty1))
@@ -139,13 +139,13 @@ def test_random_answers_against_a_plain_loop():
     assert flat["mean_iou"] == pytest.approx(100 * np.mean(ious), abs=1e-4)
 
 
-def test_the_view_without_queries_is_passed_over_and_an_image_counts_once():
+def test_an_input_without_queries_is_skipped_and_an_image_counts_once():
     alone = [{"image_id": 7, "file_name": "7.jpg"}], [{"instances": Instances((HEIGHT, WIDTH))}]
     flat = run(RECEvaluator("toy", [TWO]), alone, asked(TWO, ANSWERS), asked(TWO, ANSWERS))
     assert flat["rec"]["expressions"] == 3
 
 
-def test_the_inputs_own_expressions_say_which_were_asked():
+def test_the_expressions_of_the_input_name_the_queries():
     (image_input,), _ = asked(TWO, ANSWERS)
     image_input["query"] = ["words"]
     image_input["expressions"] = [{"sent_id": 2, "manner": "long"}]
@@ -163,17 +163,17 @@ def test_two_processes_equal_one(monkeypatch):
     whole = RECEvaluator("toy", images)
     run(whole, *batches)
     parts = [RECEvaluator("toy", images), RECEvaluator("toy", images)]
-    # Padding of a sampler: the first image is seen by both processes.
-    for part, own in zip(parts, (batches[:2], [batches[2], batches[0]]), strict=True):
+    # Padding of a sampler: the first image is processed twice.
+    for part, share in zip(parts, (batches[:2], [batches[2], batches[0]]), strict=True):
         part.reset()
-        for batch in own:
+        for batch in share:
             part.process(*batch)
     gathered = [part._records for part in parts]
-    monkeypatch.setattr(grounding.comm, "gather", lambda data, dst: gathered[::-1])
+    monkeypatch.setattr(comm, "gather", lambda data, dst: gathered[::-1])
     parts[0].evaluate()
     assert parts[0].results == whole.results
-    monkeypatch.setattr(grounding.comm, "gather", lambda data, dst: [])
-    monkeypatch.setattr(grounding.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "gather", lambda data, dst: [])
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert parts[1].evaluate() == {}
 
 
@@ -185,7 +185,7 @@ def test_the_file(tmp_path):
     assert written["task"] == "rec"
 
 
-def test_nothing_seen(caplog):
+def test_no_expressions(caplog):
     evaluator = RECEvaluator("toy", [TWO])
     evaluator.reset()
     with caplog.at_level(logging.WARNING):
@@ -295,10 +295,10 @@ def test_phrases_of_a_flickr30k_entities_folder_by_type(tmp_path):
     flat = run(evaluator, asked(one, given))["phrase_grounding"]
     assert flat["expressions"] == len(spoken)
     assert flat["accuracy"] == pytest.approx(100 * np.mean(right))
-    for kind in {k for own in kinds for k in own}:
-        own = [hit for hit, types in zip(right, kinds, strict=True) if kind in types]
-        assert flat[f"accuracy-type:{kind}"] == pytest.approx(100 * np.mean(own))
-        assert evaluator.results["groups"][f"type:{kind}"]["expressions"] == len(own)
+    for kind in {kind for types in kinds for kind in types}:
+        hits = [hit for hit, types in zip(right, kinds, strict=True) if kind in types]
+        assert flat[f"accuracy-type:{kind}"] == pytest.approx(100 * np.mean(hits))
+        assert evaluator.results["groups"][f"type:{kind}"]["expressions"] == len(hits)
 
 
 def test_a_chain_of_several_boxes_is_hit_by_their_union(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.ops import batched_nms, box_iou
 
-from vlnms_d2.data.coco_annotations import Mentioned
+from vlnms_d2.data.datasets.coco import Mentioned
 from vlnms_d2.evaluation.mention_recall import (
     METHODS,
     format_recall,
@@ -29,9 +29,11 @@ def line_of_boxes(count: int) -> np.ndarray:
 
 
 def test_the_oracle_knows_the_categories():
-    found = oracle_relatedness([mentioned([], (0,)), mentioned([], (0, 1))], np.array([0, 1, 0]))
-    assert found.dtype == np.float32
-    assert np.allclose(found, [[1, 0.05, 1], [1, 1, 1]])
+    relatedness = oracle_relatedness(
+        [mentioned([], (0,)), mentioned([], (0, 1))], np.array([0, 1, 0])
+    )
+    assert relatedness.dtype == np.float32
+    assert np.allclose(relatedness, [[1, 0.05, 1], [1, 1, 1]])
     assert oracle_relatedness([mentioned([])], np.zeros(0, np.int64)).shape == (1, 0)
 
 
@@ -41,7 +43,7 @@ def test_recall_by_hand():
     scores = np.array([*np.linspace(0.9, 0.6, 12), 0.5, 0.4])
     classes = np.array([1] * 12 + [0] * 2)
     related = np.where(classes == 0, 0.9, 0.5)[None].astype(np.float32)
-    speaks_of = mentioned([*boxes[12:], [500, 0, 600, 10]])  # the third is not found at all
+    speaks_of = mentioned([*boxes[12:], [500, 0, 600, 10]])  # no proposal hits the third
     matches = match_mentions(boxes, scores, classes, NAMES, related, [speaks_of], 0.5)
     results = recall_of_mentions(matches)
     assert results["captions"] == 1 and set(results["methods"]) == set(METHODS)
@@ -60,7 +62,7 @@ def test_recall_by_hand():
 
 
 def test_it_is_the_mean_over_captions_of_the_share_that_is_hit():
-    """Against the definition, written down once more with other code."""
+    """Against the definition, written again with other code."""
     rng = np.random.default_rng(0)
     matches = {method: [] for method in METHODS}
     shares = []
@@ -70,10 +72,10 @@ def test_it_is_the_mean_over_captions_of_the_share_that_is_hit():
         scores, classes = rng.random(60), rng.integers(0, 2, 60)
         targets = [mentioned(boxes[rng.choice(60, n)] + rng.uniform(-6, 6, (n, 4))) for n in (1, 4)]
         related = rng.random((2, 60)).astype(np.float32)
-        for method, own in match_mentions(
+        for method, of_image in match_mentions(
             boxes, scores, classes, NAMES, related, targets, 0.4
         ).items():
-            matches[method] += own
+            matches[method] += of_image
         for row, target in zip(related, targets, strict=True):
             fused = torch.tensor(scores).float() * torch.tensor(row)
             corners32 = torch.tensor(boxes).float()
@@ -105,7 +107,7 @@ def test_thresholds_are_each_methods_own_and_the_best_stays():
 
 def test_an_image_without_detections_counts_as_missed():
     none = np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
-    found = match_mentions(
+    missed = match_mentions(
         *none, NAMES, np.zeros((1, 0), np.float32), [mentioned([[0, 0, 9, 9]])], 0.5
     )
     boxes = line_of_boxes(1)
@@ -113,7 +115,7 @@ def test_an_image_without_detections_counts_as_missed():
         boxes, np.ones(1), np.zeros(1, np.int64), NAMES, np.ones((1, 1), np.float32),
         [mentioned(boxes)], 0.5,
     )  # fmt: skip
-    results = recall_of_mentions({m: found[m] + hit[m] for m in METHODS})
+    results = recall_of_mentions({m: missed[m] + hit[m] for m in METHODS})
     assert results["methods"]["detector"]["top"]["5"] == {"recall": 50.0, "proposals": 0.5}
 
 
@@ -124,9 +126,9 @@ def test_saved_matches_are_those_that_were_made(tmp_path):
     targets = [mentioned(boxes[3:6]), mentioned(boxes[:1] + 500)]
     matches = match_mentions(boxes, scores, classes, NAMES, related, targets, 0.5)
     files = [tmp_path / name for name in ("a.npz", "b.npz", "c.npz")]
-    save_matches(files[0], {method: own[:1] for method, own in matches.items()})
+    save_matches(files[0], {method: of_both[:1] for method, of_both in matches.items()})
     save_matches(files[1], {method: [] for method in METHODS})
-    save_matches(files[2], {method: own[1:] for method, own in matches.items()})
+    save_matches(files[2], {method: of_both[1:] for method, of_both in matches.items()})
     assert recall_of_mentions(load_matches(files)) == recall_of_mentions(matches)
 
 

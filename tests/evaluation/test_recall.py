@@ -8,8 +8,9 @@ import pytest
 import torch
 from detectron2.evaluation import print_csv_format
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 
-from vlnms_d2.evaluation import ProposalRecallEvaluator, recall
+from vlnms_d2.evaluation import ProposalRecallEvaluator, base
 from vlnms_d2.evaluation.matching import NEVER, Match, MatchTable
 from vlnms_d2.evaluation.recall import METHODS, flat_results, format_table, misses_cut
 
@@ -38,11 +39,11 @@ def expression(sent_id, referent, context=(), manner="refcoco"):
 
 
 def batch(image_id, expressions, alone, asked):
-    """A batch of the two views of an image, and the model's outputs for them."""
+    """A batch of one image, and what `predict_with_detector` returns for it."""
     image = {"image_id": image_id, "file_name": f"{image_id}.jpg"}
     queries = ["words"] * len(expressions)
-    inputs = [image, {**image, "query": queries, "expressions": expressions}]
-    return inputs, [{"instances": alone}, {"instances": asked}]
+    inputs = [{**image, "query": queries, "expressions": expressions}]
+    return inputs, [{"instances": asked, "detector": alone}]
 
 
 def box(left, top, width=100.0, height=100.0):
@@ -203,11 +204,10 @@ def test_no_referent_anywhere(tmp_path):
 def test_expressions_without_a_referent_change_nothing_for_the_others():
     batches = random_batches(0)
     with_captions = []
-    for inputs, (alone, asked) in batches:
-        expressions = inputs[1]["expressions"]
-        caption = expression(10_000 + inputs[0]["image_id"], None, None, manner="caption")
-        inputs, _ = batch(inputs[0]["image_id"], [*expressions, caption], None, None)
-        with_captions.append((inputs, [alone, asked]))
+    for (image,), outputs in batches:
+        caption = expression(10_000 + image["image_id"], None, None, manner="caption")
+        inputs, _ = batch(image["image_id"], [*image["expressions"], caption], None, None)
+        with_captions.append((inputs, outputs))
     thresholds = {"detector": 0.4, "vlnms": 0.6}
     plain, _ = evaluated(*batches, thresholds=thresholds)
     more, _ = evaluated(*with_captions, thresholds=thresholds)
@@ -232,7 +232,7 @@ def test_no_context_anywhere():
     assert "-" in format_table(evaluator.results)
 
 
-def test_expressions_without_manner_are_in_no_group():
+def test_expressions_without_style_are_in_no_group():
     one = batch(
         1, [expression(1, A, manner=None)], proposals([A], [0.5]), proposals([A], [0.5], [0])
     )
@@ -248,7 +248,7 @@ def random_batches(seed=0, num_images=12):
         boxes = near + rng.normal(0, 18, size=(count, 4))
         return np.where(rng.random((count, 1)) < 0.3, np.array(FAR), boxes).tolist()
 
-    def falling(count):
+    def descending(count):
         return sorted(np.round(rng.random(count), 2).tolist(), reverse=True)
 
     sent_id, batches = 0, []
@@ -264,10 +264,10 @@ def random_batches(seed=0, num_images=12):
             sent_id += 1
             count = int(rng.integers(0, 30))
             boxes += scattered(objects, count)
-            scores += falling(count)
+            scores += descending(count)
             query_index += [query] * count
         count = int(rng.integers(0, 30))
-        alone = proposals(scattered(objects, count), falling(count))
+        alone = proposals(scattered(objects, count), descending(count))
         batches.append(batch(image_id, expressions, alone, proposals(boxes, scores, query_index)))
     return batches
 
@@ -285,12 +285,13 @@ def plain_iou(a, b):
 def plain_summary(batches, method, threshold, manner=None):
     """Everything from its definition, proposal by proposal."""
     hit, shares, counts, ious = [], [], [], []
-    for inputs, outputs in batches:
-        for query, one in enumerate(inputs[1]["expressions"]):
+    for (image,), (output,) in batches:
+        for query, one in enumerate(image["expressions"]):
             if manner not in (None, one["manner"]):
                 continue
-            instances = outputs[METHODS.index(method)]["instances"]
+            instances = output["detector"]
             if method == "vlnms":
+                instances = output["instances"]
                 instances = instances[instances.query_index == query]
             scores = instances.scores.tolist()
             kept = [
@@ -318,11 +319,12 @@ def plain_summary(batches, method, threshold, manner=None):
 
 def plain_mean_number(batches, method, threshold):
     numbers = []
-    for inputs, (alone, asked) in batches:
-        for query in range(len(inputs[1]["expressions"])):
-            scores = alone["instances"].scores
+    for (image,), (output,) in batches:
+        for query in range(len(image["expressions"])):
+            scores = output["detector"].scores
             if method == "vlnms":
-                scores = asked["instances"].scores[asked["instances"].query_index == query]
+                asked = output["instances"]
+                scores = asked.scores[asked.query_index == query]
             numbers.append(max(int((scores > threshold).sum()), min(len(scores), 1)))
     return np.mean(numbers)
 
@@ -367,7 +369,7 @@ def test_of_two_equally_close_thresholds_the_higher_is_taken():
     assert table.counts(table.threshold_for(1.6)).tolist() == [2]
 
 
-def test_tied_scores_fall_together():
+def test_tied_scores_are_kept_or_removed_together():
     match = Match(np.float32([0.9, 0.5, 0.5]), np.zeros(3, np.float32), np.int32([2, NEVER]))
     table = MatchTable([match], 0.5)
     assert table.counts(0.4).tolist() == [3]
@@ -397,7 +399,7 @@ def test_an_evaluator_chooses_anew_each_time():
 def test_two_processes_equal_one(monkeypatch):
     batches = random_batches(0)
     whole, flat = evaluated(*batches)
-    # Padding of a sampler: the first image is seen by both processes.
+    # Padding of a sampler: the first image is processed twice.
     halves = [batches[:6], [batches[0], *batches[6:]]]
     parts = []
     for half in halves:
@@ -406,20 +408,20 @@ def test_two_processes_equal_one(monkeypatch):
             part.process(*one)
         parts.append(part)
     gathered = [part._records for part in parts]
-    monkeypatch.setattr(recall.comm, "gather", lambda data, dst: gathered[::-1])
+    monkeypatch.setattr(comm, "gather", lambda data, dst: gathered[::-1])
     assert parts[0].evaluate() == flat
     assert parts[0].results == whole.results
-    monkeypatch.setattr(recall.comm, "gather", lambda data, dst: [])
-    monkeypatch.setattr(recall.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "gather", lambda data, dst: [])
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert parts[1].evaluate() == {}
 
 
 def test_not_distributed_does_not_gather(monkeypatch):
-    monkeypatch.setattr(recall.comm, "gather", lambda *args, **kwargs: pytest.fail("gathered"))
+    monkeypatch.setattr(comm, "gather", lambda *args, **kwargs: pytest.fail("gathered"))
     evaluated(hand_made(), distributed=False)
 
 
-def test_the_two_views_may_come_in_either_order_and_with_other_images():
+def test_images_may_come_in_any_order_and_in_batches_of_several():
     batches = random_batches(0)
     inputs = [one for pair in batches for one in pair[0]][::-1]
     outputs = [one for pair in batches for one in pair[1]][::-1]
@@ -431,7 +433,7 @@ def test_an_expression_is_counted_once():
     assert evaluator.results["overall"]["expressions"] == 2
 
 
-def test_sentences_of_two_manners_may_share_an_id():
+def test_sentences_of_two_styles_may_share_an_id():
     expressions = [expression(1, A), expression(1, B, manner="refcoco+")]
     asked = proposals([A, A], [0.9, 0.9], [0, 1])
     evaluator, _ = evaluated(batch(1, expressions, proposals([], []), asked))
@@ -442,7 +444,7 @@ def test_reset_forgets(caplog):
     evaluator = ProposalRecallEvaluator("toy")
     evaluator.process(*hand_made())
     evaluator.reset()
-    with caplog.at_level(logging.WARNING, logger=recall.__name__):
+    with caplog.at_level(logging.WARNING, logger=base.__name__):
         assert evaluator.evaluate() == {}
     assert "Did not receive" in caplog.text
 
@@ -463,9 +465,8 @@ def test_file_and_printed_table(tmp_path, caplog):
 
 def test_other_fields_are_not_moved():
     inputs, outputs = hand_made()
-    asked = outputs[1]["instances"]
-    asked.pred_masks = [object()] * len(asked)
-    outputs[1]["instances"] = asked
+    for instances in outputs[0].values():
+        instances.pred_masks = [object()] * len(instances)
     evaluated((inputs, outputs))
 
 
@@ -476,43 +477,39 @@ def test_misses_cut():
     assert cut["context"] is None
 
 
-def without(inputs, index, key):
-    return [
-        {k: v for k, v in one.items() if i != index or k != key} for i, one in enumerate(inputs)
-    ]
-
-
 def test_input_without_expressions_names_the_file():
-    inputs, outputs = hand_made()
-    evaluator = ProposalRecallEvaluator("toy")
+    (image,), outputs = hand_made()
+    del image["expressions"]
     with pytest.raises(ValueError, match=r"7\.jpg.*no \"expressions\""):
-        evaluator.process(without(inputs, 1, "expressions"), outputs)
+        ProposalRecallEvaluator("toy").process([image], outputs)
 
 
 def test_number_of_expressions_differs_from_the_queries():
-    inputs, outputs = hand_made()
-    inputs[1]["query"] = "one query"
+    (image,), outputs = hand_made()
+    image["query"] = "one query"
     with pytest.raises(ValueError, match=r"7\.jpg.*1 queries but 2 expressions"):
-        ProposalRecallEvaluator("toy").process(inputs, outputs)
+        ProposalRecallEvaluator("toy").process([image], outputs)
 
 
-def test_image_with_queries_only():
-    inputs, outputs = hand_made()
-    with pytest.raises(ValueError, match=r"7\.jpg.*with its queries only"):
-        ProposalRecallEvaluator("toy").process(inputs[1:], outputs[1:])
+def test_image_without_the_detectors_own_proposals():
+    inputs, (output,) = hand_made()
+    del output["detector"]
+    with pytest.raises(ValueError, match=r"7\.jpg.*no \"detector\".*predict_with_detector"):
+        ProposalRecallEvaluator("toy").process(inputs, [output])
 
 
-def test_image_without_queries_only():
-    inputs, outputs = hand_made()
+def test_image_without_queries():
+    (image,), outputs = hand_made()
+    del image["query"], image["expressions"]
     with pytest.raises(ValueError, match=r"7\.jpg.*no expressions"):
-        ProposalRecallEvaluator("toy").process(inputs[:1], outputs[:1])
+        ProposalRecallEvaluator("toy").process([image], outputs)
 
 
 def test_output_of_a_model_without_queries():
-    inputs, outputs = hand_made()
-    outputs[1] = outputs[0]
+    inputs, (output,) = hand_made()
+    output["instances"] = output["detector"]
     with pytest.raises(ValueError, match="query_index"):
-        ProposalRecallEvaluator("toy").process(inputs, outputs)
+        ProposalRecallEvaluator("toy").process(inputs, [output])
 
 
 def test_thresholds_of_other_methods():

@@ -8,8 +8,8 @@ import logging
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 
-from vlnms_d2.evaluation import retrieval
 from vlnms_d2.evaluation.retrieval import (
     RANKS,
     RetrievalEvaluator,
@@ -20,9 +20,9 @@ from vlnms_d2.evaluation.retrieval import (
 
 
 def plain_recall(similarities, image_of_caption):
-    """By sorting each query's list, the own ones last among equals."""
+    """By sorting each query's list, matches last among equals."""
     images, captions = similarities.shape
-    found = {}
+    recall = {}
     for k in RANKS:
         hits = 0
         for i in range(images):
@@ -30,16 +30,16 @@ def plain_recall(similarities, image_of_caption):
                 range(captions), key=lambda c: (-similarities[i, c], image_of_caption[c] == i)
             )
             hits += any(image_of_caption[c] == i for c in order[:k])
-        found[f"sentence_r@{k}"] = 100 * hits / images
+        recall[f"sentence_r@{k}"] = 100 * hits / images
         hits = 0
         for c in range(captions):
             order = sorted(
                 range(images), key=lambda i: (-similarities[i, c], image_of_caption[c] == i)
             )
             hits += image_of_caption[c] in order[:k]
-        found[f"image_r@{k}"] = 100 * hits / captions
-    found["r@sum"] = sum(found.values())
-    return found
+        recall[f"image_r@{k}"] = 100 * hits / captions
+    recall["r@sum"] = sum(recall.values())
+    return recall
 
 
 @pytest.mark.parametrize("distinct", [1000, 4])  # with 4 values nearly all is a tie
@@ -48,21 +48,21 @@ def test_against_a_plain_loop(seed, distinct):
     rng = np.random.default_rng(seed)
     image_of_caption = np.repeat(np.arange(20), rng.integers(1, 6, 20))
     similarities = rng.integers(0, distinct, (20, len(image_of_caption))) / distinct
-    found = retrieval_recall(similarities, image_of_caption)
+    recall = retrieval_recall(similarities, image_of_caption)
     expected = plain_recall(similarities, image_of_caption)
-    assert found.keys() == expected.keys()
+    assert recall.keys() == expected.keys()
     for key, value in expected.items():
-        assert found[key] == pytest.approx(value)
+        assert recall[key] == pytest.approx(value)
 
 
 def test_by_hand():
-    # Image 0 finds its second caption first; image 1 finds both of its own behind two others.
+    # Image 0 finds its second caption first; image 1 finds both of its captions behind two others.
     similarities = np.array([[0.1, 0.9, 0.5, 0.4], [0.8, 0.7, 0.6, 0.2]])
-    found = retrieval_recall(similarities, np.array([0, 0, 1, 1]))
-    assert (found["sentence_r@1"], found["sentence_r@5"]) == (50.0, 100.0)
+    recall = retrieval_recall(similarities, np.array([0, 0, 1, 1]))
+    assert (recall["sentence_r@1"], recall["sentence_r@5"]) == (50.0, 100.0)
     # Captions 1 and 2 find their image first, 0 and 3 do not.
-    assert (found["image_r@1"], found["image_r@5"]) == (50.0, 100.0)
-    assert found["r@sum"] == 50.0 + 100.0 * 2 + 50.0 + 100.0 * 2
+    assert (recall["image_r@1"], recall["image_r@5"]) == (50.0, 100.0)
+    assert recall["r@sum"] == 50.0 + 100.0 * 2 + 50.0 + 100.0 * 2
 
 
 def test_a_perfect_and_a_blind_model():
@@ -81,13 +81,13 @@ def test_folds_are_the_mean_of_retrievals_of_their_own():
     owners = np.repeat(np.arange(20), 2)
     similarities = rng.random((20, 40)) + (np.arange(20)[:, None] == owners)
     similarities[:4] = rng.random((4, 40))
-    found = five_fold_recall(similarities, owners, fold=4)
+    recall = five_fold_recall(similarities, owners, fold=4)
     parts = [
         plain_recall(similarities[i : i + 4, 2 * i : 2 * i + 8], np.repeat(np.arange(4), 2))
         for i in range(0, 20, 4)
     ]
-    for key in found:
-        assert found[key] == pytest.approx(np.mean([part[key] for part in parts]))
+    for key in recall:
+        assert recall[key] == pytest.approx(np.mean([part[key] for part in parts]))
 
 
 def test_errors():
@@ -153,12 +153,12 @@ def test_two_processes_equal_one(monkeypatch):
     parts = [RetrievalEvaluator("toy", captions(5)) for _ in range(2)]
     shown(parts[0], similarities, [0, 1, 2])
     shown(parts[1], similarities, [3, 4, 0])
-    gathered = [part._rows for part in parts]
-    monkeypatch.setattr(retrieval.comm, "gather", lambda data, dst: gathered[::-1])
+    gathered = [part._records for part in parts]
+    monkeypatch.setattr(comm, "gather", lambda data, dst: gathered[::-1])
     parts[0].evaluate()
     assert parts[0].results == whole.results
-    monkeypatch.setattr(retrieval.comm, "gather", lambda data, dst: [])
-    monkeypatch.setattr(retrieval.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "gather", lambda data, dst: [])
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert parts[1].evaluate() == {}
 
 
@@ -168,7 +168,7 @@ def test_images_that_are_missing_or_do_not_fit(caplog):
         assert evaluator.evaluate() == {}
     assert "Did not receive any images" in caplog.text
     shown(evaluator, rows(3), [0, 2])
-    with pytest.raises(ValueError, match="1 of the 3 images of toy were not seen, such as 101"):
+    with pytest.raises(ValueError, match="1 of the 3 images of toy are missing, such as 101"):
         evaluator.evaluate()
     with pytest.raises(ValueError, match=r"image 100: .* expected one for each of the 6 captions"):
         evaluator.process([{"image_id": 100}], [{"similarities": torch.zeros(5)}])

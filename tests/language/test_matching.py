@@ -1,4 +1,7 @@
-"""Texts against category names, compared with a loop."""
+"""What texts mention, and how similar that is to category names."""
+
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -6,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_vectors import TableVectors, all_words
 
-from vlnms_d2.language.kinds import Kinds
-from vlnms_d2.language.matching import CategoryMatcher
+from vlnms_d2.language.matching import RULES, RULES_FILE, CategoryMatcher, MentionFinder
+from vlnms_d2.language.synonyms import Synonyms
 
 ANGLES = {"cat": 0, "dog": 60, "dining": 100, "table": 180, "puppy": 65, "desk": 170, "kitten": 5}
 NAMES = ["cat", "dining table", "dog"]
@@ -65,10 +68,9 @@ def test_a_name_without_words_is_refused(name):
         matcher(["cat", name])
 
 
-def test_a_kind_of_a_category_is_like_no_other():
-    """By the vectors alone a puppy would be half a cat; a desk is no kind in the table."""
-    kinds = Kinds(NAMES)
-    own = CategoryMatcher(NAMES, all_words, VECTORS, kinds)
+def test_a_synonym_of_a_category_matches_no_other():
+    """By the vectors alone a puppy would be half a cat; a desk is not in the table."""
+    own = CategoryMatcher(NAMES, all_words, VECTORS, Synonyms(NAMES))
     (table,) = own.cosines(["puppy kitten unknown"])
     assert table.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 0]]
 
@@ -80,3 +82,64 @@ def test_mentions_that_resemble_nothing_are_left_out():
     np.testing.assert_allclose(first[1], own.cosines(["desk dining"])[0])
     assert (second[0], third[0]) == ([], []) and second[1].shape == third[1].shape == (0, 3)
     assert own.best_cosines(["unknown"]).tolist() == [[-1] * 3]
+
+
+# --- mentions ----------------------------------------------------------------------------------
+
+SYNONYMS = Synonyms(["person", "hot dog", "dog", "train", "orange", "dining table", "cup"])
+
+
+class Tags:
+    """Tags given with the words: "dog/NOUN"."""
+
+    def tagged(self, texts):
+        return [[tuple(word.split("/")) for word in text.split()] for text in texts]
+
+
+def mentions(*texts: str, **rules) -> list[list[str]]:
+    return MentionFinder(Tags(), SYNONYMS, replace(RULES, **rules))(texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("the/DET chef/NOUN and/CCONJ dog/NOUN", ["chef", "dog"]),
+        ("a/DET hot/ADJ dog/NOUN", ["hot dog"]),
+        ("train/NOUN station/NOUN", ["train", "station"]),
+        ("fire/NOUN station/NOUN", ["station"]),
+        ("an/DET orange/NOUN shirt/NOUN", ["shirt"]),
+        ("an/DET orange/ADJ shirt/NOUN", ["shirt"]),
+        ("an/DET orange/NOUN", ["orange"]),
+        ("they/PRON train/VERB dogs/NOUN", ["they", "dogs"]),
+        ("dining/NOUN table/NOUN leg/NOUN", ["dining table", "leg"]),
+        ("dining/VERB tables/X", ["dining tables"]),
+        ("something/PRON two/NUM of/ADP them/PRON", []),
+        ("zebra/NOUN by/ADP Rome/PROPN", ["zebra", "Rome"]),
+        ("", []),
+    ],
+)
+def test_mentions(text, expected):
+    assert mentions(text) == [expected]
+
+
+def test_texts_keep_their_order():
+    assert mentions("dog/NOUN", "", "cup/NOUN dog/NOUN") == [["dog"], [], ["cup", "dog"]]
+    assert mentions() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "rules", "expected"),
+    [
+        ("train/NOUN station/NOUN", {"heads_only": True}, ["station"]),
+        ("train/NOUN", {"heads_only": True}, ["train"]),
+        ("dog/NOUN cup/NOUN and/CCONJ hot/ADJ dog/NOUN", {"heads_only": True}, ["cup", "hot dog"]),
+        ("they/PRON train/VERB dogs/NOUN", {"nouns_only": False}, ["they", "train", "dogs"]),
+        ("orange/ADJ dog/NOUN", {"nouns_only": False}, ["dog"]),
+    ],
+)
+def test_rules(text, rules, expected):
+    assert mentions(text, **rules) == [expected]
+
+
+def test_the_rules_are_those_of_their_file():
+    assert asdict(RULES) == json.loads(RULES_FILE.read_text())

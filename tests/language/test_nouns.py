@@ -2,6 +2,8 @@
 
 import copy
 import json
+import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from vlnms_d2.language import NounFinder
+from vlnms_d2.language import NounFinder, nouns
 from vlnms_d2.language.nouns import EMBEDDED, FEW, MAX_CHARS, NOUN_POS, chunks_by_tags
 
 POS = {
@@ -240,14 +242,69 @@ def test_chunks_by_tags(tagged, expected):
     assert chunks_by_tags(doc) == [chunk.replace(" - ", "-") for chunk in expected]
 
 
+# --- several processes -------------------------------------------------------------------------
+
+
+class WithProcess(NounFinder):
+    """Adds the id of the process to the nouns of each text."""
+
+    def _nouns_of(self, doc):
+        if doc.text == "fails":
+            raise ValueError("no such text")
+        return [*super()._nouns_of(doc), str(os.getpid())]
+
+
+@pytest.fixture
+def few_texts_suffice(monkeypatch):
+    monkeypatch.setattr(nouns, "MIN_FOR_PROCESSES", 4)
+    monkeypatch.setattr(nouns, "CHUNK", 3)
+
+
+def test_processes_give_the_nouns_of_each_text_in_order(few_texts_suffice, finder):
+    things = ("cup", "car", "tree", "table", "man", "road", "bird")
+    texts = [f"the {thing} near a dog" for thing in things]
+    several = NounFinder(processes=2)
+    found = several.nouns(iter(texts))
+    assert found == finder.nouns(texts) and found[0] == ["cup", "dog"]
+    assert several.tagged(texts) == finder.tagged(texts)
+    assert several.chunk_heads(texts) == finder.chunk_heads(texts)
+
+
+def test_processes_are_used_where_there_are_enough_texts(few_texts_suffice):
+    here = str(os.getpid())
+    texts = [f"a cup, {i}" for i in range(10)]
+    several = WithProcess(processes=2)
+    found = several.nouns(texts)
+    assert [words[0] for words in found] == ["cup"] * 10
+    assert here not in {words[-1] for words in found}
+    for finder, some in ((several, texts[:3]), (WithProcess(), texts), (several, [])):
+        assert all(words[-1] == here for words in finder.nouns(some))
+
+
+def test_a_process_that_cannot_fork_reads_all_texts_itself(few_texts_suffice, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    found = WithProcess(processes=2).nouns([f"cup {i}" for i in range(9)])
+    assert {words[-1] for words in found} == {str(os.getpid())}
+
+
+def test_an_error_in_a_process_is_raised_here(few_texts_suffice):
+    with pytest.raises(ValueError, match="no such text"):
+        WithProcess(processes=2).nouns(["a", "b", "c", "d", "fails"])
+
+
+def test_no_process_is_refused():
+    with pytest.raises(ValueError, match="processes is 0, expected at least 1"):
+        NounFinder(processes=0)
+
+
 # --- copies and errors -------------------------------------------------------------------------
 
 
 def test_copies_share_the_pipeline_and_pickles_load_it_again(finder):
     assert copy.deepcopy(finder) is finder
-    other = NounFinder(pos=["ADJ"], batch_size=7)
+    other = NounFinder(pos=["ADJ"], batch_size=7, processes=2)
     again = pickle.loads(pickle.dumps(other))
-    assert (again.pos, again.batch_size) == (("ADJ",), 7)
+    assert (again.pos, again.batch_size, again.processes) == (("ADJ",), 7, 2)
     assert again.nouns(["the red cup"]) == [["red"]]
 
 

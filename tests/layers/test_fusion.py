@@ -22,7 +22,7 @@ def test_weighted_sum():
 
 
 @pytest.mark.parametrize(("weight", "row"), [(0.0, 0), (1.0, 1)])
-def test_weighted_sum_at_its_ends_is_one_of_the_scores(weight, row):
+def test_weighted_sum_with_weight_0_or_1_is_one_of_the_scores(weight, row):
     scores = torch.rand(2, 5)
     fused = fuse_scores(scores[0], scores[1:], mode="weighted_sum", weight=weight)
     assert torch.equal(fused[0], scores[row])
@@ -57,6 +57,6 @@ def test_weight_outside_the_unit_interval(weight):
     ("confidence", "relatedness", "message"),
     [((2, 2), (2, 2), "expected"), ((2,), (1, 1, 2), "expected"), ((1,), (2, 3), "is for 3 boxes")],
 )
-def test_shapes_that_do_not_fit(confidence, relatedness, message):
+def test_shapes_that_do_not_match(confidence, relatedness, message):
     with pytest.raises(ValueError, match=message):
         fuse_scores(torch.rand(confidence), torch.rand(relatedness))

@@ -1,7 +1,6 @@
-"""Tests of NMS for many queries, against torchvision's run once per query."""
+"""Tests of NMS for many queries against torchvision's NMS, run once per query."""
 
 import math
-from fractions import Fraction
 from unittest import mock
 
 import pytest
@@ -10,14 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 
-from vlnms_d2.layers import (
-    multi_query_nms,
-    nms,
-    nms_arithmetic,
-    nms_bitsets,
-    nms_fixed_point,
-    nms_parts,
-)
+from vlnms_d2.layers import multi_query_nms, nms, nms_cpu, nms_cuda
 
 DEVICES = [
     "cpu",
@@ -29,42 +21,44 @@ THRESHOLDS = [0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.9, 1.0]
 
 
 def reference(boxes, scores, classes, iou_threshold, topk):
-    """The rows of kept indices, by torchvision's NMS query by query."""
+    """The kept indices of each query, by torchvision's NMS."""
     rows = []
     for query, query_scores in enumerate(scores):
-        own = boxes if boxes.dim() == 2 else boxes[query]
-        kept = batched_nms(own, query_scores, classes, iou_threshold)
-        if own.numel() > (4_000 if own.is_cpu else 100_000):
-            # Torchvision leaves open how equal scores follow each other here.
+        query_boxes = boxes if boxes.dim() == 2 else boxes[query]
+        kept = batched_nms(query_boxes, query_scores, classes, iou_threshold)
+        if query_boxes.numel() > (4_000 if boxes.is_cpu else 100_000):
+            # Torchvision does not define the order of equal scores here.
             kept = kept.sort().values
             kept = kept[query_scores[kept].argsort(descending=True, stable=True)]
         rows.append(kept if topk is None or topk < 0 else kept[:topk])
     return rows
 
 
-def by_bitsets(*problem):
-    with mock.patch.object(nms_bitsets, "_time_alone", lambda *_: math.inf):
-        return nms_bitsets.nms_bitsets(*problem)
+def nms_cpu_without_limits(*problem):
+    """`nms_cpu` even if too many boxes overlap for it to be fast."""
+    limits = dict.fromkeys(("_MAX_PAIRS_PER_SCORE", "_MAX_OVERLAPS_PER_BOX"), math.inf)
+    with mock.patch.multiple(nms_cpu, **limits):
+        return nms_cpu.nms_cpu(*problem)
 
 
-def results_of_all_ways(boxes, scores, classes, iou_threshold, topk):
-    """What `multi_query_nms` gives, and would give had it taken any other way."""
+def results_of_all_algorithms(boxes, scores, classes, iou_threshold, topk):
+    """The result of `multi_query_nms`, and of each algorithm that it may choose."""
     yield multi_query_nms(boxes, scores, classes, iou_threshold, topk)
     if scores.numel():
         num_boxes = scores.shape[1]
         topk = num_boxes if topk is None or topk < 0 else min(topk, num_boxes)
-        ways = [nms_fixed_point.nms_fixed_point]
+        algorithms = [nms_cuda.nms_cuda]
         if scores.is_cpu:
-            ways += [by_bitsets, nms._one_by_one]
-        for way in ways:
-            yield way(boxes, scores, classes, iou_threshold, topk)
+            algorithms += [nms_cpu_without_limits, nms._query_by_query]
+        for algorithm in algorithms:
+            yield algorithm(boxes, scores, classes, iou_threshold, topk)
 
 
 def assert_same(boxes, scores, classes, iou_threshold, topk=None):
     num_boxes = scores.shape[1]
     width = num_boxes if topk is None or topk < 0 else min(topk, num_boxes)
     rows = reference(boxes, scores, classes, iou_threshold, topk)
-    for keep, num_kept in results_of_all_ways(boxes, scores, classes, iou_threshold, topk):
+    for keep, num_kept in results_of_all_algorithms(boxes, scores, classes, iou_threshold, topk):
         assert keep.shape == (len(scores), width)
         assert keep.dtype == num_kept.dtype == torch.int64
         assert keep.device == num_kept.device == scores.device
@@ -75,11 +69,11 @@ def assert_same(boxes, scores, classes, iou_threshold, topk=None):
 
 
 def clustered(num_boxes, num_queries, num_classes=3, clusters=5, seed=0, own=False):
-    """Boxes in heaps, such that each suppresses and is suppressed."""
+    """Boxes in clusters, such that each suppresses others and is suppressed."""
     generator = torch.Generator().manual_seed(seed)
-    heap = torch.randint(clusters, (num_boxes,), generator=generator)
-    center = torch.rand(clusters, 2, generator=generator)[heap] * 400
-    size = torch.rand(clusters, 2, generator=generator)[heap] * 80 + 20
+    cluster = torch.randint(clusters, (num_boxes,), generator=generator)
+    center = torch.rand(clusters, 2, generator=generator)[cluster] * 400
+    size = torch.rand(clusters, 2, generator=generator)[cluster] * 80 + 20
     shape = (num_queries, num_boxes, 2) if own else (num_boxes, 2)
     center = center + torch.randn(shape, generator=generator) * 8
     size = size * (1 + 0.2 * torch.rand(shape, generator=generator))
@@ -90,7 +84,7 @@ def clustered(num_boxes, num_queries, num_classes=3, clusters=5, seed=0, own=Fal
 
 @st.composite
 def problems(draw):
-    """Boxes on a coarse grid: many equal boxes, empty boxes and IoUs right at a threshold."""
+    """Boxes on a coarse grid: many equal boxes, empty boxes and IoUs exactly at a threshold."""
     num_boxes, num_queries = draw(st.integers(0, 24)), draw(st.integers(0, 5))
     own = draw(st.booleans())
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
@@ -122,10 +116,10 @@ def problems(draw):
 )
 @given(problem=problems(), max_elements=st.sampled_from([1, 7, 100, 1 << 22]))
 def test_equals_torchvision(monkeypatch, problem, max_elements):
-    monkeypatch.setattr(nms_bitsets, "_MAX_ELEMENTS", max_elements)
-    monkeypatch.setattr(nms_bitsets, "_MAX_PAIRS", max_elements)
-    monkeypatch.setattr(nms_fixed_point, "_MAX_ELEMENTS", max_elements)
-    monkeypatch.setattr(nms_parts, "_MAX_PAIRS", max_elements)
+    monkeypatch.setattr(nms_cpu, "_MAX_ELEMENTS", max_elements)
+    monkeypatch.setattr(nms_cpu, "_MAX_SCORES", max_elements)
+    monkeypatch.setattr(nms_cpu, "_MIN_CHUNK", 1)
+    monkeypatch.setattr(nms_cuda, "_MAX_ELEMENTS", max_elements)
     assert_same(*problem)
 
 
@@ -142,9 +136,9 @@ def test_equals_torchvision_on_clustered_boxes(device, own, iou_threshold, num_c
 @pytest.mark.parametrize("num_boxes", [999, 1000, 1001, 1100])
 def test_either_strategy_of_torchvision(device, num_boxes):
     boxes, scores, classes = (t.to(device) for t in clustered(num_boxes, 3, 20, clusters=40))
-    # Boxes left of the origin reach over the distance the coordinate trick puts between classes,
-    # so the two strategies differ: this fails should torchvision move from one to the other
-    # at another size.
+    # Boxes left of the origin extend beyond the distance that the coordinate trick puts between
+    # classes, so the two strategies differ: this fails if torchvision switches from one to the
+    # other at a different number of boxes.
     boxes -= 200
     tied = (scores * 10).round() / 10
     for topk in (None, 50):
@@ -192,42 +186,8 @@ def test_rounding_right_at_the_threshold(device, iou_threshold):
     scores = torch.rand(4, 800, generator=generator)
     classes = torch.arange(400).repeat_interleave(2)
     assert_same(boxes.to(device), scores.to(device), classes.to(device), iou_threshold)
-    own = boxes + torch.rand(4, 1, 1, generator=generator)
-    assert_same(own.to(device), scores.to(device), classes.to(device), iou_threshold)
-
-
-def exact_fused_iou(better, worse):
-    """IoU of two float32 boxes by exact arithmetic, rounded where the CUDA kernel rounds."""
-
-    def rounded(value: Fraction) -> Fraction:
-        # Dividing integers rounds once, to float64. That its second rounding, to float32, gives
-        # the nearest float32 needs a result that is not near the middle of two of them.
-        nearest = torch.tensor(float(value), dtype=torch.float32)
-        around = [
-            nearest,
-            *(torch.nextafter(nearest, nearest.new_tensor(x)) for x in (-1e30, 1e30)),
-        ]
-        return min((Fraction(x.item()) for x in around), key=lambda x: abs(x - value))
-
-    a, b = ([Fraction(x) for x in box.tolist()] for box in (better, worse))
-    width = max(rounded(min(a[2], b[2]) - max(a[0], b[0])), Fraction(0))
-    height = max(rounded(min(a[3], b[3]) - max(a[1], b[1])), Fraction(0))
-    inter = rounded(width * height)
-    better_area = rounded(rounded(a[2] - a[0]) * rounded(a[3] - a[1]))
-    areas = rounded(rounded(b[2] - b[0]) * rounded(b[3] - b[1]) + better_area)
-    return float(rounded(inter / rounded(areas - inter)))
-
-
-def test_fused_iou_rounds_as_the_cuda_kernel():
-    boxes, _, _ = clustered(40, 1, seed=3)
-    better, worse = boxes[:20], boxes[20:]
-    fused = nms_arithmetic.iou(better.t(), worse.t(), fused=True)
-    expected = [exact_fused_iou(a, b) for a, b in zip(better, worse, strict=True)]
-    assert fused.tolist() == expected
-    pairs = boxes.t()[:, :, None], boxes.t()[:, None]
-    assert not torch.equal(
-        nms_arithmetic.iou(*pairs, fused=True), nms_arithmetic.iou(*pairs, fused=False)
-    )
+    boxes = boxes + torch.rand(4, 1, 1, generator=generator)
+    assert_same(boxes.to(device), scores.to(device), classes.to(device), iou_threshold)
 
 
 @pytest.mark.parametrize("num_queries", [0, 1, 3])
@@ -260,7 +220,7 @@ def test_one_box_is_kept():
 
 
 def test_the_longest_chain_of_suppressions():
-    """Each box is suppressed by the one before it, were that one not suppressed by its own."""
+    """Each box would be suppressed by the one before it, were that one not suppressed itself."""
     left = torch.arange(60.0)[:, None] * 3
     boxes = torch.cat([left, 0 * left, left + 10, 0 * left + 10], dim=1)
     scores = torch.stack([torch.linspace(1, 0, 60), torch.linspace(0, 1, 60)])
@@ -309,17 +269,16 @@ def test_non_contiguous_input():
     boxes, scores, classes = boxes.t().contiguous().t()[::2], scores.t()[::2].t(), classes[::2]
     assert not boxes.is_contiguous()
     assert_same(boxes, scores, classes, 0.5)
-    own = boxes.expand(8, -1, -1)
-    assert_same(own, scores, classes, 0.5)
+    assert_same(boxes.expand(8, -1, -1), scores, classes, 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised_to_float32(dtype):
+def test_half_precision_is_converted_to_float32(dtype):
     boxes, scores, classes = clustered(80, 4)
     boxes, scores = boxes.to(dtype), scores.to(dtype)
     result = multi_query_nms(boxes, scores, classes, 0.5)
-    raised = multi_query_nms(boxes.float(), scores.float(), classes, 0.5)
-    assert all(torch.equal(a, b) for a, b in zip(result, raised, strict=True))
+    converted = multi_query_nms(boxes.float(), scores.float(), classes, 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(result, converted, strict=True))
 
 
 @pytest.mark.parametrize("num_boxes", [200, 1050])
@@ -336,7 +295,7 @@ def test_a_query_does_not_depend_on_the_others(num_boxes, own):
         assert torch.equal(num_alone, num_kept[alone])
 
 
-def test_input_is_left_alone():
+def test_input_is_not_modified():
     problem = clustered(50, 3)
     before = [tensor.clone() for tensor in problem]
     multi_query_nms(*problem, 0.5)
@@ -359,7 +318,7 @@ def test_scores_that_require_grad():
         ((3, 4), (2, 3), (2, 3), "expected classes"),
     ],
 )
-def test_shapes_that_do_not_fit(boxes, scores, classes, message):
+def test_shapes_that_do_not_match(boxes, scores, classes, message):
     with pytest.raises(ValueError, match=message):
         multi_query_nms(
             torch.rand(boxes), torch.rand(scores), torch.zeros(classes, dtype=torch.int64), 0.5
@@ -374,7 +333,7 @@ def test_threshold_outside_the_unit_interval(iou_threshold):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
-def test_dtypes_that_do_not_fit(dtype):
+def test_dtypes_that_do_not_match(dtype):
     boxes, scores, classes = clustered(5, 2)
     with pytest.raises(TypeError, match="floating-point dtype"):
         multi_query_nms(boxes, scores.to(dtype), classes, 0.5)

@@ -1,4 +1,4 @@
-"""RoIAlign as weighted sums of rows, against torchvision's."""
+"""Tests of RoIAlign as weighted sums of rows, against torchvision's."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def make_maps(images: int = 2, channels: int = 5) -> list[torch.Tensor]:
 
 
 def reference(maps, boxes, image, level, size) -> torch.Tensor:
-    """Box after box."""
+    """torchvision's RoIAlign of one box at a time."""
     pooled = [
         roi_align(
             maps[lv], torch.cat([im[None].float(), box])[None], size, SCALES[lv], 0, aligned=True
@@ -32,10 +32,10 @@ def check(boxes, image, level, size=(7, 7)) -> None:
     maps = make_maps()
     boxes, image, level = torch.tensor(boxes), torch.tensor(image), torch.tensor(level)
     boxes, image, level = boxes.float().view(-1, 4), image.long(), level.long()
-    found = roi_align_rows(maps, boxes, image, level, SCALES, size)
+    pooled = roi_align_rows(maps, boxes, image, level, SCALES, size)
     expected = reference(maps, boxes, image, level, size)
-    assert found.shape == expected.shape and found.is_contiguous()
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert pooled.shape == expected.shape and pooled.is_contiguous()
+    torch.testing.assert_close(pooled, expected, atol=2e-5, rtol=1e-5)
 
 
 coordinate = st.floats(0, 96, width=32) | st.integers(0, 24).map(lambda cell: 4.0 * cell)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlnms_d2.modeling.relatedness import Trans
-from vlnms_d2.modeling.relatedness.attention import Attention, FeedForward, JointLayer, StreamLayer
+from vlnms_d2.modeling.relatedness.trans import Attention, FeedForward, JointLayer, StreamLayer
 
 Tokens = list[Tensor]
 

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from vlnms_d2.modeling.branch import RelatednessBranch
 from vlnms_d2.modeling.relatedness import Relatedness, RelatednessOutput
 from vlnms_d2.modeling.text import TextEncoder, TextFeatures
-from vlnms_d2.modeling.text.encoder import pad_words
+from vlnms_d2.modeling.text.build import pad_words
 
 WORDS = ["a", "red", "cup", "dog", "left"]
 

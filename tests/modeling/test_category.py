@@ -10,9 +10,9 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
 from vlnms_d2 import add_vlnms_config, split_by_query
-from vlnms_d2.modeling.relatedness import Category
-from vlnms_d2.modeling.text import CategoryMentions, TextFeatures
-from vlnms_d2.modeling.text.category_mentions import category_names
+from vlnms_d2.modeling.relatedness import Category, CategoryMentions
+from vlnms_d2.modeling.relatedness.category import category_names
+from vlnms_d2.modeling.text import TextFeatures
 
 NAMES = ("cup", "dog", "dining table", "person", "car")
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.modeling.candidates import Candidates
-from vlnms_d2.modeling.criterion import Criterion
-from vlnms_d2.modeling.losses import ranking_loss, relatedness_bce
+from vlnms_d2.modeling.losses import Criterion, ranking_loss, relatedness_bce
 from vlnms_d2.modeling.relatedness import RelatednessOutput
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -50,10 +49,10 @@ def target(
     return instances
 
 
-def output(drawn, seed: int = 0, refine: bool = True) -> RelatednessOutput:
-    """What a relatedness module could say of the drawn candidates, as leaves."""
+def output(samples, seed: int = 0, refine: bool = True) -> RelatednessOutput:
+    """What a relatedness module could say of the samples candidates, as leaves."""
     generator = torch.Generator().manual_seed(seed)
-    shape = drawn.drawn.shape
+    shape = samples.sampled.shape
     logits = torch.randn(shape, generator=generator).requires_grad_()
     deltas = (torch.randn(*shape, 4, generator=generator) * 2).requires_grad_()
     return RelatednessOutput(logits, deltas=deltas if refine else None)
@@ -64,8 +63,10 @@ def batch(criterion: Criterion) -> list:
     first = make_candidates(torch.cat([near(GROUND_TRUTH, 12), random_boxes(10)]))
     second = make_candidates(torch.cat([near(GROUND_TRUTH[:1], 5, seed=1), random_boxes(6, 1)]))
     return [
-        criterion.draw(first, [target(GROUND_TRUTH, [True, False]), target(GROUND_TRUTH)], True),
-        criterion.draw(second, [target(GROUND_TRUTH[:1]), target([]), target(GROUND_TRUTH)], True),
+        criterion.sample(first, [target(GROUND_TRUTH, [True, False]), target(GROUND_TRUTH)], True),
+        criterion.sample(
+            second, [target(GROUND_TRUTH[:1]), target([]), target(GROUND_TRUTH)], True
+        ),
     ]
 
 
@@ -76,13 +77,13 @@ def batch(criterion: Criterion) -> list:
 def test_at_most_so_many_candidates_take_part(most, expected):
     criterion = Criterion(max_candidates=most, batch_size_per_query=-1)
     candidates = make_candidates(random_boxes(20))
-    drawn = criterion.draw(candidates, [target(GROUND_TRUTH)], keep_others=True)
-    assert len(drawn.candidates) == drawn.labels.labels.shape[1] == expected
-    assert drawn.drawn.shape == (1, expected) and drawn.drawn.all()
-    index = drawn.candidates.proposal_index
+    samples = criterion.sample(candidates, [target(GROUND_TRUTH)], keep_others=True)
+    assert len(samples.candidates) == samples.labels.labels.shape[1] == expected
+    assert samples.sampled.shape == (1, expected) and samples.sampled.all()
+    index = samples.candidates.proposal_index
     assert index.unique().tolist() == index.tolist()  # none twice, in the order that they had
     for field in ("boxes", "scores", "classes", "pooled"):
-        own, all_of_them = getattr(drawn.candidates, field), getattr(candidates, field)
+        own, all_of_them = getattr(samples.candidates, field), getattr(candidates, field)
         assert torch.equal(own, all_of_them[index]), field
 
 
@@ -93,8 +94,8 @@ def test_the_candidates_that_take_part_are_drawn_uniformly():
     candidates = make_candidates(torch.cat([near(GROUND_TRUTH, 4), random_boxes(12)]))
     counts = torch.zeros(20)
     for _ in range(2000):
-        drawn = criterion.draw(candidates, [target(GROUND_TRUTH)], keep_others=True)
-        counts[drawn.candidates.proposal_index] += 1
+        samples = criterion.sample(candidates, [target(GROUND_TRUTH)], keep_others=True)
+        counts[samples.candidates.proposal_index] += 1
     torch.testing.assert_close(counts / 2000, torch.full((20,), 0.25), atol=0.05, rtol=0)
 
 
@@ -104,8 +105,8 @@ def test_the_draw_depends_on_the_seed_alone():
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn = criterion.draw(candidates, [target(GROUND_TRUTH)], keep_others=False)
-        draws.append(drawn.candidates.proposal_index.tolist())
+        samples = criterion.sample(candidates, [target(GROUND_TRUTH)], keep_others=False)
+        draws.append(samples.candidates.proposal_index.tolist())
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -116,13 +117,13 @@ def test_candidates_that_no_query_drew_stay_on_demand():
     draws = []
     for keep_others in (True, False):
         torch.manual_seed(4)
-        draws.append(criterion.draw(candidates, targets, keep_others))
+        draws.append(criterion.sample(candidates, targets, keep_others))
     everything, used = draws
     assert len(everything.candidates) == 40
-    assert everything.drawn.sum(dim=1).tolist() == [6, 6]
+    assert everything.sampled.sum(dim=1).tolist() == [6, 6]
     index = used.candidates.proposal_index
-    assert index.tolist() == everything.drawn.any(dim=0).nonzero()[:, 0].tolist()
-    assert torch.equal(used.drawn, everything.drawn[:, index])
+    assert index.tolist() == everything.sampled.any(dim=0).nonzero()[:, 0].tolist()
+    assert torch.equal(used.sampled, everything.sampled[:, index])
     for field in ("labels", "weights", "iou", "matched_boxes", "regress"):
         own, all_of_them = getattr(used.labels, field), getattr(everything.labels, field)
         assert torch.equal(own, all_of_them[:, index]), field
@@ -134,11 +135,11 @@ def test_the_share_of_positives_and_their_threshold():
     foreground = [target([[0.0, 0, 10, 10]])]
     for threshold, num_positive in ((0.5, 20), (0.7, 10)):
         everything = Criterion(batch_size_per_query=-1, iou_threshold=threshold)
-        drawn = everything.draw(make_candidates(boxes), foreground, keep_others=True)
-        assert int(drawn.labels.labels.sum()) == num_positive
+        samples = everything.sample(make_candidates(boxes), foreground, keep_others=True)
+        assert int(samples.labels.labels.sum()) == num_positive
     few = Criterion(batch_size_per_query=8, positive_fraction=0.25, iou_threshold=0.5)
-    drawn = few.draw(make_candidates(boxes), foreground, keep_others=False)
-    assert drawn.labels.labels[drawn.drawn].sum() == 2 and drawn.drawn.sum() == 8
+    samples = few.sample(make_candidates(boxes), foreground, keep_others=False)
+    assert samples.labels.labels[samples.sampled].sum() == 2 and samples.sampled.sum() == 8
 
 
 @pytest.mark.parametrize("soft", [0.5, 0.25])
@@ -147,7 +148,7 @@ def test_unreliable_foreground_has_a_soft_label_and_weight_and_no_regression(sof
     candidates = make_candidates(torch.tensor([sure, pseudo, [80.0, 0, 90, 10]]))
     criterion = Criterion(batch_size_per_query=-1, unreliable_label=soft)
     targets = [target([sure, pseudo], [True, False]), target([sure, pseudo])]
-    labels = criterion.draw(candidates, targets, keep_others=True).labels
+    labels = criterion.sample(candidates, targets, keep_others=True).labels
     assert labels.labels.tolist() == [[1, soft, 0], [1, 1, 0]]
     assert labels.weights.tolist() == [[1, soft, 1], [1, 1, 1]]
     assert labels.regress.tolist() == [[True, False, False], [True, True, False]]
@@ -162,7 +163,7 @@ def test_only_candidates_of_the_class_of_the_box_are_regressed():
         target([box, loose], classes=[0, 2]),
         target([loose, box, other], [True, False, True], classes=[1, 0, 1]),
     ]
-    labels = criterion.draw(candidates, targets, keep_others=True).labels
+    labels = criterion.sample(candidates, targets, keep_others=True).labels
     assert labels.labels.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]
     assert labels.regress.int().tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 0]]
     assert labels.matched_boxes[1].tolist() == [box, [0.0] * 4, loose, box]
@@ -175,16 +176,16 @@ def test_only_candidates_of_the_class_of_the_box_are_regressed():
 @pytest.mark.parametrize("beta", [1.0, 0.1])
 @pytest.mark.parametrize("batch_size", [-1, 8])
 def test_refinement_equals_a_loop(reg_weight, beta, batch_size):
-    """All positives that take part are regressed, drawn or not."""
+    """All positives that take part are regressed, samples or not."""
     criterion = Criterion(reg_weight=reg_weight, reg_beta=beta, batch_size_per_query=batch_size)
     box2box = Box2BoxTransform(WEIGHTS)
-    drawn = batch(criterion)
-    outputs = [output(own, seed) for seed, own in enumerate(drawn)]
+    samples = batch(criterion)
+    outputs = [output(own, seed) for seed, own in enumerate(samples)]
     total, count, per_image = 0.0, 0, []
-    for said, own in zip(outputs, drawn, strict=True):
+    for said, own in zip(outputs, samples, strict=True):
         before = count
-        for q in range(own.drawn.shape[0]):
-            for n in range(own.drawn.shape[1]):
+        for q in range(own.sampled.shape[0]):
+            for n in range(own.sampled.shape[1]):
                 if not own.labels.regress[q, n]:
                     continue
                 box, matched = own.candidates.boxes[n], own.labels.matched_boxes[q, n]
@@ -195,12 +196,12 @@ def test_refinement_equals_a_loop(reg_weight, beta, batch_size):
                 count += 1
         per_image.append(count - before)
     assert min(per_image) > 2 and per_image[0] != per_image[1]
-    losses = criterion.losses(outputs, drawn, box2box)
+    losses = criterion.losses(outputs, samples, box2box)
     assert set(losses) == {"loss_relatedness", "loss_refinement"}
     assert losses["loss_refinement"].item() == pytest.approx(reg_weight * total / count, rel=1e-5)
 
     losses["loss_refinement"].backward()
-    for said, own in zip(outputs, drawn, strict=True):
+    for said, own in zip(outputs, samples, strict=True):
         assert torch.equal(said.deltas.grad.abs().sum(dim=2) > 0, own.labels.regress)
         assert said.logits.grad is None
 
@@ -209,13 +210,15 @@ def test_a_refinement_onto_the_foreground_costs_nothing():
     """The targets are in the parameterisation by which boxes are moved."""
     criterion, box2box = Criterion(batch_size_per_query=-1), Box2BoxTransform(WEIGHTS)
     candidates = make_candidates(near(GROUND_TRUTH[:1], 6))
-    drawn = criterion.draw(candidates, [target(GROUND_TRUTH[:1])], keep_others=True)
-    deltas = box2box.get_deltas(drawn.candidates.boxes, drawn.labels.matched_boxes[0])[None]
+    samples = criterion.sample(candidates, [target(GROUND_TRUTH[:1])], keep_others=True)
+    deltas = box2box.get_deltas(samples.candidates.boxes, samples.labels.matched_boxes[0])[None]
     deltas = deltas.nan_to_num(0.0)
-    losses = criterion.losses([RelatednessOutput(deltas[..., 0], deltas=deltas)], [drawn], box2box)
-    assert drawn.labels.regress.sum() > 2
+    losses = criterion.losses(
+        [RelatednessOutput(deltas[..., 0], deltas=deltas)], [samples], box2box
+    )
+    assert samples.labels.regress.sum() > 2
     assert losses["loss_refinement"].item() == pytest.approx(0.0, abs=1e-6)
-    moved = box2box.apply_deltas(deltas[0], drawn.candidates.boxes)[drawn.labels.regress[0]]
+    moved = box2box.apply_deltas(deltas[0], samples.candidates.boxes)[samples.labels.regress[0]]
     torch.testing.assert_close(moved, torch.tensor(GROUND_TRUTH[:1]).expand(len(moved), 4))
 
 
@@ -223,9 +226,9 @@ def test_a_refinement_onto_the_foreground_costs_nothing():
 def test_without_reliable_positives_refinement_is_zero_with_a_gradient_of_zero(boxes):
     criterion = Criterion()
     candidates = make_candidates(torch.tensor(GROUND_TRUTH))
-    drawn = criterion.draw(candidates, [target(boxes, [False] * len(boxes))], keep_others=True)
-    said = output(drawn)
-    losses = criterion.losses([said], [drawn], Box2BoxTransform(WEIGHTS))
+    samples = criterion.sample(candidates, [target(boxes, [False] * len(boxes))], keep_others=True)
+    said = output(samples)
+    losses = criterion.losses([said], [samples], Box2BoxTransform(WEIGHTS))
     sum(losses.values()).backward()
     assert losses["loss_refinement"].item() == 0
     assert torch.equal(said.deltas.grad, torch.zeros_like(said.deltas))
@@ -234,16 +237,16 @@ def test_without_reliable_positives_refinement_is_zero_with_a_gradient_of_zero(b
 @pytest.mark.parametrize("loss", ["bce", "ranking"])
 def test_relatedness_is_the_mean_over_images(loss):
     criterion = Criterion(loss=loss, rank_margin=0.3, rank_top_h=3)
-    drawn = batch(criterion)
-    outputs = [output(own, seed, refine=False) for seed, own in enumerate(drawn)]
+    samples = batch(criterion)
+    outputs = [output(own, seed, refine=False) for seed, own in enumerate(samples)]
     each = [
-        relatedness_bce(said.logits, own.labels, own.drawn)
+        relatedness_bce(said.logits, own.labels, own.sampled)
         if loss == "bce"
-        else ranking_loss(said.logits, own.labels.iou, own.drawn, margin=0.3, top_h=3)
-        for said, own in zip(outputs, drawn, strict=True)
+        else ranking_loss(said.logits, own.labels.iou, own.sampled, margin=0.3, top_h=3)
+        for said, own in zip(outputs, samples, strict=True)
     ]
     assert each[0] != each[1] and min(each) > 0
-    losses = criterion.losses(outputs, drawn, Box2BoxTransform(WEIGHTS))
+    losses = criterion.losses(outputs, samples, Box2BoxTransform(WEIGHTS))
     assert set(losses) == {"loss_relatedness"}
     torch.testing.assert_close(losses["loss_relatedness"], sum(each) / 2)
 

@@ -298,7 +298,7 @@ def test_from_config_reads_the_keys():
     cfg.MODEL.VLNMS.ATTENTION = "additive"
     cfg.MODEL.VLNMS.FC.HIDDEN_DIM, cfg.MODEL.VLNMS.FC.RELU = 11, True
     cfg.MODEL.VLNMS.FC.DROPOUT = 0.25
-    fc = FC(**FC.from_config(cfg), visual_dim=3, text_dim=4)
+    fc = FC(cfg, visual_dim=3, text_dim=4)
     assert fc.attention == "additive" and fc.relu is True and fc.dropout.p == 0.25
     assert [fc.mlp_b[0].in_features, fc.mlp_b[0].out_features, fc.mlp_b[2].out_features] == [
         3,

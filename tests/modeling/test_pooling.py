@@ -6,8 +6,8 @@ from conftest import build, image_input
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
-from vlnms_d2.modeling import pooling
-from vlnms_d2.modeling.pooling import pool_boxes
+from vlnms_d2.modeling import candidates as pooling
+from vlnms_d2.modeling.candidates import pool_boxes
 
 SCALES = (0.25, 0.125, 0.0625, 0.03125)
 

@@ -4,7 +4,7 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 
-from vlnms_d2.modeling.refinement import refine_boxes
+from vlnms_d2.modeling.branch import refine_boxes
 
 BOX2BOX = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
 SIZE = (60, 80)

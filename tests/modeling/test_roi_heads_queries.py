@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -51,10 +53,13 @@ def test_unknown_words_and_very_long_queries_are_answered(config):
 def test_queries_are_gone_after_the_forward_also_when_it_raised(config, head):
     model = build(config(head))
     run(model, image_input(0, query="dog"))
-    assert model.roi_heads.query_batch is None
+    assert model.roi_heads.current_queries(1).is_empty
     with pytest.raises(RuntimeError):
         run(model, {"image": torch.zeros(5, 40, 40), "query": "dog"})
-    assert model.roi_heads.query_batch is None
+    assert model.roi_heads.current_queries(1).is_empty
+    with pytest.raises(TypeError):
+        run(model, image_input(0, query=3))
+    assert model.roi_heads.current_queries(1).is_empty
     (instances,) = run(model, image_input(0))
     assert not instances.has("query_index")
 
@@ -69,6 +74,32 @@ def test_two_models_do_not_see_each_others_queries(config):
     assert outer.has("query_index") and not first.inner.has("query_index")
 
 
+def test_a_query_of_the_wrong_type_leaves_the_queries_of_use_queries(config):
+    model = build(config())
+    with use_queries(model, ["dog"]):
+        with pytest.raises(TypeError):
+            run(model, image_input(0, query=3))
+        assert model.roi_heads.current_queries(1).queries == [["dog"]]
+
+
+def test_threads_that_share_a_model_get_their_own_answers(config):
+    model = build(config())
+    queries = ["dog", "red cup", "left chair", "dog on the table"]
+    expected = [run(model, image_input(0, query=query))[0] for query in queries]
+    together = threading.Barrier(len(queries))
+
+    def wait_for_the_others(*_):
+        together.wait(timeout=60)
+
+    # Every forward has read its queries before any reaches the head.
+    hook = model.backbone.register_forward_hook(wait_for_the_others)
+    with ThreadPoolExecutor(len(queries)) as pool:
+        answers = list(pool.map(lambda query: run(model, image_input(0, query=query))[0], queries))
+    hook.remove()
+    for answer, alone in zip(answers, expected, strict=True):
+        assert same_instances(answer, alone)
+
+
 def test_copies_and_pickles_use_their_own_head(config, head):
     model = build(config(head))
     reference = run(model, image_input(0, query="red cup"))[0]
@@ -76,7 +107,7 @@ def test_copies_and_pickles_use_their_own_head(config, head):
         with torch.no_grad():
             twin.roi_heads.vlnms.relatedness.fc_r.bias += 1
         changed = run(twin, image_input(0, query="red cup"))[0]
-        assert twin.roi_heads.query_batch is None
+        assert twin.roi_heads.current_queries(1).is_empty
         assert changed.relatedness.mean() > reference.relatedness.mean()
         assert same_instances(run(model, image_input(0, query="red cup"))[0], reference)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.modeling.text import BiGRU, TextFeatures, Vocabulary, build_text_encoder
-from vlnms_d2.modeling.text.encoder import pad_words
+from vlnms_d2.modeling.text.build import pad_words
 
 WORDS = ("a", "red", "cup", "left", "man's", "naïve", "собака", "杯")
 

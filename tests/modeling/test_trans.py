@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.modeling.relatedness import RelatednessOutput, Trans
-from vlnms_d2.modeling.relatedness.attention import CoAttentionLayer, JointLayer
+from vlnms_d2.modeling.relatedness.trans import CoAttentionLayer, JointLayer
 from vlnms_d2.modeling.text import TextFeatures
 
 FUSIONS = ["joint", "co_attention"]
@@ -318,7 +318,7 @@ def config():
 def test_from_config_reads_the_keys(fusion, layer):
     cfg = config()
     cfg.MODEL.VLNMS.TRANS.FUSION = fusion
-    trans = Trans(**Trans.from_config(cfg), visual_dim=3, text_dim=5)
+    trans = Trans(cfg, visual_dim=3, text_dim=5)
     assert [type(own) for own in trans.layers] == [layer] * 4
     first = trans.layers[0] if fusion == "joint" else trans.layers[0].boxes
     attention = first.attention if fusion == "joint" else first.cross_attention
@@ -331,7 +331,7 @@ def test_from_config_reads_the_keys(fusion, layer):
 def test_without_weight_on_its_loss_there_is_no_refinement(weight, refines):
     cfg = config()
     cfg.MODEL.VLNMS.REG_WEIGHT = weight
-    trans = Trans(**Trans.from_config(cfg), visual_dim=VISUAL, text_dim=TEXT)
+    trans = Trans(cfg, visual_dim=VISUAL, text_dim=TEXT)
     assert (trans.mlp_t is not None) == refines
     assert any("mlp_t" in name for name in trans.state_dict()) == refines
     assert (run(trans, 3, make_text(2)).deltas is not None) == refines

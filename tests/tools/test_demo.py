@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -100,7 +102,7 @@ def test_the_json_has_what_the_predictor_says(config_file, picture_folder, tmp_p
     assert {p["class"] for p in found} <= {"ball", "cup", "key", "tree", "house"}
 
 
-def test_scenes_of_its_own_with_the_truth(config_file, tmp_path, capsys):
+def test_the_committed_scenes_with_their_questions(config_file, tmp_path, capsys):
     assert run(config_file, tmp_path) == 0
     images = json.loads((tmp_path / "proposals.json").read_text())["images"]
     records = [record for image in images for record in image["queries"]]
@@ -109,11 +111,14 @@ def test_scenes_of_its_own_with_the_truth(config_file, tmp_path, capsys):
     for image in images:
         assert cv2.imread(image["file"]).shape == (288, 384, 3)
         assert len({tuple(record["referent"]["box"]) for record in image["queries"]}) == 3
+        for record in image["queries"]:
+            x1, y1, x2, y2 = record["referent"]["box"]
+            assert 0 <= x1 < x2 <= 384 and 0 <= y1 < y2 <= 288
     hits = sum(record["referent"]["hit_by_proposals"] for record in records)
     assert f"{hits} with the query" in capsys.readouterr().out
 
 
-def test_queries_of_the_user_about_scenes_of_its_own(config_file, tmp_path):
+def test_other_queries_about_the_committed_scenes(config_file, tmp_path):
     assert run(config_file, tmp_path, "--masks", "--query", "red cup") == 0
     images = json.loads((tmp_path / "proposals.json").read_text())["images"]
     assert [[r["query"] for r in image["queries"]] for image in images] == [["red cup"]] * 3
@@ -140,6 +145,16 @@ def test_nothing_but_damaged_images(config_file, picture_folder, tmp_path, capsy
     assert run(config_file, output, "--input", file, "--query", "cup") == 1
     assert list(output.iterdir()) == []
     assert "notes.txt" in capsys.readouterr().err
+
+
+def test_help_loads_no_heavy_module():
+    script = "import runpy, sys; sys.argv[1:] = ['--help']\n"
+    script += f"try: runpy.run_path({demo.__file__!r}, run_name='__main__')\n"
+    script += "except SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and "--masks" in done.stdout
+    heavy = {"torch", "numpy", "cv2", "detectron2", "vlnms_d2"}
+    assert not heavy & set(done.stdout.split())
 
 
 # --- what the user may get wrong -----------------------------------------------------------------
@@ -176,7 +191,7 @@ def test_a_picture_is_written_whole_or_not_at_all(
     def fail(*args):
         raise MemoryError
 
-    monkeypatch.setattr(demo.cv2, "imencode", fail)
+    monkeypatch.setattr(cv2, "imencode", fail)
     output = tmp_path / "output"
     with pytest.raises(MemoryError):
         run(config_file, output, "--input", str(picture_folder / "a.png"), "--query", "cup")

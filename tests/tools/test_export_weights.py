@@ -1,12 +1,11 @@
-import runpy
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, build
+from conftest import build
 from detectron2.checkpoint import DetectionCheckpointer
 
-export = runpy.run_path(str(REPO / "tools" / "export_weights.py"))["export"]
+from export_weights import export
 
 
 def test_the_exported_weights_load_and_are_small(config, tmp_path):

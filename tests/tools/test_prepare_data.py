@@ -1,21 +1,17 @@
 """tools/prepare_data.py: from folders in the real formats to what training on them needs."""
 
-import importlib.util
 import json
 
 import pytest
-from conftest import REPO
 from dataset_folders import make_flickr30k_entities_folder, make_karpathy_folder, make_refer_folder
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+import prepare_data
 from vlnms_d2.data import register_all
-from vlnms_d2.data.expressions import load_expressions
-from vlnms_d2.engine.preparation import Preparation
-from vlnms_d2.modeling.text import Vocabulary, read_word_vectors
-
-_SPEC = importlib.util.spec_from_file_location("prepare_data", REPO / "tools" / "prepare_data.py")
-prepare_data = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(prepare_data)
+from vlnms_d2.data.pseudo_gt import load_expressions
+from vlnms_d2.engine.preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
+from vlnms_d2.language.word_vectors import read_word_vectors
+from vlnms_d2.modeling.text import Vocabulary
 
 PREFIX = "prepared_"
 TRAIN, VAL = f"{PREFIX}refcoco_unc_train", f"{PREFIX}refcoco_unc_val"
@@ -47,8 +43,8 @@ def prepare(datasets, glove, tmp_path):
     """Runs the tool with its output in a folder of the test; returns that folder."""
 
     def run(*args: str, status: int = 0):
-        own = ["--out", str(tmp_path / "out"), "--word-vectors", glove]
-        assert prepare_data.main([*own, *args]) == status
+        options = ["--out", str(tmp_path / "out"), "--word-vectors", glove]
+        assert prepare_data.main([*options, *args]) == status
         return tmp_path / "out"
 
     return run
@@ -62,7 +58,7 @@ def test_contexts_vocabulary_vectors_and_statistics(prepare):
     out = prepare("--vocab-min-count", "1", "--datasets", TRAIN, VAL)
     images = load_expressions([TRAIN, VAL], out, required=True)
     assert len(images) == 3
-    found = set()
+    contexts = set()
     for image in images:
         names = MetadataCatalog.get(TRAIN).thing_classes
         class_of = {a["id"]: names[a["category_id"]] for a in image["annotations"]}
@@ -70,8 +66,8 @@ def test_contexts_vocabulary_vectors_and_statistics(prepare):
             noun = {"the red cup": "cup", "dog à gauche": "dog"}[expression["query"]]
             expected = {i for i, name in class_of.items() if name == noun}
             assert set(expression["context_ann_ids"]) == expected - {expression["ann_id"]}
-            found |= {class_of[i] for i in expression["context_ann_ids"]}
-    assert found  # or nothing was tested
+            contexts |= {class_of[i] for i in expression["context_ann_ids"]}
+    assert contexts  # or nothing was tested
     vocabulary = Vocabulary.load(out / TRAIN / "vocab.json")
     assert set(vocabulary.words[2:]) == {"the", "red", "cup", "dog", "à", "gauche"}
     assert not (out / VAL / "vocab.json").exists()
@@ -87,7 +83,9 @@ def test_contexts_vocabulary_vectors_and_statistics(prepare):
         assert statistics["contexts"] == "text similarity"
 
 
-def test_what_is_there_is_not_made_again_unless_the_settings_differ(prepare, capsys, monkeypatch):
+def test_existing_files_are_not_written_again_unless_the_settings_differ(
+    prepare, capsys, monkeypatch
+):
     out = prepare("--datasets", TRAIN)
     path = out / TRAIN / "pseudo_gt.json"
     first = path.read_bytes()
@@ -99,14 +97,14 @@ def test_what_is_there_is_not_made_again_unless_the_settings_differ(prepare, cap
     capsys.readouterr()
     prepare("--datasets", TRAIN)
     assert not made and path.read_bytes() == first
-    assert "is there" in capsys.readouterr().out
+    assert "up to date" in capsys.readouterr().out
     prepare("--datasets", TRAIN, "--gamma", "0.99")
-    assert len(made) == 1 and "other settings" in capsys.readouterr().out
+    assert len(made) == 1 and "settings have changed" in capsys.readouterr().out
     prepare("--datasets", TRAIN, "--gamma", "0.99", "--redo")
     assert len(made) == 2
 
 
-def test_a_step_cut_off_is_made_again(prepare, monkeypatch):
+def test_an_interrupted_step_runs_again(prepare, monkeypatch):
     def cut_off(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -135,8 +133,8 @@ def test_boxes_of_a_detector_in_place_of_annotated_ones(prepare, tmp_path):
     boxes = {"the red cup": [[1, 2, 3, 4]], "dog à gauche": [[5, 6, 7, 8]]}
     for image in load_expressions([TRAIN], out):
         for expression in image["expressions"]:
-            own = boxes[expression["query"]] if image["image_id"] == image_id else []
-            assert expression["pseudo_boxes"] == own
+            expected = boxes[expression["query"]] if image["image_id"] == image_id else []
+            assert expression["pseudo_boxes"] == expected
     assert read(out / TRAIN / "statistics.json")["contexts"] == "WSPG"
 
 
@@ -204,3 +202,9 @@ def test_every_word_unknown_and_nothing_similar(prepare):
         e["context_ann_ids"] for i in load_expressions([TRAIN], out) for e in i["expressions"]
     ]
     assert contexts == [[]] * 4
+
+
+def test_the_help_shows_the_defaults_of_the_preparation():
+    text = prepare_data.make_parser().format_help()
+    assert f"{GAMMA_MINILM} for MiniLM, {GAMMA_GLOVE} for a file" in " ".join(text.split())
+    assert f"for WSPG; default: {Settings.min_score}" in " ".join(text.split())

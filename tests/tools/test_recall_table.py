@@ -1,20 +1,13 @@
 """Tests of the table over seeds."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+import recall_table
 from vlnms_d2.evaluation import ProposalRecallEvaluator
-
-_SPEC = importlib.util.spec_from_file_location(
-    "recall_table", Path(__file__).parents[2] / "tools" / "recall_table.py"
-)
-recall_table = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(recall_table)
 
 
 def numbers(referent, context=50.0, proposals=8.0):
@@ -137,7 +130,7 @@ def test_reads_what_the_evaluator_writes(tmp_path, capsys):
     image = {"image_id": 1, "query": ["words"], "expressions": [expression]}
     for seed in ("1", "2"):
         evaluator = ProposalRecallEvaluator("s", output_dir=str(tmp_path / seed))
-        evaluator.process([{"image_id": 1}, image], [{"instances": instances}] * 2)
+        evaluator.process([image], [{"instances": instances, "detector": instances}])
         evaluator.evaluate()
     recall_table.main(["--by-manner", *map(str, sorted(tmp_path.glob("*/recall_s.json")))])
     text = capsys.readouterr().out

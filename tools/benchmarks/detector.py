@@ -107,7 +107,7 @@ def pair_scores(model: GeneralizedRCNN, image_input: dict) -> Tensor:
     images = model.preprocess_image([image_input])
     features = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, features, None)
-    [scores] = model.roi_heads._detect(features, proposals).scores
+    [scores] = model.roi_heads.predict(features, proposals).scores
     return scores[:, :-1].flatten()
 
 

@@ -80,5 +80,7 @@ def _peak_of_answering(config_text: str, num_candidates: int, num_queries: int) 
         )
     queries = made_up_queries(num_queries)
     # Warm-up, for buffers that libraries allocate once.
-    model.roi_heads.answer(candidates, images.image_sizes, [queries[:1]])
-    return peak_increase(lambda: model.roi_heads.answer(candidates, images.image_sizes, [queries]))
+    model.roi_heads.score_queries(candidates, images.image_sizes, [queries[:1]])
+    return peak_increase(
+        lambda: model.roi_heads.score_queries(candidates, images.image_sizes, [queries])
+    )

@@ -20,8 +20,8 @@ from vlnms_d2.engine.pair_blocks import PAIRS, POOL, ScoredPool, choose, merge_r
 from vlnms_d2.engine.parallel import run_tasks
 from vlnms_d2.engine.processes import one_thread
 from vlnms_d2.engine.shards import Shards
-from vlnms_d2.modeling.pair_scoring import PairScorer, condense
-from vlnms_d2.modeling.query_conditioned import QueryConditionedMixin
+from vlnms_d2.modeling.feature_extraction import PairScorer
+from vlnms_d2.modeling.roi_heads import QueryConditionedMixin
 from vlnms_d2.modeling.text import TextFeatures
 
 from .base import Benchmark, Options, describe_machine, show_machine
@@ -139,7 +139,7 @@ def _made_up_text(head: QueryConditionedMixin, count: int) -> TextFeatures:
     words = torch.randn(count, WORDS, head.vlnms.text_encoder.output_dim)
     with torch.no_grad():
         text = TextFeatures(words, torch.ones(count, WORDS, dtype=torch.bool))
-        return condense(head.vlnms.relatedness, text)
+        return head.vlnms.relatedness.condense(text)
 
 
 def _made_up_pool(

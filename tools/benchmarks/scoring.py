@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from vlnms_d2.modeling.assembly import QueryResult
+from vlnms_d2.modeling.postprocessing import QueryResult
 from vlnms_d2.modeling.relatedness import box_locations
 
 from .base import Benchmark, Options, show_machine, time_interleaved
@@ -51,14 +51,14 @@ def _parts(
     [size] = images.image_sizes
     maps = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, maps, None)
-    detections = head._detect(maps, proposals)
+    detections = head.predict(maps, proposals)
     found = head._select(detections, 0, size)
     head._pool(maps, detections, [found], [0])
     [visual] = head.encode_candidates([found])
     image = {
         "backbone": lambda: model.backbone(images.tensor),
         "RPN": lambda: model.proposal_generator(images, maps, None),
-        "the detector's head": lambda: head._detect(maps, proposals),
+        "the detector's head": lambda: head.predict(maps, proposals),
         "candidates": lambda: head._select(detections, 0, size),
         "pooling them": lambda: head._pool(maps, detections, [found], [0]),
         "encoding them": lambda: head.encode_candidates([found]),

@@ -16,10 +16,9 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from vlnms_d2.data.pseudo_gt import SAME_IOU, text_similarity
-from vlnms_d2.language.kinds import words_of
-from vlnms_d2.language.many_texts import ManyTexts
 from vlnms_d2.language.matching import CategoryMatcher
 from vlnms_d2.language.nouns import EMBEDDED, NOUN_POS, NounFinder
+from vlnms_d2.language.synonyms import words_of
 from vlnms_d2.language.word_vectors import GloveVectors, MiniLMVectors, WordVectors
 
 from .base import Benchmark, Options, describe_machine, show_machine
@@ -127,10 +126,10 @@ def measure_pseudo_gt(count: int) -> dict[str, Any]:
     images = made_up_images(count, names)
     few = images[: -(-ONE_BY_ONE // PER_IMAGE)]
     num_few = sum(len(image["expressions"]) for image in few)
-    vectors, finder = MiniLMVectors(), NounFinder()
+    vectors = MiniLMVectors()
 
     def fast(processes: int) -> Callable[[Sequence[dict[str, Any]]], dict[int, list[int]]]:
-        matcher = CategoryMatcher(names, ManyTexts(finder.nouns, processes), vectors)
+        matcher = CategoryMatcher(names, NounFinder(processes=processes).nouns, vectors)
         return lambda some: text_similarity(some, matcher, GAMMA)
 
     fast(1)(images[: 2 * len(few)])  # encodes the words

@@ -1,17 +1,20 @@
 """Data sets in Detectron2's standard format, the mapper and the loaders.
 
-Importing it registers the data sets that the plugin knows by name (`builtin`).
+Importing it registers the public data sets by name (`builtin`).
 """
 
-from .builtin import register_all
-from .dataset_mapper import GroundingMapper
+from .builtin import (
+    register_all,
+    register_flickr30k_entities,
+    register_karpathy,
+    register_refer,
+)
 from .datasets.refshapes import register_refshapes
-from .loaders import build_grounding_test_loader, build_train_loader
-from .register import register_flickr30k_entities, register_karpathy, register_refer
+from .loaders import build_train_loader
+from .mapper import GroundingMapper
 
 __all__ = [
     "GroundingMapper",
-    "build_grounding_test_loader",
     "build_train_loader",
     "register_all",
     "register_flickr30k_entities",

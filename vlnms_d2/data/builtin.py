@@ -1,24 +1,166 @@
-"""Registers the data sets that the plugin knows by name, under `$DETECTRON2_DATASETS`.
+"""Registers data sets in Detectron2's catalogs, and on import those that the plugin knows by name,
+under `$DETECTRON2_DATASETS`. `datasets/README.md` shows the tree of folders.
 
-`datasets/README.md` shows the tree of folders.
+Nothing is read until a data set is requested from the catalog.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .datasets.flickr30k import SPLITS as FLICKR30K_SPLITS
+from .datasets.flickr30k import load_flickr30k_entities
+from .datasets.karpathy import load_karpathy
+from .datasets.refer import load_refer
 from .datasets.refshapes import SPLITS, register_refshapes
-from .register import register_flickr30k_entities, register_karpathy, register_refer
-from .sources import COCO, FLICKR30K_IMAGES
+from .entries import check_images
+
+logger = logging.getLogger(__name__)
+
+Loader = Callable[[], list[dict[str, Any]]]
+
+COCO = "The images of COCO (train2014, val2014) come from https://cocodataset.org."
+FLICKR30K_IMAGES = (
+    "The images of Flickr30k (flickr30k-images) come from the University of Illinois, which sends "
+    "the address to those who fill in its form: "
+    "https://shannon.cs.illinois.edu/DenotationGraph/."
+)
+
+
+# --- folders of your own ---------------------------------------------------------------------
+
+
+def register_refer(
+    root: str | Path,
+    name: str,
+    *,
+    refs_file: str = "refs(unc).p",
+    image_root: str | Path | None = None,
+    splits: Sequence[str] = ("train", "val", "testA", "testB"),
+    categories: Mapping[int, str] | None = None,
+    images_from: str = "",
+) -> None:
+    """Register a folder in the format of REFER: `{name}_{split}` for each split.
+
+    Args:
+        root: folder with the refs and `instances.json`.
+        name: prefix of the registered names.
+        refs_file: the pickled refs in `root`, such as `refs(unc).p`; each ref names its split.
+        image_root: folder of the images; None for `root/images`.
+        splits: the splits to register.
+        categories: category id of `instances.json` -> name; None for the 80 of COCO.
+        images_from: a sentence on where to get the images, for error messages.
+    """
+    root = Path(root)
+    categories = dict(sorted((coco_categories() if categories is None else categories).items()))
+    classes = {category_id: number for number, category_id in enumerate(categories)}
+    for split in splits:
+        load = partial(
+            load_refer,
+            root / refs_file,
+            root / "instances.json",
+            root / "images" if image_root is None else image_root,
+            split=split,
+            classes=classes,
+        )
+        _register_expressions(
+            f"{name}_{split}",
+            partial(_load_checked, f"{name}_{split}", load, images_from),
+            thing_classes=list(categories.values()),
+            thing_dataset_id_to_contiguous_id=classes,
+        )
+
+
+def register_flickr30k_entities(
+    root: str | Path,
+    name: str = "flickr30k_entities",
+    *,
+    image_root: str | Path | None = None,
+    splits: Sequence[str] = FLICKR30K_SPLITS,
+    images_from: str = "",
+) -> None:
+    """Register a folder in the format of Flickr30k Entities: for each split its phrases as
+    `{name}_{split}` and its sentences as `{name}_captions_{split}`; see `load_flickr30k_entities`.
+
+    Args:
+        root: folder of `Annotations/`, `Sentences/` and a list of image ids `<split>.txt` for
+            each split.
+        name: prefix of the registered names.
+        image_root: folder of the images; None for `root/flickr30k-images`.
+        splits: the splits to register.
+        images_from: a sentence on where to get the images, for error messages.
+    """
+    image_root = Path(root) / "flickr30k-images" if image_root is None else image_root
+    for split in splits:
+        for kind, captions in (("", False), ("captions_", True)):
+            load = partial(
+                load_flickr30k_entities, root, image_root, split=split, captions=captions
+            )
+            full_name = f"{name}_{kind}{split}"
+            _register_expressions(full_name, partial(_load_checked, full_name, load, images_from))
+
+
+def register_karpathy(
+    json_file: str | Path,
+    name: str,
+    *,
+    image_root: str | Path,
+    splits: Sequence[str] = ("train", "val", "test"),
+    images_from: str = "",
+) -> None:
+    """Register captions in the format of Karpathy's splits: `{name}_{split}` for each split.
+
+    Args:
+        json_file: such as `dataset_coco.json`.
+        name: prefix of the registered names.
+        image_root: folder of the images, or of the folders that the file names ("filepath").
+        splits: the splits to register.
+        images_from: a sentence on where to get the images, for error messages.
+    """
+    for split in splits:
+        load = partial(load_karpathy, json_file, image_root, split)
+        full_name = f"{name}_{split}"
+        _register_expressions(full_name, partial(_load_checked, full_name, load, images_from))
+
+
+def coco_categories() -> dict[int, str]:
+    """Category id (1 to 90) -> name of COCO's 80 categories, as in Detectron2."""
+    coco = MetadataCatalog.get("coco_2017_train")
+    classes = coco.thing_dataset_id_to_contiguous_id
+    return {category_id: coco.thing_classes[number] for category_id, number in classes.items()}
+
+
+def _load_checked(name: str, load: Loader, images_from: str) -> list[dict]:
+    """The data set of a reader; missing images are an error at once, not during training."""
+    dataset_dicts = load()
+    check_images(dataset_dicts, images_from)
+    num_expressions = sum(len(one["expressions"]) for one in dataset_dicts)
+    differs = check_counts(name, len(dataset_dicts), num_expressions)
+    if differs is not None:
+        logger.warning(differs)
+    return dataset_dicts
+
+
+def _register_expressions(name: str, loader: Loader, **metadata: Any) -> None:
+    DatasetCatalog.register(name, loader)
+    MetadataCatalog.get(name).set(evaluator_type="refer", **metadata)
+
+
+# --- the public data sets --------------------------------------------------------------------
 
 
 class ReferSet(NamedTuple):
-    """A way in which the expressions of a folder of REFER are split.
+    """One partition into splits of a folder of REFER.
 
     Attributes:
-        name: first part of the names of its data sets.
+        name: prefix of the registered names.
         folder: under `refer/`.
         refs_file: in the folder.
         splits: of its refs.
@@ -31,12 +173,12 @@ class ReferSet(NamedTuple):
 
 
 class CaptionSet(NamedTuple):
-    """A file of Karpathy's.
+    """A file of Karpathy's splits.
 
     Attributes:
-        name: first part of the names of its data sets.
+        name: prefix of the registered names.
         json_file: under `karpathy/`.
-        image_root: folder of the images, or of the folders that the file names.
+        image_root: folder of the images, or of the folders that the file refers to.
         splits: of its images.
         images_from: where to get the images.
     """
@@ -71,8 +213,94 @@ CAPTION_SETS = (
 )
 
 
+class Size(NamedTuple):
+    """Size of a data set; None if it is not known for certain.
+
+    Attributes:
+        images: images with at least one expression.
+        expressions: expressions of all images.
+    """
+
+    images: int | None
+    expressions: int | None
+
+
+PUBLISHED_SIZES: dict[str, Size] = {
+    "refcoco": Size(19_994, 142_210),
+    "refcoco+": Size(19_992, 141_564),
+    # With its test split, which was never published: REFER's files have 95,010 expressions.
+    "refcocog": Size(26_711, 104_560),
+    "flickr30k": Size(31_783, 158_915),
+}
+"""Sizes of whole data sets, from their papers."""
+
+KNOWN_SIZES: dict[str, Size] = {
+    "refcoco_unc_train": Size(16_994, 120_624),
+    "refcoco_unc_val": Size(1_500, 10_834),
+    "refcoco_unc_testA": Size(750, 5_657),
+    "refcoco_unc_testB": Size(750, 5_095),
+    # The splits of Google are by object, so that an image may be in several of them.
+    "refcoco_google_train": Size(19_213, None),
+    "refcoco_google_val": Size(4_559, None),
+    "refcoco_google_test": Size(4_527, None),
+    "refcoco+_unc_train": Size(16_992, 120_191),
+    "refcoco+_unc_val": Size(1_500, 10_758),
+    "refcoco+_unc_testA": Size(750, 5_726),
+    "refcoco+_unc_testB": Size(750, 4_889),
+    "refcocog_umd_train": Size(21_899, 80_512),
+    "refcocog_umd_val": Size(1_300, 4_896),
+    "refcocog_umd_test": Size(2_600, 9_602),
+    "refcocog_google_train": Size(24_698, 85_474),
+    "refcocog_google_val": Size(4_650, 9_536),
+    # Without the sets of phrases: these are counted in several ways, and images whose phrases have
+    # no box are not in them.
+    "flickr30k_entities_captions_train": Size(29_783, 148_915),
+    "flickr30k_entities_captions_val": Size(1_000, 5_000),
+    "flickr30k_entities_captions_test": Size(1_000, 5_000),
+    "flickr30k_captions_train": Size(29_000, 145_000),
+    "flickr30k_captions_val": Size(1_014, 5_070),
+    "flickr30k_captions_test": Size(1_000, 5_000),
+    # Most images of COCO have five captions, some have more.
+    "coco_captions_train": Size(82_783, 414_113),
+    "coco_captions_restval": Size(30_504, 152_634),
+    "coco_captions_val": Size(5_000, 25_010),
+    "coco_captions_test": Size(5_000, 25_010),
+}
+"""Sizes of the registered data sets, by name. They reveal incomplete downloads."""
+
+
+def check_counts(name: str, num_images: int, num_expressions: int) -> str | None:
+    """Compare a data set that was read with its known size.
+
+    Args:
+        name: of a registered data set, or of a whole one (`PUBLISHED_SIZES`).
+        num_images, num_expressions: that were read.
+
+    Returns:
+        A sentence for the user if they differ; None if they agree or the size is unknown.
+    """
+    known = KNOWN_SIZES.get(name) or PUBLISHED_SIZES.get(name)
+    if known is None:
+        return None
+    pairs = (
+        (num_images, known.images, "images"),
+        (num_expressions, known.expressions, "expressions"),
+    )
+    wrong = [
+        f"{num:,} {what} where the published one has {expected:,}"
+        for num, expected, what in pairs
+        if expected is not None and num != expected
+    ]
+    if not wrong:
+        return None
+    return (
+        f"Data set {name} has {' and '.join(wrong)}; if it should be the published one, fetch its "
+        "files again."
+    )
+
+
 def datasets_root() -> Path:
-    """The folder of all data sets, read as Detectron2 reads it."""
+    """The folder of all data sets, determined as in Detectron2."""
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
@@ -81,7 +309,7 @@ def register_all(root: str | Path, prefix: str = "") -> None:
 
     Args:
         root: the folder of all data sets.
-        prefix: put before each name.
+        prefix: of each name.
     """
     root = Path(root)
     register_refshapes(root / "refshapes", f"{prefix}refshapes")

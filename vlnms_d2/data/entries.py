@@ -1,20 +1,20 @@
-"""Reading entries of annotation files with errors that say where, what was expected and what to
-do."""
+"""Reads JSON files and their entries; errors tell the place, what was expected and what to do."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-_KINDS = {int: "an integer", str: "a string", list: "a list", dict: "a dictionary"}
+_TYPES = {int: "an integer", str: "a string", list: "a list", dict: "a dictionary"}
 
 
 def read_json(path: Path, source: str) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Reads a file that holds a JSON object.
 
     Args:
         path: the file.
@@ -22,7 +22,7 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON, or no JSON object.
+        ValueError: the file is not JSON, or not a JSON object.
     """
     content = load_json(path, source)
     if not isinstance(content, dict):
@@ -33,7 +33,7 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
 
 
 def load_json(path: Path, source: str) -> Any:
-    """What a JSON file holds, of any kind.
+    """Reads a JSON file.
 
     Args:
         path: the file.
@@ -53,6 +53,50 @@ def load_json(path: Path, source: str) -> Any:
         ) from error
 
 
+def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
+    """Reads a file that holds a JSON list of objects, one object at a time, in memory that does not
+    grow with the file.
+
+    Args:
+        path: in UTF-8.
+        source: a sentence for the user on what the file is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not such a list, or was cut short.
+    """
+    import ijson
+
+    check_exists(path, source)
+    with path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        while (start := file.read(1)).isspace():
+            pass
+        if start != b"[":
+            raise ValueError(f"{path}: expected a list. {source}")
+        file.seek(-1, os.SEEK_CUR)
+        number = 0
+        try:
+            for entry in ijson.items(file, "item", use_float=True):
+                if not isinstance(entry, dict):
+                    raise ValueError(
+                        f"{path}: entry number {number} is {entry!r}, expected an object. {source}"
+                    )
+                yield entry
+                number += 1
+        except ijson.JSONError as error:
+            raise ValueError(
+                f"{path}: not valid JSON after {number} entries ({_one_line(error)}). The file may "
+                f"have been cut short: make it again. {source}"
+            ) from error
+
+
+def _one_line(error: Exception) -> str:
+    """The message of the parser without the drawing below it."""
+    return str(error).partition("\n")[0]
+
+
 def check_exists(path: Path, source: str) -> None:
     """Raises FileNotFoundError, with the sentence on the source, if there is no such file."""
     if not path.is_file():
@@ -62,7 +106,7 @@ def check_exists(path: Path, source: str) -> None:
 def check_images(dataset_dicts: Sequence[dict[str, Any]], source: str) -> None:
     """Raises FileNotFoundError, with the sentence on the source, if image files are missing.
 
-    Each folder is listed once, which is much faster than to look for its files one by one.
+    Each folder is listed once, which is much faster than checking its files one by one.
     """
     names: dict[str, set[str]] = {}
     missing = []
@@ -83,13 +127,13 @@ def require(entry: Any, key: str, kind: type, where: str) -> Any:
     """The value of a key of an entry.
 
     Args:
-        entry: what should be a dict with the key.
+        entry: expected to be a dict with the key.
         key: its name.
-        kind: int, str, list or dict.
+        kind: the expected type: int, str, list or dict.
         where: file and entry, for the message.
 
     Raises:
-        ValueError: the entry is no dict, lacks the key or holds another kind of value.
+        ValueError: the entry is not a dict, lacks the key or has a value of another type.
     """
     if not isinstance(entry, dict):
         raise ValueError(
@@ -98,20 +142,20 @@ def require(entry: Any, key: str, kind: type, where: str) -> Any:
         )
     if key not in entry:
         raise ValueError(
-            f"{where} has no '{key}', expected {_KINDS[kind]}. Repair the entry or fetch the file "
+            f"{where} has no '{key}', expected {_TYPES[kind]}. Repair the entry or fetch the file "
             "again."
         )
     value = entry[key]
     if not (is_integer(value) if kind is int else isinstance(value, kind)):
         raise ValueError(
-            f"{where}: '{key}' is {value!r}, expected {_KINDS[kind]}. Repair the entry or fetch "
+            f"{where}: '{key}' is {value!r}, expected {_TYPES[kind]}. Repair the entry or fetch "
             "the file again."
         )
     return value
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer and not a truth value."""
+    """Whether a value is an integer and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

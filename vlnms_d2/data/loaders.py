@@ -1,5 +1,4 @@
-"""Data loaders: a training stream that continues exactly where it stopped, and a test loader
-that shows each image twice, without and with its queries."""
+"""The training loader, which resumes exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -8,18 +7,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from detectron2.data import build_detection_test_loader
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class ShuffledStream(Dataset):
-    """An endless shuffled stream over a data set, addressed by position.
+    """An infinite shuffled stream over a data set, indexed by position.
 
-    What stands at a position depends on the seed and the position alone: epoch `p // n` is one
+    The item at a position depends only on the seed and the position: epoch `p // n` is one
     permutation, and the generators that the mapper draws from are seeded with the position. So a
-    run that resumes at position p sees what an unbroken run sees, with any number of workers.
+    run that resumes at position p gets the items of an uninterrupted run, with any number of
+    workers.
 
     Args:
         dataset_dicts: the n images.
@@ -44,13 +43,13 @@ class ShuffledStream(Dataset):
 
 
 class ResumableBatches(Sampler):
-    """The positions of this process's batches, from `start_iter` on, without end.
+    """An infinite sampler of the positions of this process's batches.
 
     Args:
-        batch_size: images an iteration over all processes.
+        batch_size: images per iteration over all processes.
 
     Attributes:
-        start_iter: the iteration to begin with; set before iterating.
+        start_iter: the iteration to start at; set before iterating.
     """
 
     def __init__(self, batch_size: int):
@@ -79,11 +78,11 @@ def build_train_loader(
     seed: int,
     num_workers: int,
 ) -> DataLoader:
-    """An endless loader whose `batch_sampler.start_iter` says where to begin.
+    """An infinite loader that starts at the iteration `batch_sampler.start_iter`.
 
     Args:
         dataset_dicts, mapper, seed: see `ShuffledStream`.
-        batch_size: images an iteration over all processes.
+        batch_size: images per iteration over all processes.
         num_workers: worker processes; 0 reads in this one.
     """
     return DataLoader(
@@ -92,39 +91,11 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=_one_thread,
-        # Its own, since starting to iterate draws a number, and that in a resumed run's first
-        # iteration only where the unbroken run draws none.
+        # Starting to iterate draws a number; from the global generator, a resumed run would draw it
+        # in an iteration where an uninterrupted run draws none.
         generator=torch.Generator(),
     )
 
 
 def _one_thread(worker_id: int) -> None:
     torch.set_num_threads(1)
-
-
-def build_grounding_test_loader(
-    dataset_dicts: list[dict], mapper: Callable[[dict], dict], *, num_workers: int
-) -> DataLoader:
-    """A loader of batches of two: one image without its queries, then the same with them.
-
-    The evaluators so see the detector alone and the query-aware proposals of one run.
-
-    Args:
-        dataset_dicts: the images.
-        mapper: from a dataset dict to a model input.
-        num_workers: worker processes; 0 reads in this one.
-    """
-    return build_detection_test_loader(
-        dataset=dataset_dicts,
-        mapper=mapper,
-        num_workers=num_workers,
-        collate_fn=_without_and_with_queries,
-    )
-
-
-def _without_and_with_queries(batch: list[dict]) -> list[dict]:
-    pairs = []
-    for image_input in batch:
-        alone = {k: v for k, v in image_input.items() if k not in ("query", "expressions")}
-        pairs += [alone, image_input]
-    return pairs

@@ -1,7 +1,7 @@
-"""Pseudo ground truth: contextual objects where nobody annotated them (SPEC section 6).
+"""Pseudo ground truth for contextual objects (paper, Sec. 3.3).
 
-An expression names other objects than its referent. Which of the image's boxes these are is
-guessed from the names of the boxes' categories.
+An expression mentions other objects than its referent, which data sets do not annotate. They are
+estimated by comparing its nouns with the category names of the image's boxes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from pycocotools.mask import iou as box_iou
 
 from ..file_io import write_json
 from ..language.matching import CategoryMatcher
+from .builtin import datasets_root
+from .datasets.refer import merge_by_image
 from .entries import is_finite, is_integer, read_json, require
 
 VERSION = 1
 SAME_IOU = 0.9
-"""A box that overlaps the referent's by more is the referent, not context."""
+"""A box whose IoU with the referent is above this is the referent, not context."""
 
 _SOURCE = "tools/prepare_data.py makes such files."
 
@@ -28,16 +31,16 @@ _SOURCE = "tools/prepare_data.py makes such files."
 def text_similarity(
     images: Sequence[dict[str, Any]], matcher: CategoryMatcher, gamma: float
 ) -> dict[int, list[int]]:
-    """The annotated objects that each expression speaks of, besides its referent.
+    """The annotated objects that each expression mentions besides its referent.
 
-    An object is context where a noun of the expression and a word of the object's category name
-    have a cosine above `gamma`, unless its box is the referent's.
+    An object is context if a noun of the expression and a word of the object's category name have a
+    cosine above `gamma`, unless its box is that of the referent.
 
     Args:
         images: dataset dicts in the standard format, with `annotations` and `expressions`.
-            Objects of no known class (-1) are never context.
+            Objects of unknown class (-1) are never context.
         matcher: with the names of the data set's categories.
-        gamma: the least cosine, exclusive.
+        gamma: threshold of the cosine, exclusive.
 
     Returns:
         sent_id -> ids of annotations, in their order.
@@ -48,8 +51,8 @@ def text_similarity(
 def mentioned_objects(
     images: Sequence[dict[str, Any]], matcher: CategoryMatcher, gamma: float
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Each image with the objects whose category its expressions name, bool [E, A], the referents
-    among them. Args as of `text_similarity`."""
+    """Each image with a mask of the objects whose category its expressions mention, bool [E, A],
+    referents included. Arguments as in `text_similarity`."""
     for image, cosines in with_cosines(images, matcher):
         classes = np.array([a["category_id"] for a in image["annotations"]], dtype=np.int64)
         yield image, (cosines[:, classes] > gamma) & (classes >= 0)
@@ -58,24 +61,24 @@ def mentioned_objects(
 def contexts_of(
     mentioned: Iterable[tuple[dict[str, Any], np.ndarray]],
 ) -> dict[int, list[int]]:
-    """The mentioned objects that are not the referent, as `text_similarity` gives them."""
+    """The mentioned objects that are not the referent; see `text_similarity`."""
     contexts = {}
-    for image, named in mentioned:
+    for image, is_mentioned in mentioned:
         referents = [e["ann_id"] for e in image["expressions"]]
         same = same_box(image["annotations"], referents)
         ids = np.array([a["id"] for a in image["annotations"]], dtype=np.int64)
-        for expression, row in zip(image["expressions"], named & ~same, strict=True):
+        for expression, row in zip(image["expressions"], is_mentioned & ~same, strict=True):
             contexts[expression["sent_id"]] = ids[row].tolist()
     return contexts
 
 
 def referent_misses(mentioned: Iterable[tuple[dict[str, Any], np.ndarray]]) -> float:
-    """Share of the expressions of which no noun fits the category of their own referent, of those
-    whose referent has a known one; 0 without any."""
+    """Share of expressions without a noun that matches the category of their own referent, among
+    those whose referent has a known category; 0 if there are none."""
     misses = []
-    for image, named in mentioned:
+    for image, is_mentioned in mentioned:
         column = {a["id"]: i for i, a in enumerate(image["annotations"]) if a["category_id"] >= 0}
-        for expression, row in zip(image["expressions"], named, strict=True):
+        for expression, row in zip(image["expressions"], is_mentioned, strict=True):
             if expression["ann_id"] in column:
                 misses.append(not row[column[expression["ann_id"]]])
     return float(np.mean(misses)) if misses else 0.0
@@ -87,22 +90,22 @@ def weakly_supervised(
     matcher: CategoryMatcher,
     gamma: float,
 ) -> dict[int, list[list[float]]]:
-    """The detected boxes that each expression speaks of (WSPG): no annotation is looked at.
+    """The detected boxes that each expression mentions (WSPG), without using annotations.
 
     Args:
         images: dataset dicts in the standard format, with `expressions`.
-        detections: per image id the boxes of any detector, float [D, 4], [x, y, width, height] in
+        detections: image id -> boxes of any detector, float [D, 4], [x, y, width, height] in
             pixels, and their classes, int64 [D].
         matcher: with the names of the detector's categories; compares the heads of noun chunks.
-        gamma: the least cosine, exclusive.
+        gamma: threshold of the cosine, exclusive.
 
     Returns:
         sent_id -> boxes [x, y, width, height] in pixels, in their order.
     """
     pseudo = {}
-    nothing = (np.zeros((0, 4)), np.zeros(0, dtype=np.int64))
+    no_detections = (np.zeros((0, 4)), np.zeros(0, dtype=np.int64))
     for image, cosines in with_cosines(images, matcher):
-        boxes, classes = detections.get(image["image_id"], nothing)
+        boxes, classes = detections.get(image["image_id"], no_detections)
         for expression, row in zip(image["expressions"], cosines[:, classes] > gamma, strict=True):
             pseudo[expression["sent_id"]] = boxes[row].tolist()
     return pseudo
@@ -111,7 +114,7 @@ def weakly_supervised(
 def with_cosines(
     images: Sequence[dict[str, Any]], matcher: CategoryMatcher
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Each image with the cosines [E, C] of its expressions, all texts taken together."""
+    """Each image with the cosines [E, C] of its expressions; all texts are matched in one call."""
     queries = [e["query"] for image in images for e in image["expressions"]]
     texts = {text: i for i, text in enumerate(dict.fromkeys(queries))}
     cosines = matcher.best_cosines(list(texts))
@@ -125,12 +128,12 @@ def same_box(annotations: list[dict[str, Any]], referents: list[int | None]) -> 
         return np.zeros((len(referents), 0), dtype=bool)
     row_of = {annotation["id"]: i for i, annotation in enumerate(annotations)}
     boxes = np.array([_xywh(annotation) for annotation in annotations], dtype=np.float64)
-    # The quickest of the libraries at hand for a few boxes: images are many.
+    # pycocotools is the fastest for a few boxes at a time.
     same = box_iou(boxes, boxes, [False] * len(boxes)) > SAME_IOU
     np.fill_diagonal(same, True)
-    nobody = np.zeros((1, len(boxes)), dtype=bool)
+    no_referent = np.zeros((1, len(boxes)), dtype=bool)
     rows = [-1 if ann_id is None else row_of[ann_id] for ann_id in referents]
-    return np.concatenate([same, nobody])[rows]
+    return np.concatenate([same, no_referent])[rows]
 
 
 def _xywh(annotation: dict[str, Any]) -> list[float]:
@@ -138,33 +141,33 @@ def _xywh(annotation: dict[str, Any]) -> list[float]:
     return box if mode == BoxMode.XYWH_ABS else BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
 
 
-def save_pseudo_gt(path: str | Path, dataset: str, settings: dict[str, Any], **found) -> None:
-    """Write pseudo ground truth as JSON, whole or not at all.
+def save_pseudo_gt(path: str | Path, dataset: str, settings: dict[str, Any], **content) -> None:
+    """Writes pseudo ground truth as JSON, atomically.
 
     Args:
         path: the file.
-        dataset: the data set that it is of.
+        dataset: name of its data set.
         settings: how it was made.
-        found: `contexts`, of `text_similarity`, or `boxes`, of `weakly_supervised`; and
+        content: `contexts` of `text_similarity` or `boxes` of `weakly_supervised`, and
             `statistics`.
     """
-    write_json(path, {"version": VERSION, "dataset": dataset, "settings": settings} | found)
+    write_json(path, {"version": VERSION, "dataset": dataset, "settings": settings} | content)
 
 
 def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[str, Any]]:
-    """Give expressions what a file of pseudo ground truth says of them.
+    """Adds the pseudo ground truth of a file to expressions.
 
     Args:
         images: dataset dicts in the standard format; left unchanged.
         path: what `save_pseudo_gt` wrote.
 
     Returns:
-        The images with "context_ann_ids" or, of a detector's boxes, "pseudo_boxes" in each
+        The images with "context_ann_ids" or, for boxes of a detector, "pseudo_boxes" in each
         expression.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or is of another data set.
+        ValueError: the file is damaged, or belongs to another data set.
     """
     path = Path(path)
     content = read_json(path, _SOURCE)
@@ -181,19 +184,68 @@ def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[s
         ann_ids = {annotation["id"] for annotation in image["annotations"]}
         expressions = []
         for expression in image["expressions"]:
-            own = known.get(str(expression["sent_id"]))
-            right = isinstance(own, list) and all(map(is_entry, own))
-            if not right or (key == "contexts" and not ann_ids.issuperset(own)):
+            objects = known.get(str(expression["sent_id"]))
+            valid = isinstance(objects, list) and all(map(is_entry, objects))
+            if not valid or (key == "contexts" and not ann_ids.issuperset(objects)):
                 raise ValueError(
-                    f"{path}: '{key}' has {own!r} for sentence {expression['sent_id']} of image "
-                    f"{image['image_id']}, expected a list of "
+                    f"{path}: '{key}' has {objects!r} for sentence {expression['sent_id']} of "
+                    f"image {image['image_id']}, expected a list of "
                     + ("boxes [x, y, width, height]" if key == "boxes" else "its annotation ids")
                     + ". Make the file again for this data set: tools/prepare_data.py --redo."
                 )
-            expressions.append(expression | {field: own})
+            expressions.append(expression | {field: objects})
         added.append(image | {"expressions": expressions})
     return added
 
 
 def _is_box(entry: Any) -> bool:
     return isinstance(entry, list) and len(entry) == 4 and all(map(is_finite, entry))
+
+
+def prepared_folder(folder: str | Path = "") -> Path:
+    """Where tools/prepare_data.py writes; by default a folder in `$DETECTRON2_DATASETS`."""
+    return Path(folder) if folder else datasets_root() / "vlnms_d2"
+
+
+def pseudo_gt_file(folder: Path, dataset_name: str) -> Path:
+    """The file in `prepared_folder` with the pseudo ground truth of a data set."""
+    return folder / dataset_name / "pseudo_gt.json"
+
+
+def load_expressions(
+    dataset_names: Iterable[str], pseudo_gt_dir: str | Path = "", required: bool = False
+) -> list[dict]:
+    """Loads data sets with their pseudo ground truth.
+
+    An image of several data sets appears once, with all its expressions.
+
+    Args:
+        dataset_names: registered names.
+        pseudo_gt_dir: folder of the pseudo ground truth; see `prepared_folder`.
+        required: data sets without annotated contextual objects must have pseudo ground truth.
+
+    Raises:
+        FileNotFoundError: pseudo ground truth is required and missing.
+        ValueError: a file of it is damaged or belongs to another data set.
+    """
+    loaded = []
+    folder = prepared_folder(pseudo_gt_dir)
+    for name in dataset_names:
+        images = DatasetCatalog.get(name)
+        path = pseudo_gt_file(folder, name)
+        if path.is_file():
+            images = add_pseudo_gt(images, path)
+        elif required and not has_contexts(images):
+            raise FileNotFoundError(
+                f"{path}: no such file, and {name} has no contextual objects of its own. Make it "
+                f"with `python tools/prepare_data.py --datasets {name} --out {folder}` "
+                "(MODEL.VLNMS.PSEUDO_GT.DIR), or set MODEL.VLNMS.PSEUDO_GT.CONTEXT to False to "
+                "train on referents alone."
+            )
+        loaded.append(images)
+    return merge_by_image(*loaded)
+
+
+def has_contexts(images: list[dict]) -> bool:
+    """Whether the contextual objects of all expressions are annotated."""
+    return all(e["context_ann_ids"] is not None for image in images for e in image["expressions"])

@@ -18,7 +18,7 @@ from detectron2.utils import comm
 
 from ..data import GroundingMapper
 from ..export import FEATURE_FORMATS, FORMATS, ProposalFormat, Scan, check_formats
-from ..modeling.looking import LAYERS
+from ..modeling.feature_extraction import LAYERS
 from .cut import check_cut
 from .detector_classes import detector_classes
 from .export_blocks import COUNTS, FOUND, SCORES, BlockWriter, ImageBlocks

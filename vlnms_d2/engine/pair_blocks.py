@@ -17,8 +17,7 @@ from ..export.pairs import PADDING, Pool
 from ..export.records import npz_bytes
 from ..file_io import atomic_write
 from ..modeling.candidates import Candidates
-from ..modeling.looking import box_features, in_image, look_at
-from ..modeling.pair_scoring import PairScorer
+from ..modeling.feature_extraction import PairScorer, box_features, in_image, look_at
 from .shards import Shards
 
 POOL, PAIRS = "pool", "pairs"
@@ -64,7 +63,7 @@ def make_pool(model: GeneralizedRCNN, image_input: dict, layer: str, dtype: str)
     """The candidates of an image.
 
     Args:
-        model: see `vlnms_d2.modeling.looking.check_model`.
+        model: see `vlnms_d2.modeling.feature_extraction.check_model`.
         image_input: with `image`, `height` and `width`.
         layer: of the pool's features; see `box_features`.
         dtype: of the pool's features, "float16" or "float32".

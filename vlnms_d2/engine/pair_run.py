@@ -27,8 +27,7 @@ from ..export.pairs import (
     PairImage,
 )
 from ..file_io import write_json
-from ..modeling.looking import LAYERS, check_model
-from ..modeling.pair_scoring import PairScorer, encode_captions
+from ..modeling.feature_extraction import LAYERS, PairScorer, check_model, encode_captions
 from .export_blocks import ImageBlocks
 from .model_run import run_model
 from .model_settings import ModelSettings

@@ -1,4 +1,4 @@
-"""From an image and queries to proposals, in the manner of Detectron2's `DefaultPredictor`."""
+"""A predictor for one image and its queries, like Detectron2's `DefaultPredictor`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..modeling.queries import as_query_list
 class VLNMSPredictor(DefaultPredictor):
     """Query-aware proposals of one image at a time.
 
-    Builds the model that the config describes, loads `MODEL.WEIGHTS`, resizes as
-    `INPUT.{MIN,MAX}_SIZE_TEST` say::
+    Builds the model that the config describes, loads `MODEL.WEIGHTS` and resizes images by
+    `INPUT.MIN_SIZE_TEST` and `INPUT.MAX_SIZE_TEST`::
 
         predictor = VLNMSPredictor(cfg)
         red, left = predictor(cv2.imread("input.jpg"), ["red cup", "the left chair"])
@@ -28,12 +28,12 @@ class VLNMSPredictor(DefaultPredictor):
 
         Args:
             image: uint8 [H, W, 3], BGR.
-            queries: a string or several.
+            queries: one or several.
 
         Returns:
-            One Instances per query, by falling fused score, with `pred_boxes` (xyxy in pixels of
-            `image`), `scores` (s), `cls_scores` (c), `relatedness` (r), `pred_classes`,
-            `query_index` and, where the config has masks, `pred_masks` [n, H, W].
+            One Instances per query, in descending order of the fused score, with `pred_boxes`
+            (xyxy in pixels of `image`), `scores` (s), `cls_scores` (c), `relatedness` (r),
+            `pred_classes`, `query_index` and, where the config has masks, `pred_masks` [n, H, W].
 
         Raises:
             TypeError: a query is not a string.
@@ -46,24 +46,24 @@ class VLNMSPredictor(DefaultPredictor):
     def compare(
         self, image: np.ndarray, queries: str | Sequence[str]
     ) -> tuple[Instances, list[Instances]]:
-        """The detector's own proposals beside those of each query.
+        """The detector's own proposals and those of each query.
 
-        Args and errors as for a call.
+        Arguments and errors are those of `__call__`.
 
         Returns:
             The stock detector's Instances, and one Instances per query.
         """
         queries = as_query_list(queries)
         model_input = self.prepare(image)
-        stock, aware = self._run([model_input, {**model_input, "query": queries}])
-        return stock, split_by_query(aware, len(queries))
+        detector, instances = self._run([model_input, {**model_input, "query": queries}])
+        return detector, split_by_query(instances, len(queries))
 
     @torch.no_grad()
     def _run(self, batched_inputs: list[dict]) -> list[Instances]:
         return [output["instances"] for output in self.model(batched_inputs)]
 
     def prepare(self, image: np.ndarray) -> dict:
-        """The model input of an image, without a query.
+        """The model input for an image, without a query.
 
         Raises:
             ValueError: the image has another shape or type than uint8 [H, W, 3], H and W > 0.

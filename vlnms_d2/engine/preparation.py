@@ -1,6 +1,8 @@
-"""What tools/prepare_data.py does with a data set: check, vocabulary, word vectors, pseudo ground
-truth and statistics. Each step writes one file, and is skipped where that file was made with the
-same settings."""
+"""Data preparation, as tools/prepare_data.py runs it: check a data set and write its vocabulary,
+word vectors, pseudo ground truth and statistics.
+
+Each step writes one file and is skipped if that file exists and was written with the same settings.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,21 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.expressions import has_contexts, pseudo_gt_file
+from ..data.detections import CategorisedDetections
 from ..data.pseudo_gt import (
     contexts_of,
+    has_contexts,
     mentioned_objects,
+    pseudo_gt_file,
     referent_misses,
     save_pseudo_gt,
     weakly_supervised,
 )
-from ..data.results_file import CategorisedDetections
 from ..file_io import atomic_write, write_json
-from ..language.many_texts import ManyTexts
 from ..language.matching import CategoryMatcher
 from ..language.nouns import NounFinder
-from ..language.word_vectors import WordVectors
-from ..modeling.text import Vocabulary, read_word_vectors, tokenize
+from ..language.word_vectors import WordVectors, read_word_vectors
+from ..modeling.text import Vocabulary, tokenize
 
 # Chosen by tools/calibrate_words.py on the training split of RefShapes.
 GAMMA_MINILM = 0.65
@@ -42,11 +44,11 @@ class Settings:
         pipeline: spaCy pipeline that finds the nouns.
         word_vectors: file in the format of GloVe; empty for MiniLM.
         gamma: least cosine of a noun and a category name.
-        vocab_min_count: words seen less often in a training set are unknown.
+        vocab_min_count: words that occur less often in a training set are unknown.
         detections: COCO results file of a detector for WSPG; empty for text similarity with the
             annotated boxes.
-        min_score: detections below it are not looked at. Of 0.05, 0.1 and 0.3 the default is best
-            for referents and contextual objects together on RefShapes val.
+        min_score: detections below it are ignored. Of 0.05, 0.1 and 0.3 the default is best for
+            referents and contextual objects together on RefShapes val.
     """
 
     pipeline: str = ""
@@ -58,16 +60,16 @@ class Settings:
 
 
 class Preparation:
-    """Prepares data sets one after the other, with the same pipeline and word vectors.
+    """Prepares data sets one after another, with the same pipeline and word vectors.
 
     Args:
-        out: folder; each data set gets one of its name in it; see `prepared_folder`.
+        out: folder; each data set has a subfolder with its name; see `prepared_folder`.
         settings: see `Settings`.
-        load_vectors: gives the word vectors when they are first needed.
+        load_vectors: returns the word vectors; called when they are first needed.
         detected: detections by image for WSPG, or None for text similarity.
-        redo: make again what is there.
-        report: takes lines for the user.
-        processes: that find the nouns.
+        redo: write files again that exist already.
+        report: called with lines for the user.
+        processes: number of processes that find the nouns.
     """
 
     def __init__(
@@ -114,23 +116,23 @@ class Preparation:
         return statistics
 
     def _vocabulary(self, name: str, queries: list[str], folder: Path) -> Vocabulary | None:
-        """Of a training set its own; of another that of the training set beside it, if any."""
+        """The vocabulary of a training set; of any other split that of its training set, if any."""
         stem, _, split = name.rpartition("_")
         path = folder / "vocab.json"
         if split != "train":
             path = self.out / f"{stem}_train" / "vocab.json"
             return Vocabulary.load(path) if path.is_file() else None
         settings = {"min_count": self.settings.vocab_min_count, "expressions": len(queries)}
-        if not self._is_made(path, settings):
+        if not self._is_done(path, settings):
             vocabulary = Vocabulary.build(queries, self.settings.vocab_min_count)
             vocabulary.save(path)
             if self.settings.word_vectors:
                 self._word_vectors(vocabulary, folder / "word_vectors.txt")
-            self._mark_made(path, settings)
+            self._mark_done(path, settings)
         return Vocabulary.load(path)
 
     def _word_vectors(self, vocabulary: Vocabulary, path: Path) -> None:
-        """The vocabulary's part of the word vectors, for MODEL.VLNMS.WORD_VECTORS."""
+        """Write the word vectors of the vocabulary, for MODEL.VLNMS.WORD_VECTORS."""
         source = self.settings.word_vectors
         vectors = read_word_vectors(source, vocabulary.words[2:], self._get_vectors().dim)
         with atomic_write(path) as file:
@@ -143,14 +145,14 @@ class Preparation:
             return {"contexts": "annotated", "contexts_per_expression": float(np.mean(contexts))}
         if self.detected is None and not any(image["annotations"] for image in images):
             raise ValueError(
-                f"the data set {name} has no annotated objects that its texts could speak of; "
+                f"the data set {name} has no annotated objects that its texts could mention; "
                 "give the results file of a detector (--detections and --categories)"
             )
         path = pseudo_gt_file(self.out, name)
         settings = asdict(self.settings) | {"images": len(images)}
-        if not self._is_made(path, settings):
+        if not self._is_done(path, settings):
             self._make_pseudo_gt(name, images, path, settings)
-            self._mark_made(path, settings)
+            self._mark_done(path, settings)
         return json.loads(path.read_text())["statistics"]
 
     def _make_pseudo_gt(
@@ -160,56 +162,58 @@ class Preparation:
         gamma = self.settings.gamma
         if self.detected is None:
             mentioned = list(mentioned_objects(images, matcher, gamma))
-            found = contexts_of(mentioned)
+            objects = contexts_of(mentioned)
             statistics = {
                 "contexts": "text similarity",
                 "referent_misses": referent_misses(mentioned),
             }
-            content = {"contexts": found}
+            content = {"contexts": objects}
         else:
-            found = weakly_supervised(images, self.detected.by_image, matcher, gamma)
+            objects = weakly_supervised(images, self.detected.by_image, matcher, gamma)
             statistics = {"contexts": "WSPG"}
-            content = {"boxes": found}
-        counts = [len(own) for own in found.values()]
+            content = {"boxes": objects}
+        counts = [len(of_expression) for of_expression in objects.values()]
         statistics["contexts_per_expression"] = float(np.mean(counts))
         statistics["share_with_context"] = float(np.mean([count > 0 for count in counts]))
         save_pseudo_gt(path, name, settings, statistics=statistics, **content)
 
     def _matcher(self, name: str) -> CategoryMatcher:
         if self._nouns is None:
-            self._nouns = NounFinder(self.settings.pipeline)
+            self._nouns = NounFinder(self.settings.pipeline, processes=self.processes)
         if self.detected is not None:
             names, mentions = self.detected.category_names, self._nouns.chunk_heads
         else:
             names, mentions = MetadataCatalog.get(name).thing_classes, self._nouns.nouns
-        return CategoryMatcher(names, ManyTexts(mentions, self.processes), self._get_vectors())
+        return CategoryMatcher(names, mentions, self._get_vectors())
 
     def _get_vectors(self) -> WordVectors:
         if self._vectors is None:
             self._vectors = self._load_vectors()
         return self._vectors
 
-    def _is_made(self, path: Path, settings: dict[str, Any]) -> bool:
-        mark = _mark_of(path)
-        if self.redo or not path.is_file() or not mark.is_file():
+    def _is_done(self, path: Path, settings: dict[str, Any]) -> bool:
+        """Whether the file exists and was written with these settings; reports it."""
+        marker = _marker_of(path)
+        if self.redo or not path.is_file() or not marker.is_file():
             return False
-        same = json.loads(mark.read_text()) == settings
-        self.report(f"  {path}: {'is there' if same else 'is made again, with other settings'}")
+        same = json.loads(marker.read_text()) == settings
+        state = "up to date, skipped" if same else "written again, the settings have changed"
+        self.report(f"  {path}: {state}")
         return same
 
     @staticmethod
-    def _mark_made(path: Path, settings: dict[str, Any]) -> None:
-        write_json(_mark_of(path), settings)
+    def _mark_done(path: Path, settings: dict[str, Any]) -> None:
+        write_json(_marker_of(path), settings)
 
 
-def _mark_of(path: Path) -> Path:
+def _marker_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.made")
 
 
 def _word_statistics(queries: list[str], vocabulary: Vocabulary | None) -> dict[str, float]:
-    words = [tokenize(query) for query in queries]
-    statistics = {"words_per_expression": float(np.mean([len(own) for own in words]))}
+    tokenized = [tokenize(query) for query in queries]
+    statistics = {"words_per_expression": float(np.mean([len(words) for words in tokenized]))}
     if vocabulary is not None:
-        unknown = [word not in vocabulary for own in words for word in own]
+        unknown = [word not in vocabulary for words in tokenized for word in words]
         statistics["unknown_words"] = float(np.mean(unknown)) if unknown else 0.0
     return statistics

@@ -14,8 +14,8 @@ from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
 from ..export.records import npz_bytes
-from ..modeling.assembly import QueryResult
-from ..modeling.looking import LAYERS, Seen, box_features, check_model, in_image, look_at
+from ..modeling.feature_extraction import LAYERS, Seen, box_features, check_model, in_image, look_at
+from ..modeling.postprocessing import QueryResult
 from .predictor import VLNMSPredictor
 
 _MASKS_AT_ONCE = 32  # of the image's size
@@ -105,7 +105,7 @@ class ProposalModel:
             queries: Q of them; may be empty strings.
         """
         seen = look_at(self.model, image_input)
-        [answer] = self.head.answer([seen.candidates], [seen.image_size], [list(queries)])
+        [answer] = self.head.score_queries([seen.candidates], [seen.image_size], [list(queries)])
         instances = answer.distinct_instances(seen.image_size)
         if self.with_masks:
             [instances] = self.head.add_masks_and_keypoints(seen.maps, [instances])

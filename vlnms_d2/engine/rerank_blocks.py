@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from detectron2.structures import Instances
 
-from ..data.coco_annotations import Mentioned
-from ..data.detection_store import Detections, DetectionStore
-from ..data.query_files import Query
+from ..data.datasets.coco import Mentioned
+from ..data.detections import Detections, DetectionStore
+from ..data.queries import Query
 from ..evaluation.matching import Match
 from ..evaluation.mention_recall import METHODS, match_mentions, save_matches
 from ..export import FORMATS, QueryProposals

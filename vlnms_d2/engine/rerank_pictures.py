@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..data.coco_annotations import ImageInfo
-from ..data.detection_store import DetectionStore
-from ..data.query_files import Query
+from ..data.datasets.coco import ImageInfo
+from ..data.detections import DetectionStore
+from ..data.queries import Query
 from ..file_io import atomic_write
 from ..visualization import draw_comparison
 from .rerank_blocks import BlockWorker, ImageTask

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.coco_annotations import Annotations, Mentioned, read_annotations, read_mentioned
-from ..data.detection_store import DetectionStore
-from ..data.query_files import Query, read_queries
+from ..data.datasets.coco import Annotations, Mentioned, read_annotations, read_mentioned
+from ..data.detections import DetectionStore
+from ..data.queries import Query, read_queries
 from ..evaluation.mention_recall import load_matches, recall_of_mentions
 from ..export import FORMATS, check_formats
 from ..rerank import NMS_THRESH

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..file_io import atomic_write
-from ..language.curve import relatedness
 from ..language.matching import category_matcher
+from ..modeling.relatedness import category_relatedness as relatedness_of
 
 TEXTS_PER_FILE = 1024
 
@@ -17,7 +17,7 @@ TEXTS_PER_FILE = 1024
 def category_relatedness(category_names: Sequence[str]) -> Callable[[list[str]], np.ndarray]:
     """From T texts to r of Category, float32 [T, C]; rows of ones name no category."""
     matcher = category_matcher(category_names)
-    return lambda texts: relatedness(matcher.best_cosines(texts))
+    return lambda texts: relatedness_of(matcher.best_cosines(texts)).numpy()
 
 
 class TextRows:

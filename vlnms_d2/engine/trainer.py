@@ -6,11 +6,11 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetMapper,
@@ -22,6 +22,7 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
+    inference_context,
     inference_on_dataset,
     print_csv_format,
 )
@@ -32,24 +33,48 @@ from detectron2.solver.build import (
 )
 from detectron2.utils import comm
 
-from ..data import GroundingMapper, build_grounding_test_loader, build_train_loader
-from ..data.expressions import load_expressions
+from ..data import GroundingMapper, build_train_loader
+from ..data.pseudo_gt import load_expressions
 from ..evaluation import ProposalRecallEvaluator
+from ..evaluation.recall import predict_with_detector
+from ..file_io import atomic_write
 from ..modeling.relatedness import text_encoder_name
 from ..modeling.text import BiGRU, Vocabulary, text_encoder_class
-from .checkpoint import AtomicCheckpointer
 
 logger = logging.getLogger(__name__)
 
 
+class AtomicCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` that writes to a temporary file and renames it, so that no
+    interruption leaves an incomplete checkpoint."""
+
+    def save(self, name: str, **kwargs) -> None:
+        """Save the model, all checkpointables and `kwargs` to `{save_dir}/{name}.pth`."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict(), **kwargs}
+        content.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as file:
+            torch.save(content, file)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Record which checkpoint is the last, for `resume_or_load`."""
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
+            file.write(last_filename_basename.encode())
+
+
 class VLNMSTrainer(DefaultTrainer):
-    """Trains what the config describes: a stock detector, or the branch on top of one.
+    """Trains what the config describes: a stock detector, or the relatedness branch on top of one.
 
-    Data sets with expressions (`evaluator_type` "refer") go through `GroundingMapper` and
-    `ProposalRecallEvaluator`, all others through Detectron2's own mapper and COCO evaluation.
+    Data sets with expressions (`evaluator_type` "refer") use `GroundingMapper` and
+    `ProposalRecallEvaluator`, all others Detectron2's own mapper and COCO evaluation.
 
-    With `SEED` >= 0 a run that is killed and resumed gives the weights of an unbroken one: the
-    order of the images and all random draws depend on the seed and the iteration alone.
+    With `SEED` >= 0 a run that resumes after interruption ends with the same weights as an
+    uninterrupted one: the order of the images and all random draws depend only on the seed and
+    the iteration.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -61,25 +86,20 @@ class VLNMSTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """See `DefaultTrainer`; a run that starts afresh also reads the word vectors."""
+        """See `DefaultTrainer`; a new run also reads the word vectors."""
         super().resume_or_load(resume)
         self.data_loader.batch_sampler.start_iter = self.start_iter
         path = self.cfg.MODEL.VLNMS.WORD_VECTORS
         if path and self.start_iter == 0:
-            encoder = _bare(self.model).roi_heads.vlnms.text_encoder
+            encoder = getattr(self.model, "module", self.model).roi_heads.vlnms.text_encoder
             if not isinstance(encoder, BiGRU):
                 raise ValueError(
                     f"MODEL.VLNMS.WORD_VECTORS is {path!r}, but MODEL.VLNMS.TEXT_ENCODER "
                     f"{self.cfg.MODEL.VLNMS.TEXT_ENCODER!r} has no word vectors to initialise; "
                     'leave it empty, or use "BiGRU"'
                 )
-            known = encoder.load_word_vectors(path)
-            logger.info(
-                "%d of %d words of the vocabulary have a vector in %s",
-                known,
-                len(encoder.vocabulary),
-                path,
-            )
+            known, total = encoder.load_word_vectors(path), len(encoder.vocabulary)
+            logger.info("%d of %d words of the vocabulary have a vector in %s", known, total, path)
 
     def build_hooks(self) -> list[HookBase]:
         seed = [SeedEveryIteration(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
@@ -145,9 +165,9 @@ class VLNMSTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         if _has_expressions([dataset_name]):
-            return build_grounding_test_loader(
-                load_expressions([dataset_name], cfg.MODEL.VLNMS.PSEUDO_GT.DIR),
-                GroundingMapper(cfg, is_train=False),
+            return build_detection_test_loader(
+                dataset=load_expressions([dataset_name], cfg.MODEL.VLNMS.PSEUDO_GT.DIR),
+                mapper=GroundingMapper(cfg, is_train=False),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
         return build_detection_test_loader(cfg, dataset_name)
@@ -175,10 +195,10 @@ class VLNMSTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> OrderedDict:
-        """Evaluate on `DATASETS.TEST` in turn.
+        """Evaluate on each data set of `DATASETS.TEST`, in order.
 
-        The first data set with expressions is where the real operating point is chosen (put val
-        first); the others use it unchanged.
+        The real operating point is chosen on the first data set with expressions (put val first)
+        and used unchanged on the others.
         """
         if evaluators is not None:
             return super().test(cfg, model, evaluators)
@@ -187,8 +207,12 @@ class VLNMSTrainer(DefaultTrainer):
             evaluator = cls.build_evaluator(cfg, name, thresholds)
             loader = cls.build_test_loader(cfg, name)
             if isinstance(evaluator, ProposalRecallEvaluator):
-                with _without_masks(model):
-                    results[name] = inference_on_dataset(model, loader, evaluator)
+                # Without the wrapper of DistributedDataParallel: evaluation needs no gradients.
+                bare = getattr(model, "module", model)
+                with inference_context(bare):
+                    results[name] = inference_on_dataset(
+                        partial(predict_with_detector, bare), loader, evaluator
+                    )
                 thresholds = comm.all_gather(evaluator.thresholds)[0]
             else:
                 results[name] = inference_on_dataset(model, loader, evaluator)
@@ -198,7 +222,7 @@ class VLNMSTrainer(DefaultTrainer):
 
 
 class SeedEveryIteration(HookBase):
-    """Seeds torch before each iteration, so that draws do not depend on what came before.
+    """Seeds torch before each iteration, so that random draws do not depend on earlier ones.
 
     Args:
         seed: `SEED` of the config.
@@ -212,10 +236,10 @@ class SeedEveryIteration(HookBase):
 
 
 def build_vocabulary(cfg: CfgNode) -> None:
-    """Give a config that trains a text encoder without its vocabulary one, in place.
+    """Set `MODEL.VLNMS.VOCAB` of a config that trains a text encoder and does not set it, in place.
 
-    It is built from the training expressions and saved as `{OUTPUT_DIR}/vocab.json`; a run that
-    resumes finds it there.
+    The vocabulary is built from the training expressions and saved as `{OUTPUT_DIR}/vocab.json`,
+    unless it is there already, as in a resumed run.
     """
     if cfg.MODEL.VLNMS.VOCAB or not text_encoder_class(text_encoder_name(cfg)).uses_vocabulary:
         return
@@ -244,19 +268,3 @@ def _has_expressions(dataset_names) -> bool:
             "them apart"
         )
     return kinds == {True}
-
-
-@contextmanager
-def _without_masks(model: torch.nn.Module) -> Iterator[None]:
-    """Recall looks at boxes; pasting a mask for each query's proposals takes most of the time."""
-    head = _bare(model).roi_heads
-    was_on, head.mask_on = head.mask_on, False
-    try:
-        yield
-    finally:
-        head.mask_on = was_on
-
-
-def _bare(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside DistributedDataParallel."""
-    return getattr(model, "module", model)

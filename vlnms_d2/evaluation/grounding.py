@@ -7,36 +7,29 @@ same evaluators serve a second stage and query-aware proposals as they are.
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
-from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..modeling.postprocessing import split_by_query
-from .records import gather_records, write_results
+from .base import RecordEvaluator, image_name, sort_expressions
 
-logger = logging.getLogger(__name__)
-
-RESULTS_VERSION = 1
 IOU_THRESHOLD = 0.5
 MASK_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-class _AnswerEvaluator(DatasetEvaluator):
-    """What the evaluators of this file share: one answer for each expression, kept once.
+class _AnswerEvaluator(RecordEvaluator):
+    """Base class of the evaluators of this file: one answer for each expression.
 
     `process` takes model inputs with "image_id" and outputs with "instances" that have
     `query_index`; the queries are the data set's expressions of that image, in its order, or those
-    that the input's "expressions" name by "sent_id" and "manner". An input without "query" and
-    "expressions" is passed over, so that the loader which shows each image twice can be used.
+    that the input's "expressions" name by "sent_id" and "manner". Inputs with neither "query" nor
+    "expressions" are skipped. An expression is counted once however often it is processed.
 
     Args:
         dataset_name: names the results.
@@ -46,11 +39,9 @@ class _AnswerEvaluator(DatasetEvaluator):
         distributed: gather the expressions of all processes.
 
     Attributes:
-        results: all results of the last `evaluate`, on the main process, as written to the file.
+        results: all results of the last `evaluate`, on the main process, as written to the file;
+            in percent.
     """
-
-    task: str
-    """Names the results and their file."""
 
     def __init__(
         self,
@@ -60,19 +51,11 @@ class _AnswerEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         distributed: bool = True,
     ):
-        self.dataset_name = dataset_name
-        self.output_dir = output_dir
-        self.distributed = distributed
-        self.results: dict[str, Any] | None = None
-        self._images = {one["image_id"]: one for one in dataset_dicts}
-        self._records: dict[tuple[str | None, Any], Any] = {}
-
-    def reset(self) -> None:
-        """Forget all expressions."""
-        self._records = {}
+        super().__init__(dataset_name, output_dir, distributed)
+        self._images = {image["image_id"]: image for image in dataset_dicts}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take in a batch; see the class.
+        """Add a batch; see the class.
 
         Raises:
             ValueError: an image or expression is not of the data set, or an expression has no
@@ -83,63 +66,48 @@ class _AnswerEvaluator(DatasetEvaluator):
                 continue
             image = self._image(image_input)
             expressions = self._expressions(image_input, image)
-            instances = output["instances"]
-            # Masks are large: only the answers' go to the CPU.
-            answers = [_best(own) for own in split_by_query(instances, len(expressions))]
+            # Only the masks of the answers are moved to the CPU: masks are large.
+            per_query = split_by_query(output["instances"], len(expressions))
             annotations = {a["id"]: a for a in image["annotations"]}
-            for expression, answer in zip(expressions, answers, strict=True):
+            for expression, proposals in zip(expressions, per_query, strict=True):
                 if expression["ann_id"] not in annotations:
                     raise ValueError(
-                        f"expression {expression['sent_id']} of {_name(image)} has no annotated "
-                        f"referent ('ann_id' is {expression['ann_id']}): expected a data set of "
-                        "referring expressions or phrases"
+                        f"expression {expression['sent_id']} of {image_name(image)} has no "
+                        f"annotated referent ('ann_id' is {expression['ann_id']}): expected a data "
+                        "set of referring expressions or phrases"
                     )
                 key = expression["manner"], expression["sent_id"]
                 referent = annotations[expression["ann_id"]]
-                self._records[key] = self._record(expression, referent, answer, image)
+                self._records[key] = self._record(expression, referent, _best(proposals), image)
 
-    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Evaluate all expressions seen; prints a table and writes `{task}_{dataset_name}.json`.
-
-        Returns:
-            `{task: {name: number}}` on the main process, in percent; empty on the other processes
-            and where no expression was seen.
-        """
-        merged = gather_records(self._records, self.distributed)
-        if not comm.is_main_process():
-            return OrderedDict()
-        if not merged:
-            logger.warning("[%s] Did not receive any expressions.", type(self).__name__)
-            return OrderedDict()
-        keys = sorted(merged, key=lambda key: (str(key[0]), key[1]))
+    def _summarize(self, records: dict[Any, Any]) -> dict[str, Any]:
+        styled = sort_expressions(records)
         groups: dict[str, list[Any]] = {}
-        for key in keys:
-            for group in self._groups(key[0], merged[key]):
-                groups.setdefault(group, []).append(merged[key])
-        self.results = {
-            "version": RESULTS_VERSION,
+        for style, record in styled:
+            for group in self._groups(style, record):
+                groups.setdefault(group, []).append(record)
+        return {
             "task": self.task,
-            "dataset": self.dataset_name,
-            "overall": self._summarise([merged[key] for key in keys]),
-            "groups": {name: self._summarise(groups[name]) for name in sorted(groups)},
+            "overall": self._summarize_group([record for _, record in styled]),
+            "groups": {name: self._summarize_group(groups[name]) for name in sorted(groups)},
         }
-        write_results(self.output_dir, f"{self.task}_{self.dataset_name}", self.results)
-        logger.info("%s on %s:\n%s", self.task, self.dataset_name, format_table(self.results))
-        return OrderedDict({self.task: flat_results(self.results)})
 
-    # --- what a subclass says --------------------------------------------------------------------
+    def _report(self, results: dict[str, Any]) -> tuple[str, dict[str, float]]:
+        return format_table(results), flat_results(results)
+
+    # --- implemented by subclasses ---------------------------------------------------------------
 
     def _record(
         self, expression: dict, referent: dict, answer: Instances | None, image: dict
     ) -> Any:
-        """What is kept of an expression; without an answer, the query had no proposal."""
+        """What is kept of an expression; `answer` is None where the query has no proposal."""
         raise NotImplementedError
 
-    def _groups(self, manner: str | None, record: Any) -> Iterable[str]:
-        """The groups of which the expression is one."""
-        return () if manner is None else (manner,)
+    def _groups(self, style: str | None, record: Any) -> Iterable[str]:
+        """The groups that the expression belongs to."""
+        return () if style is None else (style,)
 
-    def _summarise(self, records: Sequence[Any]) -> dict[str, float | int]:
+    def _summarize_group(self, records: Sequence[Any]) -> dict[str, float | int]:
         """The numbers of a group; "expressions" counts them."""
         raise NotImplementedError
 
@@ -149,8 +117,8 @@ class _AnswerEvaluator(DatasetEvaluator):
         image_id = image_input["image_id"]
         if image_id not in self._images:
             raise ValueError(
-                f"{_name(image_input)}: image id {image_id} is not of {self.dataset_name}; give "
-                "the evaluator the dicts of the data set that is evaluated"
+                f"{image_name(image_input)}: image id {image_id} is not of {self.dataset_name}; "
+                "give the evaluator the dicts of the data set that is evaluated"
             )
         return self._images[image_id]
 
@@ -158,26 +126,26 @@ class _AnswerEvaluator(DatasetEvaluator):
         named = image_input.get("expressions")
         if named is None:
             return image["expressions"]
-        own = {(e["manner"], e["sent_id"]): e for e in image["expressions"]}
+        annotated = {(e["manner"], e["sent_id"]): e for e in image["expressions"]}
         try:
-            return [own[e["manner"], e["sent_id"]] for e in named]
+            return [annotated[e["manner"], e["sent_id"]] for e in named]
         except KeyError as error:
             raise ValueError(
-                f"{_name(image_input)}: expression {error} is not of {self.dataset_name}; give the "
-                "evaluator the dicts of the data set that is evaluated"
+                f"{image_name(image_input)}: expression {error} is not of {self.dataset_name}; "
+                "give the evaluator the dicts of the data set that is evaluated"
             ) from None
 
 
 class RECEvaluator(_AnswerEvaluator):
     """Accuracy of referring expression comprehension: answers whose IoU with the referent is above
-    0.5, in percent of the expressions; by manner where the data set has several."""
+    0.5, in percent of the expressions; by style of expressions where the data set has several."""
 
-    task = "rec"
+    task, title = "rec", "REC"
 
     def _record(self, expression, referent, answer, image) -> float:
         return _box_iou(referent, answer)
 
-    def _summarise(self, records: Sequence[float]) -> dict[str, float | int]:
+    def _summarize_group(self, records: Sequence[float]) -> dict[str, float | int]:
         ious = np.array(records)
         return {
             "expressions": len(ious),
@@ -199,15 +167,15 @@ class PhraseGroundingEvaluator(_AnswerEvaluator):
     types counts in each. Groups have "type:" before their name.
     """
 
-    task = "phrase_grounding"
+    task, title = "phrase_grounding", "Phrase grounding"
 
     def _record(self, expression, referent, answer, image) -> _PhraseRecord:
         return _PhraseRecord(_box_iou(referent, answer), tuple(expression.get("phrase_type", ())))
 
-    def _groups(self, manner: str | None, record: _PhraseRecord) -> Iterable[str]:
+    def _groups(self, style: str | None, record: _PhraseRecord) -> Iterable[str]:
         return (f"type:{kind}" for kind in dict.fromkeys(record.types))
 
-    def _summarise(self, records: Sequence[_PhraseRecord]) -> dict[str, float | int]:
+    def _summarize_group(self, records: Sequence[_PhraseRecord]) -> dict[str, float | int]:
         hits = np.array([record.iou > IOU_THRESHOLD for record in records])
         return {"expressions": len(hits), "accuracy": 100.0 * float(hits.mean())}
 
@@ -226,28 +194,28 @@ class RESEvaluator(_AnswerEvaluator):
     image file, and annotations their "segmentation": COCO's polygons or RLE.
     """
 
-    task = "res"
+    task, title = "res", "RES"
 
     def _record(self, expression, referent, answer, image) -> _MaskRecord:
         if referent.get("segmentation") is None:
             raise ValueError(
-                f"annotation {referent['id']} of {_name(image)} has no 'segmentation', expected "
-                "polygons or RLE to compare masks with"
+                f"annotation {referent['id']} of {image_name(image)} has no 'segmentation', "
+                "expected polygons or RLE to compare masks with"
             )
         truth = decode_mask(referent["segmentation"], image["height"], image["width"])
         if answer is None:
             return _MaskRecord(0, int(truth.sum()))
         if not answer.has("pred_masks"):
             raise ValueError(
-                f"the output for {_name(image)} has no pred_masks, which RES is about: set "
+                f"the output for {image_name(image)} has no pred_masks, which RES evaluates: set "
                 "MODEL.MASK_ON to True"
             )
         mask = answer.pred_masks[0].cpu().numpy().astype(bool)
         return _MaskRecord(int((mask & truth).sum()), int((mask | truth).sum()))
 
-    def _summarise(self, records: Sequence[_MaskRecord]) -> dict[str, float | int]:
+    def _summarize_group(self, records: Sequence[_MaskRecord]) -> dict[str, float | int]:
         intersections, unions = np.array(records, dtype=np.int64).T
-        # Where neither has a pixel they are the same.
+        # Two empty masks are equal.
         ious = np.where(unions > 0, intersections / np.maximum(unions, 1), 1.0)
         total = int(unions.sum())
         numbers = {
@@ -265,7 +233,7 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
         if isinstance(segmentation["counts"], list):
             segmentation = mask_util.frPyObjects(segmentation, height, width)
         return mask_util.decode(segmentation).astype(bool)
-    # COCO has polygons of two points, which have no area and which its own code refuses.
+    # COCO has polygons of two points, which have no area and which pycocotools refuses.
     polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not polygons:
         return np.zeros((height, width), dtype=bool)
@@ -274,7 +242,10 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def flat_results(results: Mapping[str, Any]) -> dict[str, float]:
-    """The results as one level of numbers, in Detectron2's manner; a group's have a hyphen."""
+    """The results as a flat dictionary, as Detectron2 expects it.
+
+    The names of a group's numbers end in a hyphen and the group.
+    """
     flat = dict(results["overall"])
     for group, numbers in results["groups"].items():
         flat |= {f"{key}-{group}": value for key, value in numbers.items()}
@@ -289,7 +260,7 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 
 def _best(instances: Instances) -> Instances | None:
-    """The one of highest score, the first of several; None where there is none."""
+    """The proposal of highest score, the first of equal ones; None where there is none."""
     if not len(instances):
         return None
     # argmax of equal scores gives any of them; a stable order gives the first.
@@ -303,7 +274,3 @@ def _box_iou(referent: dict, answer: Instances | None) -> float:
     box = BoxMode.convert(referent["bbox"], referent["bbox_mode"], BoxMode.XYXY_ABS)
     truth = Boxes(torch.tensor([box], dtype=torch.float32))
     return float(pairwise_iou(truth, Boxes(answer.pred_boxes.tensor.float().cpu())))
-
-
-def _name(image: dict) -> str:
-    return image.get("file_name") or f"image {image['image_id']}"

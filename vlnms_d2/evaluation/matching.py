@@ -1,8 +1,8 @@
-"""Ranked proposals against annotated boxes, kept so that any score threshold can be evaluated.
+"""Ranked proposals matched with annotated boxes, for evaluation at any score threshold.
 
 The proposals that remain at a threshold are a prefix of the ranking: those with a score above it,
-and always the best one (the "real" operating point of VL-NMS, Sec. 4.1). So it is enough to know
-how long the prefix is and where in the ranking each annotated box is first hit.
+and always the best one (the "real" operating point of VL-NMS, Sec. 4.1). So it is enough to store
+the scores and the rank at which each annotated box is first hit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
 NEVER = np.iinfo(np.int32).max
-"""Rank of the first hit of a box that no proposal hits."""
+"""First-hit rank of a box that no proposal hits."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Match:
     """The ranked proposals of one expression against its annotated boxes.
 
     Attributes:
-        scores: float32 [n], falling.
+        scores: float32 [n], in descending order.
         best_iou: float32 [n], the best IoU with the referent among the proposals so far; None
             where there is no referent.
         context_rank: int32 [C], for each contextual box the rank of the first proposal that hits
@@ -48,17 +48,18 @@ def match_proposals(
         targets: per expression its boxes, xyxy in the same pixels: the referent, None for an
             expression without one, then the contextual boxes.
         iou_threshold: a proposal hits a box if their IoU is above this.
-        num_proposals: only so many proposals count, those of highest score.
+        num_proposals: at most this many proposals count, those of highest score.
     """
     scores = instances.scores.float()
     order = scores.argsort(descending=True, stable=True)[:num_proposals]
     boxes, scores = instances.pred_boxes[order], scores[order].numpy()
-    sizes = [len(one) for one in targets]
-    nowhere = (0.0, 0.0, 0.0, 0.0)  # stands for a missing referent; nothing overlaps with it
-    every_target = torch.tensor(
-        [nowhere if box is None else box for one in targets for box in one], dtype=torch.float32
+    sizes = [len(annotated) for annotated in targets]
+    placeholder = (0.0, 0.0, 0.0, 0.0)  # for a missing referent; its IoU with any box is 0
+    all_targets = torch.tensor(
+        [placeholder if box is None else box for annotated in targets for box in annotated],
+        dtype=torch.float32,
     )
-    iou = pairwise_iou(boxes, Boxes(every_target.view(-1, 4))).numpy()
+    iou = pairwise_iou(boxes, Boxes(all_targets.view(-1, 4))).numpy()  # [n, T]
     ranks = np.arange(len(scores), dtype=np.int32)[:, None]
     first_hit = np.where(iou > iou_threshold, ranks, NEVER).min(axis=0, initial=NEVER)
     best_iou = np.maximum.accumulate(iou, axis=0)
@@ -67,15 +68,15 @@ def match_proposals(
         # Copies: a view would keep the arrays of all expressions alive.
         Match(
             scores,
-            None if boxes_of_one[0] is None else best_iou[:, start].copy(),
+            None if annotated[0] is None else best_iou[:, start].copy(),
             first_hit[start + 1 : end].astype(np.int32),
         )
-        for boxes_of_one, start, end in zip(targets, ends - sizes, ends, strict=True)
+        for annotated, start, end in zip(targets, ends - sizes, ends, strict=True)
     ]
 
 
 class MatchTable:
-    """The matches of E expressions in arrays, to evaluate all of them at an operating point.
+    """The matches of E expressions as arrays, to evaluate all of them at an operating point.
 
     Args:
         matches: one per expression, at least one.
@@ -89,8 +90,8 @@ class MatchTable:
         self._filled = np.arange(width) < self.num_proposals[:, None]
         self._scores = np.full((len(matches), width), -np.inf, np.float32)
         self._scores[self._filled] = np.concatenate([m.scores for m in matches])
-        # Column k is the best IoU among the first k proposals; nothing overlaps by 0. Rows of
-        # expressions without a referent stay 0.
+        # Column k is the best IoU among the first k proposals, 0 for none. Rows of expressions
+        # without a referent stay 0.
         self._has_referent = np.array([m.best_iou is not None for m in matches])
         self._best_iou = np.zeros((len(matches), width + 1), np.float32)
         for row, match in zip(self._best_iou, matches, strict=True):
@@ -102,7 +103,7 @@ class MatchTable:
         self._num_context = num_context
 
     def counts(self, threshold: float) -> np.ndarray:
-        """int64 [E], how many proposals remain: those above the threshold, at least the best.
+        """int64 [E], how many proposals remain: those above the threshold, and always the best.
 
         Compared in float32, as the model compares its scores with `FINAL_SCORE_THRESH`.
         """
@@ -126,9 +127,9 @@ class MatchTable:
         has_context = self._num_context > 0
         num_hit = np.bincount(self._context_row, weights=hits, minlength=len(counts))
         shares = num_hit[has_context] / self._num_context[has_context]
-        found = best_iou > self.iou_threshold
+        is_hit = best_iou > self.iou_threshold
         return {
-            "referent": 100.0 * float(found.mean()) if len(found) else None,
+            "referent": 100.0 * float(is_hit.mean()) if len(is_hit) else None,
             "context": 100.0 * float(shares.mean()) if len(shares) else None,
             "proposals": float(counts.mean()),
             "best_iou": float(best_iou.mean(dtype=np.float64)) if len(best_iou) else None,
@@ -145,18 +146,18 @@ class MatchTable:
         return int((self._num_context > 0).sum())
 
     def threshold_for(self, mean_proposals: float) -> float:
-        """The threshold at which the mean number of proposals comes closest to a given one.
+        """The threshold at which the mean number of proposals comes closest to `mean_proposals`.
 
         The number only changes at scores of proposals that are not the best of their expression,
-        so these, and one threshold below them all, are all there is to try. Of two that are
-        equally close the higher one, with fewer proposals, is taken.
+        so these, and one threshold below all of them, are the only ones to try. Of two that are
+        equally close the higher one, with fewer proposals, is chosen.
         """
         others = np.sort(self._scores[:, 1:][self._filled[:, 1:]])
         if not len(others):
             return 0.0
         distinct = np.unique(others)
-        tried = np.concatenate([[np.nextafter(distinct[0], np.float32(-np.inf))], distinct])
-        above = len(others) - np.searchsorted(others, tried, side="right")
+        thresholds = np.concatenate([[np.nextafter(distinct[0], np.float32(-np.inf))], distinct])
+        above = len(others) - np.searchsorted(others, thresholds, side="right")
         total = np.minimum(self.num_proposals, 1).sum() + above
         distance = np.abs(total - mean_proposals * len(self._scores))
-        return float(tried[::-1][distance[::-1].argmin()])
+        return float(thresholds[::-1][distance[::-1].argmin()])

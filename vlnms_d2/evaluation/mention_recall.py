@@ -1,5 +1,5 @@
-"""Recall of the objects that captions mention, with nothing trained: the detector alone, Category,
-and the words known (an oracle)."""
+"""Recall of the objects that captions mention, without training: the detector alone, Category, and
+an oracle that knows the mentioned categories."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..data.coco_annotations import Mentioned
+from ..data.datasets.coco import Mentioned
 from ..file_io import atomic_write
 from ..rerank import rerank
 from .matching import Match, MatchTable, match_proposals
 
 METHODS = {"detector": "detector alone", "category": "Category", "oracle": "word oracle"}
-ORACLE_ELSEWHERE = 0.05
+UNMENTIONED_RELATEDNESS = 0.05
 """r of the oracle for categories that are not mentioned; 1 for the others."""
 IOU_THRESHOLD = 0.5
-NUM_PROPOSALS = 100  # more are not looked at
-TOPS = (5, 10)
-MEANS = (3.0, 8.0)
+NUM_PROPOSALS = 100  # per caption; the rest is ignored
+TOPS = (5, 10)  # numbers of proposals at which recall is given
+MEANS = (3.0, 8.0)  # mean numbers of proposals per caption, by a score threshold
 
 
 def oracle_relatedness(mentioned: Sequence[Mentioned], classes: np.ndarray) -> np.ndarray:
-    """float32 [Q, N], by what each of Q queries mentions and the classes [N] of the boxes."""
+    """Relatedness of boxes by whether their class is mentioned.
+
+    Args:
+        mentioned: what each of Q queries mentions.
+        classes: int64 [N], of the boxes.
+
+    Returns:
+        float32 [Q, N].
+    """
     named = np.zeros((len(mentioned), len(classes)), dtype=bool)
-    for row, one in zip(named, mentioned, strict=True):
-        row[:] = np.isin(classes, one.classes)
-    return np.where(named, 1.0, ORACLE_ELSEWHERE).astype(np.float32)
+    for row, objects in zip(named, mentioned, strict=True):
+        row[:] = np.isin(classes, objects.classes)
+    return np.where(named, 1.0, UNMENTIONED_RELATEDNESS).astype(np.float32)
 
 
 def match_mentions(
@@ -55,14 +63,14 @@ def match_mentions(
     Returns:
         Of each of `METHODS` a match per query.
     """
-    rows = {
+    relatedness = {
         "detector": np.ones_like(related),
         "category": related,
         "oracle": oracle_relatedness(mentioned, classes),
     }
     return {
-        method: match_related(boxes, scores, classes, category_names, own, mentioned, nms_thresh)
-        for method, own in rows.items()
+        method: match_related(boxes, scores, classes, category_names, r, mentioned, nms_thresh)
+        for method, r in relatedness.items()
     }
 
 
@@ -75,8 +83,8 @@ def match_related(
     mentioned: Sequence[Mentioned],
     nms_thresh: float,
 ) -> list[Match]:
-    """What `match_mentions` does, for one method, of which `related` is r: a match per query."""
-    found = rerank(
+    """`match_mentions` for one method, whose relatedness is `related`: a match per query."""
+    per_query = rerank(
         boxes,
         scores,
         classes,
@@ -87,17 +95,17 @@ def match_related(
         relatedness=related,
     )
     return [
-        match_proposals(kept, [[None, *one.boxes.tolist()]], IOU_THRESHOLD, NUM_PROPOSALS)[0]
-        for kept, one in zip(found, mentioned, strict=True)
+        match_proposals(kept, [[None, *objects.boxes.tolist()]], IOU_THRESHOLD, NUM_PROPOSALS)[0]
+        for kept, objects in zip(per_query, mentioned, strict=True)
     ]
 
 
 def save_matches(path: Path, matches: dict[str, list[Match]]) -> None:
-    """Write what `match_mentions` gave, of one image or several; `load_matches` reads it."""
+    """Write the result of `match_mentions`, for one image or several; `load_matches` reads it."""
     arrays = {}
-    for method, own in matches.items():
+    for method, of_method in matches.items():
         for field in ("scores", "context_rank"):
-            parts = [getattr(match, field) for match in own]
+            parts = [getattr(match, field) for match in of_method]
             arrays[f"{method}_{field}"] = np.concatenate(parts) if parts else np.zeros(0)
             arrays[f"{method}_{field}_sizes"] = np.array([len(part) for part in parts], np.int64)
     with atomic_write(path) as file:
@@ -105,11 +113,11 @@ def save_matches(path: Path, matches: dict[str, list[Match]]) -> None:
 
 
 def load_matches(paths: Iterable[Path]) -> dict[str, list[Match]]:
-    """The matches of all files, in their order."""
+    """The matches of all files, concatenated in their order."""
     matches: dict[str, list[Match]] = {method: [] for method in METHODS}
     for path in paths:
         with np.load(path) as arrays:
-            for method, own in matches.items():
+            for method, of_method in matches.items():
                 parts = [
                     np.split(
                         arrays[f"{method}_{field}"],
@@ -118,7 +126,7 @@ def load_matches(paths: Iterable[Path]) -> dict[str, list[Match]]:
                     for field in ("scores", "context_rank")
                 ]
                 if len(arrays[f"{method}_scores_sizes"]):
-                    own += [Match(s, None, ranks) for s, ranks in zip(*parts, strict=True)]
+                    of_method += [Match(s, None, ranks) for s, ranks in zip(*parts, strict=True)]
     return matches
 
 
@@ -129,22 +137,22 @@ def recall_of_mentions(matches: dict[str, list[Match]]) -> dict[str, Any]:
         matches: of each of `METHODS`, at least one.
 
     Returns:
-        "captions", how many; per method "top", by number of proposals, and "mean", by the wanted
-        mean number of proposals per caption, each with "recall" (percent: the share of the
-        mentioned boxes that are hit, mean over captions) and "proposals" (the true mean); "mean"
-        also with its "threshold" on the score, chosen on these very captions for each method. The
-        best proposal of a caption always remains.
+        "captions", their number; per method "top", by number of proposals, and "mean", by the
+        target mean number of proposals per caption, each with "recall" (percent: the share of the
+        mentioned boxes that are hit, averaged over captions) and "proposals" (the actual mean);
+        "mean" also with its "threshold" on the score, chosen on these captions for each method.
+        The best proposal of a caption always remains.
     """
     results: dict[str, Any] = {"captions": len(matches["detector"]), "methods": {}}
-    for method, own in matches.items():
-        table = MatchTable(own, IOU_THRESHOLD)
+    for method, of_method in matches.items():
+        table = MatchTable(of_method, IOU_THRESHOLD)
         top, mean = {}, {}
         for count in TOPS:
             top[str(count)] = _point(table, np.minimum(table.num_proposals, count))
-        for wanted in MEANS:
-            threshold = table.threshold_for(wanted)
+        for target in MEANS:
+            threshold = table.threshold_for(target)
             point = _point(table, table.counts(threshold))
-            mean[f"{wanted:g}"] = point | {"threshold": threshold}
+            mean[f"{target:g}"] = point | {"threshold": threshold}
         results["methods"][method] = {"top": top, "mean": mean}
     return results
 
@@ -155,17 +163,17 @@ def _point(table: MatchTable, counts: np.ndarray) -> dict[str, float]:
 
 
 def format_recall(results: dict[str, Any]) -> str:
-    """What `recall_of_mentions` returned, as a table."""
+    """The result of `recall_of_mentions` as a table to print."""
     rows = []
     for method, label in METHODS.items():
         points, row = results["methods"][method], [label]
         row += [points["top"][str(count)]["recall"] for count in TOPS]
-        for wanted in MEANS:
-            point = points["mean"][f"{wanted:g}"]
+        for target in MEANS:
+            point = points["mean"][f"{target:g}"]
             row += [point["recall"], point["proposals"]]
         rows.append(row)
     headers = ["proposals of", *(f"N={count}" for count in TOPS)]
-    headers += [name for wanted in MEANS for name in (f"mean {wanted:g}", "proposals")]
+    headers += [name for target in MEANS for name in (f"mean {target:g}", "proposals")]
     return (
         tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f")
         + f"\nRecall in percent of the mentioned boxes at IoU > {IOU_THRESHOLD:g}, mean over "

@@ -7,22 +7,21 @@ unchanged on the others.
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detectron2.evaluation import DatasetEvaluator
+import torch
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Instances
-from detectron2.utils import comm
 from tabulate import tabulate
 
+from ..modeling.cached_rcnn import CachedRCNN
+from ..modeling.feature_extraction import check_model, extract_features
 from ..modeling.postprocessing import split_by_query
+from ..modeling.queries import as_query_list
+from .base import RecordEvaluator, image_name, sort_expressions
 from .matching import Match, MatchTable, match_proposals
-from .records import gather_records, write_results
-
-logger = logging.getLogger(__name__)
 
 METHODS = ("detector", "vlnms")
 RESULTS_VERSION = 1
@@ -33,38 +32,79 @@ _LABELS = {
 }
 
 
+@torch.no_grad()
+def predict_with_detector(model: GeneralizedRCNN, batched_inputs: list[dict]) -> list[dict]:
+    """The proposals for each image's queries and, from the same pass of the detector, its own.
+
+    The baseline must be the stock detector exactly, whatever the settings of VL-NMS. An empty query
+    is no substitute: it has at least one proposal, only the candidates that
+    `MODEL.VLNMS.MAX_CANDIDATES` leaves, and the fusion, NMS and final threshold of the other
+    queries.
+
+    Args:
+        model: a model with a VL-NMS head, in eval mode.
+        batched_inputs: model inputs with "query".
+
+    Returns:
+        Per image "instances", as the model returns them, without masks, and "detector", what it
+        returns for the image without a query.
+
+    Raises:
+        TypeError: an image has no query, or one that is not a string.
+        ValueError: the model has no VL-NMS head, or takes its proposals from files.
+    """
+    check_model(model, "the config")
+    outputs = []
+    for image_input in batched_inputs:
+        if isinstance(model, CachedRCNN):
+            image = model.cached_features(image_input)
+        else:
+            image = extract_features(model, image_input)
+        size = image.image_size
+        where = f'the "query" of {image_input.get("file_name", "an image")}'
+        queries = as_query_list(image_input.get("query"), where)
+        [result] = model.roi_heads.score_queries([image.candidates], [size], [queries])
+        results = [result.per_query(result.distinct_instances(size)), image.detections]
+        processed = GeneralizedRCNN._postprocess(results, [image_input] * 2, [size] * 2)
+        with_queries, alone = (output["instances"] for output in processed)
+        outputs.append({"instances": with_queries, "detector": alone})
+    return outputs
+
+
 @dataclass(frozen=True)
 class ExpressionRecord:
     """What is kept of an expression.
 
     Attributes:
-        manner: the kind of expressions it belongs to, or None.
         detector: the proposals of the detector alone.
         vlnms: the query-aware proposals.
     """
 
-    manner: str | None
     detector: Match
     vlnms: Match
 
 
-class ProposalRecallEvaluator(DatasetEvaluator):
+class ProposalRecallEvaluator(RecordEvaluator):
     """Evaluates proposals of the detector alone and of VL-NMS on the same expressions.
 
-    `process` takes each image twice in one batch, in either order: without "query", for the
-    detector alone, and with "query" and "expressions" as `vlnms_d2.data.GroundingMapper` gives
-    them. Boxes are xyxy in pixels of the image file. An expression is counted once, however
-    often it is seen: it is known by its "manner" and "sent_id". One without a referent (a
-    caption) takes part in all but the numbers of referents.
+    `process` expects inputs with "query" and "expressions", as `vlnms_d2.data.GroundingMapper`
+    gives them, and outputs of `predict_with_detector`::
+
+        with inference_context(model):
+            inference_on_dataset(partial(predict_with_detector, model), loader, evaluator)
+
+    Boxes are xyxy in pixels of the image file. An expression is identified by its "manner" (the
+    style of expressions that it belongs to) and "sent_id", and counted once however often it is
+    processed. One without a referent (a caption) is excluded from the numbers of referents only.
 
     A threshold for the detector alone that gives it as many proposals as VL-NMS has on the same
-    expressions is evaluated as well, "detector (matched)". It looks at the data that it is
+    expressions is evaluated as well, "detector (matched)". It is chosen on the data set that it is
     evaluated on and is for comparison only.
 
     Args:
         dataset_name: names the results.
         output_dir: where `recall_{dataset_name}.json` is written; None writes nothing.
-        num_proposals: N of the first operating point; proposals beyond it are not looked at.
+        num_proposals: N of the first operating point; proposals beyond it are ignored.
         mean_proposals: proposals per expression at the real operating point; used to choose the
             thresholds.
         thresholds: of "detector" and "vlnms" at the real operating point: proposals with a score
@@ -81,6 +121,10 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         ValueError: `thresholds` lacks a method.
     """
 
+    task = "recall"
+    title = "Recall"
+    version = RESULTS_VERSION
+
     def __init__(
         self,
         dataset_name: str,
@@ -92,111 +136,73 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         iou_threshold: float = 0.5,
         distributed: bool = True,
     ):
+        super().__init__(dataset_name, output_dir, distributed)
         if thresholds is not None and set(thresholds) != set(METHODS):
             raise ValueError(
                 f"expected a threshold for each of {', '.join(METHODS)}, got {dict(thresholds)}"
             )
-        self.dataset_name = dataset_name
-        self.output_dir = output_dir
         self.num_proposals = num_proposals
         self.mean_proposals = mean_proposals
         self.iou_threshold = iou_threshold
-        self.distributed = distributed
         self.thresholds = None if thresholds is None else dict(thresholds)
-        self.results: dict[str, Any] | None = None
         self._given_thresholds = self.thresholds
-        self._records: dict[tuple[str | None, Any], ExpressionRecord] = {}
-
-    def reset(self) -> None:
-        """Forget all expressions."""
-        self._records = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take in a batch; see the class.
+        """Add a batch; see the class.
 
         Raises:
-            ValueError: an image comes without its expressions, or without its partner; the
-                message names the file. Or the model gives no `query_index`.
+            ValueError: an image comes without its queries or expressions, or without the
+                detector's own proposals; the message names the file. Or the model gives no
+                `query_index`.
         """
-        alone, asked = {}, {}
         for image_input, output in zip(inputs, outputs, strict=True):
-            group = asked if "query" in image_input else alone
-            group[image_input["image_id"]] = image_input, _light(output["instances"])
-        for image_id, (image_input, _) in alone.items():
-            if image_id not in asked:
+            expressions = _expressions(image_input)
+            if "detector" not in output:
                 raise ValueError(
-                    f"{_name(image_input)}: the batch has this image without a query only, so "
-                    "there are no expressions to evaluate; use build_grounding_test_loader"
+                    f'{image_name(image_input)}: the output has no "detector", the proposals of '
+                    "the detector alone; run the model through predict_with_detector"
                 )
-        for image_id, (image_input, instances) in asked.items():
-            if image_id not in alone:
-                raise ValueError(
-                    f"{_name(image_input)}: the batch has this image with its queries only; the "
-                    "same image without them is needed, for the detector alone. Use "
-                    "build_grounding_test_loader"
-                )
-            self._take_in(image_input, instances, alone[image_id][1])
+            self._add_image(expressions, _boxes_only(output["instances"]), output["detector"])
 
-    def _take_in(self, image_input: dict, instances: Instances, alone: Instances) -> None:
-        expressions = _expressions(image_input)
+    def _add_image(
+        self, expressions: list[dict], instances: Instances, detector: Instances
+    ) -> None:
         targets = [[e["referent_box"], *(e["context_boxes"] or [])] for e in expressions]
-        detector = match_proposals(alone, targets, self.iou_threshold, self.num_proposals)
+        limits = (self.iou_threshold, self.num_proposals)
+        alone = match_proposals(_boxes_only(detector), targets, *limits)
         per_query = split_by_query(instances, len(expressions))
-        for expression, boxes, proposals, stock in zip(
-            expressions, targets, per_query, detector, strict=True
+        for expression, boxes, proposals, baseline in zip(
+            expressions, targets, per_query, alone, strict=True
         ):
-            [vlnms] = match_proposals(proposals, [boxes], self.iou_threshold, self.num_proposals)
+            [vlnms] = match_proposals(proposals, [boxes], *limits)
             key = expression["manner"], expression["sent_id"]
-            self._records[key] = ExpressionRecord(expression["manner"], stock, vlnms)
+            self._records[key] = ExpressionRecord(baseline, vlnms)
 
-    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Evaluate all expressions seen; prints a table and writes the file.
-
-        Returns:
-            `{"recall": {name: number}}` on the main process, recalls in percent; names of the
-            numbers for one manner have a hyphen. Empty on the other processes and where no
-            expression was seen.
-        """
-        records = self._gather()
-        if not comm.is_main_process():
-            return OrderedDict()
-        if not records:
-            logger.warning("[ProposalRecallEvaluator] Did not receive any expressions.")
-            return OrderedDict()
-        self.results = self._evaluate_records(records)
-        self.thresholds = self.results["thresholds"]
-        write_results(self.output_dir, f"recall_{self.dataset_name}", self.results)
-        logger.info("Recall on %s:\n%s", self.dataset_name, format_table(self.results))
-        return OrderedDict(recall=flat_results(self.results))
-
-    def _gather(self) -> list[ExpressionRecord]:
-        """All processes' expressions, once each, in an order that the processes do not change."""
-        merged = gather_records(self._records, self.distributed)
-        return [merged[key] for key in sorted(merged, key=lambda key: (str(key[0]), key[1]))]
-
-    def _evaluate_records(self, records: list[ExpressionRecord]) -> dict[str, Any]:
-        tables = self._tables(records)
-        thresholds = self._given_thresholds or {
+    def _summarize(self, records: dict[Any, ExpressionRecord]) -> dict[str, Any]:
+        styled = sort_expressions(records)
+        tables = self._tables([record for _, record in styled])
+        self.thresholds = self._given_thresholds or {
             method: tables[method].threshold_for(self.mean_proposals) for method in METHODS
         }
-        by_manner: dict[str, list[ExpressionRecord]] = {}
-        for record in records:
-            if record.manner is not None:
-                by_manner.setdefault(record.manner, []).append(record)
+        by_style: dict[str, list[ExpressionRecord]] = {}
+        for style, record in styled:
+            if style is not None:
+                by_style.setdefault(style, []).append(record)
         return {
-            "version": RESULTS_VERSION,
-            "dataset": self.dataset_name,
             "num_proposals": self.num_proposals,
             "mean_proposals": self.mean_proposals,
             "iou_threshold": self.iou_threshold,
-            "thresholds": thresholds,
+            "thresholds": self.thresholds,
             "thresholds_chosen_here": self._given_thresholds is None,
-            "overall": evaluate_group(tables, thresholds),
+            "overall": evaluate_group(tables, self.thresholds),
             "by_manner": {
-                manner: evaluate_group(self._tables(group), thresholds)
-                for manner, group in by_manner.items()
+                style: evaluate_group(self._tables(group), self.thresholds)
+                for style, group in by_style.items()
             },
         }
+
+    def _report(self, results: dict[str, Any]) -> tuple[str, dict[str, float]]:
+        return format_table(results), flat_results(results)
 
     def _tables(self, records: Sequence[ExpressionRecord]) -> dict[str, MatchTable]:
         return {
@@ -244,19 +250,22 @@ def misses_cut(
     detector: Mapping[str, float | None], vlnms: Mapping[str, float | None]
 ) -> dict[str, float | None]:
     """By how many percent VL-NMS has fewer misses than the detector; None where it has none."""
-    cut = {}
+    reduction = {}
     for key in ("referent", "context"):
         before, after = detector[key], vlnms[key]
         defined = before is not None and after is not None and before < 100.0
-        cut[key] = 100.0 * (after - before) / (100.0 - before) if defined else None
-    return cut
+        reduction[key] = 100.0 * (after - before) / (100.0 - before) if defined else None
+    return reduction
 
 
 def flat_results(results: Mapping[str, Any]) -> dict[str, float]:
-    """The results as one level of numbers, in Detectron2's manner; NaN where there is none."""
+    """The results as a flat dictionary, as Detectron2 expects it; NaN where there is no number.
+
+    The names of the numbers for one style of expressions end in a hyphen and the style.
+    """
     flat = {f"threshold_{method}": results["thresholds"][method] for method in METHODS}
     groups = {"": results["overall"]}
-    groups |= {f"-{manner}": group for manner, group in results["by_manner"].items()}
+    groups |= {f"-{style}": group for style, group in results["by_manner"].items()}
     for suffix, group in groups.items():
         for point, label in (("top", f"top{results['num_proposals']}"), ("real", "real")):
             for row, numbers in group[point].items():
@@ -279,26 +288,22 @@ def format_table(results: Mapping[str, Any]) -> str:
                     numbers = group[point][row]
                     shown = [numbers[k] for k in ("proposals", "referent", "context", "best_iou")]
                     rows.append([name, group["expressions"], label, _LABELS[row], *shown])
-            cut = group[point]["misses_cut"]
-            shown = ["misses cut (%)", None, cut["referent"], cut["context"], None]
+            reduction = group[point]["misses_cut"]
+            shown = ["misses cut (%)", None, reduction["referent"], reduction["context"], None]
             rows.append([name, group["expressions"], label, *shown])
+    headers = ["style", "expressions", "operating point", "proposals of"]
+    headers += ["proposals", "referent", "context", "IoU"]
     where = "on this data set" if results["thresholds_chosen_here"] else "elsewhere"
     thresholds = ", ".join(f"{_LABELS[m]} {t:.4g}" for m, t in results["thresholds"].items())
     return (
-        tabulate(
-            rows,
-            headers=["manner", "#", "cut", "proposals of", "number", "referent", "context", "IoU"],
-            tablefmt="pipe",
-            floatfmt=".2f",
-            missingval="-",
-        )
-        + f"\nRecall in percent at IoU > {results['iou_threshold']}. Thresholds of the real cut, "
-        f"chosen {where}: {thresholds}.\nDetector (matched): as many proposals as VL-NMS on these "
-        "very expressions; for comparison only."
+        tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f", missingval="-")
+        + f"\nRecall in percent at IoU > {results['iou_threshold']}. Thresholds of the real "
+        f"operating point, chosen {where}: {thresholds}.\nDetector (matched): as many proposals as "
+        "VL-NMS on the same expressions; for comparison only."
     )
 
 
-def _light(instances: Instances) -> Instances:
+def _boxes_only(instances: Instances) -> Instances:
     """The fields that are evaluated, on the CPU; masks and others would be slow to move."""
     fields = ("pred_boxes", "scores", "query_index")
     kept = {name: instances.get(name) for name in fields if instances.has(name)}
@@ -306,22 +311,23 @@ def _light(instances: Instances) -> Instances:
 
 
 def _expressions(image_input: dict) -> list[dict]:
-    """The expressions of an input with queries, checked."""
+    """The expressions of an input, checked against its queries."""
+    if "query" not in image_input:
+        raise ValueError(
+            f'{image_name(image_input)}: the input has no "query", so there are no expressions to '
+            "evaluate; map the data set with GroundingMapper"
+        )
     query = image_input["query"]
     num_queries = 1 if isinstance(query, str) else len(query)
     expressions = image_input.get("expressions")
     if expressions is None:
         raise ValueError(
-            f'{_name(image_input)}: the input has a "query" but no "expressions" with the '
+            f'{image_name(image_input)}: the input has a "query" but no "expressions" with the '
             "annotated boxes; map the data set with GroundingMapper"
         )
     if len(expressions) != num_queries:
         raise ValueError(
-            f"{_name(image_input)}: the input has {num_queries} queries but "
+            f"{image_name(image_input)}: the input has {num_queries} queries but "
             f"{len(expressions)} expressions, expected one each"
         )
     return expressions
-
-
-def _name(image_input: dict) -> str:
-    return image_input.get("file_name") or f"image {image_input['image_id']}"

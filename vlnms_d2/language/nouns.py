@@ -1,8 +1,12 @@
-"""The nouns and noun chunks of texts, by spaCy (SPEC section 6)."""
+"""The nouns and noun chunks of texts, by spaCy (paper, Sec. 3.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import gc
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +35,13 @@ UNUSED = (
 """Components that give neither parts of speech nor noun chunks."""
 BATCH = 128
 FEW = 32
-"""Up to so many texts are read without NumPy's matrix product, see `_read`."""
-MAX_CHARS = 2000  # read at once, which bounds memory; longer texts are read in pieces
+"""At most this many texts are read with BLIS, see `_read_here`."""
+MAX_CHARS = 2000
+"""Longer texts are read in pieces, to bound memory."""
+MIN_FOR_PROCESSES = 2048
+"""Fewer texts are read faster than processes start."""
+CHUNK = 1024
+"""Texts that a process reads at a time."""
 
 
 class NounFinder:
@@ -43,51 +52,61 @@ class NounFinder:
             for the one that comes with vlnms_d2 (`en_ud_pos`).
         pos: the coarse parts of speech that count as nouns.
         batch_size: texts that spaCy reads together.
+        processes: processes that share many texts; where a process cannot fork, as in a data
+            loader's workers, it reads all texts itself. (spaCy's own `n_process` sends whole
+            documents back, which takes longer than reading them in one process.)
 
     Raises:
         ImportError: spaCy or the pipeline is not installed.
-        ValueError: the pipeline cannot be loaded or gives no parts of speech.
+        ValueError: the pipeline cannot be loaded or gives no parts of speech, or `processes` is
+            less than 1.
     """
 
     def __init__(
-        self, pipeline: str = "", *, pos: Sequence[str] = NOUN_POS, batch_size: int = BATCH
+        self,
+        pipeline: str = "",
+        *,
+        pos: Sequence[str] = NOUN_POS,
+        batch_size: int = BATCH,
+        processes: int = 1,
     ):
+        if processes < 1:
+            raise ValueError(f"the number of processes is {processes}, expected at least 1")
         self.pipeline = pipeline
         self.pos = tuple(pos)
         self.batch_size = batch_size
+        self.processes = processes
         self._nlp, self._ops = _load(pipeline)
-        self._parses = _has_noun_chunks(self._nlp)
+        has_parser = self._nlp.has_pipe("parser")
+        self._parses = has_parser and self._nlp.vocab.get_noun_chunks is not None
 
     def nouns(self, texts: Iterable[str]) -> list[list[str]]:
-        """Per text its nouns in lower case, in order, repeated ones too.
+        """For each text its nouns in lower case, in order, with repetitions.
 
-        A word without letters and digits is none, whatever its tag.
+        A word without letters and digits is never a noun, whatever its tag.
         """
-        return self._read(texts, self._nouns_of, disable=["parser"])
+        return self._read(texts, "_nouns_of")
 
     def tagged(self, texts: Iterable[str]) -> list[list[tuple[str, str]]]:
-        """Per text its words in lower case with their coarse parts of speech, all tokens."""
-        return self._read(texts, lambda doc: [(t.lower_, t.pos_) for t in doc], ["parser"])
+        """For each text all its tokens in lower case with their coarse parts of speech."""
+        return self._read(texts, "_tags_of")
 
     def noun_chunks(self, texts: Iterable[str]) -> list[list[str]]:
-        """Per text its noun chunks in lower case, in order.
+        """For each text its noun chunks in lower case, in order.
 
-        Those of the pipeline's parser; without a parser those that `chunks_by_tags` finds.
+        They come from the pipeline's parser, or from `chunks_by_tags` if it has none.
         """
-        if self._parses:
-            return self._read(texts, lambda doc: [c.text.lower() for c in doc.noun_chunks])
-        return self._read(texts, chunks_by_tags)
+        return self._read(texts, "_chunks_of")
 
     def chunk_heads(self, texts: Iterable[str]) -> list[list[str]]:
-        """Per text the last word of each noun chunk, which says what the chunk is."""
-        return [[chunk.split()[-1] for chunk in own] for own in self.noun_chunks(texts)]
+        """For each text the last word of each noun chunk, its head."""
+        return [[chunk.split()[-1] for chunk in chunks] for chunks in self.noun_chunks(texts)]
 
     def __deepcopy__(self, memo) -> NounFinder:
-        # Nothing of it changes; a copy of a model needs no second one.
-        return self
+        return self  # immutable, so copies of a model share it
 
     def __reduce__(self):
-        return _rebuild, (type(self), self.pipeline, self.pos, self.batch_size)
+        return _rebuild, (type(self), self.pipeline, self.pos, self.batch_size, self.processes)
 
     def _nouns_of(self, doc: Doc) -> list[str]:
         return [
@@ -96,33 +115,78 @@ class NounFinder:
             if token.pos_ in self.pos and any(map(str.isalnum, token.text))
         ]
 
-    def _read(
-        self,
-        texts: Iterable[str],
-        words_of: Callable[[Doc], list],
-        disable: Sequence[str] = (),
-    ) -> list[list]:
-        """What is found in each text; each distinct one is read once, white space made even."""
+    def _tags_of(self, doc: Doc) -> list[tuple[str, str]]:
+        return [(token.lower_, token.pos_) for token in doc]
+
+    def _chunks_of(self, doc: Doc) -> list[str]:
+        if self._parses:
+            return [chunk.text.lower() for chunk in doc.noun_chunks]
+        return chunks_by_tags(doc)
+
+    def _read(self, texts: Iterable[str], method: str) -> list[list]:
+        """The results of a method above for each text. White space is normalised, and equal texts
+        are read once."""
         keys = [" ".join(text.split()) for text in texts]
-        pieces = [(piece, key) for key in dict.fromkeys(keys) for piece in _pieces(key)]
-        found: dict[str, list] = {key: [] for key in keys}
-        # NumPy multiplies matrices of many texts in half the time of BLIS. Of few there is little
-        # to gain, and its threads would keep cores busy for a while that a detector has use for.
+        distinct = list(dict.fromkeys(keys))
+        if self.processes > 1 and len(distinct) >= MIN_FOR_PROCESSES and _can_fork():
+            results = self._read_in_processes(distinct, method)
+        else:
+            results = self._read_here(distinct, method)
+        result_of = dict(zip(distinct, results, strict=True))
+        return [list(result_of[key]) for key in keys]
+
+    def _read_here(self, texts: Sequence[str], method: str) -> list[list]:
+        pieces = [(piece, i) for i, text in enumerate(texts) for piece in _pieces(text)]
+        # For many texts, NumPy's matrix product takes half the time of BLIS. For few there is
+        # little to gain, and its threads would keep cores busy that a detector could use.
         self._ops.use_blis = len(pieces) <= FEW
-        docs = self._nlp.pipe(
-            pieces, as_tuples=True, batch_size=self.batch_size, disable=list(disable)
-        )
-        for doc, key in docs:
-            found[key] += words_of(doc)
-        return [list(found[key]) for key in keys]
+        disabled = [] if method == "_chunks_of" else ["parser"]
+        docs = self._nlp.pipe(pieces, as_tuples=True, batch_size=self.batch_size, disable=disabled)
+        results: list[list] = [[] for _ in texts]
+        for doc, i in docs:
+            results[i] += getattr(self, method)(doc)
+        return results
+
+    def _read_in_processes(self, texts: list[str], method: str) -> list[list]:
+        chunks = [(texts[i : i + CHUNK], method) for i in range(0, len(texts), CHUNK)]
+        context = multiprocessing.get_context("fork")  # so that nothing has to be loaded again
+        gc.freeze()  # keeps the forks' garbage collectors from copying what they share with us
+        try:
+            with ProcessPoolExecutor(self.processes, context, _set_forked, (self,)) as pool:
+                return list(chain.from_iterable(pool.map(_read_forked, chunks)))
+        finally:
+            gc.unfreeze()
+
+
+_forked: NounFinder | None = None
+
+
+def _set_forked(finder: NounFinder) -> None:
+    global _forked
+    _forked = finder
+
+
+def _read_forked(chunk: tuple[list[str], str]) -> list[list]:
+    return _forked._read_here(*chunk)
+
+
+def _can_fork() -> bool:
+    forks = "fork" in multiprocessing.get_all_start_methods()
+    return forks and not multiprocessing.current_process().daemon
+
+
+def _rebuild(
+    cls: type[NounFinder], pipeline: str, pos: Sequence[str], batch_size: int, processes: int
+) -> NounFinder:
+    return cls(pipeline, pos=pos, batch_size=batch_size, processes=processes)
 
 
 def chunks_by_tags(doc: Doc) -> list[str]:
     """Noun chunks in lower case by parts of speech alone.
 
     A chunk is a longest run of DET? (ADJ | NUM | NOUN | PROPN | participle)* (NOUN | PROPN), with
-    hyphens inside words. A participle right after a noun begins a clause, not a chunk: "man wearing
-    red hat" gives "man" and "red hat", "the parked car" is one.
+    hyphens inside words. A participle directly after a noun begins a clause, not a chunk: "man
+    wearing red hat" gives "man" and "red hat"; "the parked car" is one chunk.
     """
     chunks: list[str] = []
     run: list[Token] = []
@@ -171,12 +235,8 @@ def _pieces(text: str) -> Iterator[str]:
         yield text
 
 
-def _rebuild(cls: type[NounFinder], pipeline: str, pos: Sequence[str], batch_size: int):
-    return cls(pipeline, pos=pos, batch_size=batch_size)
-
-
 def _load(pipeline: str) -> tuple[Language, NumpyOps]:
-    """The pipeline and what multiplies its matrices on the CPU."""
+    """The pipeline and its operations on the CPU (thinc's), which choose the matrix product."""
     try:
         import spacy
     except ImportError as error:
@@ -187,7 +247,7 @@ def _load(pipeline: str) -> tuple[Language, NumpyOps]:
     if not (Path(source).is_dir() or spacy.util.is_package(str(source))):
         if not pipeline:
             raise ValueError(
-                f"no pipeline at {EMBEDDED}, where vlnms_d2 has its own; install vlnms_d2 again"
+                f"no pipeline at {EMBEDDED}, where vlnms_d2 keeps its own; install vlnms_d2 again"
             )
         raise ImportError(
             f"{KEY} is {pipeline!r}: expected an installed spaCy pipeline, its folder, or nothing "
@@ -198,7 +258,7 @@ def _load(pipeline: str) -> tuple[Language, NumpyOps]:
         nlp = spacy.load(source, exclude=UNUSED)
         ops = _share_ops(nlp)
         tagged = nlp("the red cup").has_annotation("POS", require_complete=True)
-    except Exception as error:  # spaCy and the readers below it raise all sorts of things
+    except Exception as error:  # spaCy and the readers below it raise all kinds of errors
         raise ValueError(_not_usable(source, f"loading it gave: {error}")) from error
     if not tagged:
         raise ValueError(
@@ -208,7 +268,7 @@ def _load(pipeline: str) -> tuple[Language, NumpyOps]:
 
 
 def _share_ops(nlp: Language) -> NumpyOps:
-    """Give all parts of the pipeline that run on the CPU the same operations, and return these."""
+    """Let all parts of the pipeline that run on the CPU share their operations; return these."""
     from thinc.api import NumpyOps
 
     ops = NumpyOps()
@@ -226,8 +286,3 @@ def _not_usable(source: str | Path, why: str) -> str:
         f"speech, but {why}. Give another one (python -m spacy download en_core_web_sm), or "
         "nothing for the one that comes with vlnms_d2"
     )
-
-
-def _has_noun_chunks(nlp: Language) -> bool:
-    """Whether the pipeline parses a language whose noun chunks spaCy knows."""
-    return nlp.has_pipe("parser") and nlp.vocab.get_noun_chunks is not None

@@ -1,26 +1,42 @@
-"""How alike words are: vectors of GloVe or of MiniLM behind one interface."""
+"""Similarity of words: vectors of GloVe or MiniLM behind one interface.
+
+A file in GloVe's text format is converted once to two arrays, which are kept beside it or in a
+given folder: the vectors (.npy, float32 [N, D], rows of unit length or zero) and the index (.npy,
+uint64 [2, W]: hashes of the words in ascending order, and the row of each). Their names contain the
+size and modification time of the text file, so that a changed file is converted again.
+"""
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
-from .glove_block import hash_word
-from .glove_cache import open_vectors
+from ..file_io import atomic_write
 from .minilm import encode, load_minilm
 
 KEY = "MODEL.VLNMS.PSEUDO_GT.WORD_VECTORS"
+CACHE_VERSION = 1
+LINES_FOR_DIM = 100  # lines that decide how many numbers each line has
+LINES_PER_CHUNK = 2000
+
+_GLOVE = "for example glove.840B.300d.txt from https://nlp.stanford.edu/projects/glove/"
 
 
 class WordVectors(ABC):
     """Vectors of words.
 
     Attributes:
-        name: where they come from.
-        dim: numbers a word.
+        name: their source.
+        dim: numbers per word.
     """
 
     name: str
@@ -30,10 +46,10 @@ class WordVectors(ABC):
         """The vectors of W words.
 
         Returns:
-            float32 [W, dim]; rows have unit length, those of unknown words are zero.
+            float32 [W, dim]; rows have unit length, or are zero for unknown words.
 
         Raises:
-            TypeError: one string was given, which would be read letter by letter.
+            TypeError: `words` is a single string.
         """
         if isinstance(words, str):
             raise TypeError(
@@ -46,24 +62,23 @@ class WordVectors(ABC):
         """Cosines of A words with B words.
 
         Returns:
-            float32 [A, B]; 0 where one of the two is unknown.
+            float32 [A, B]; 0 where one of the two words is unknown.
         """
         return np.clip(self(a) @ self(b).T, -1, 1)
 
     @abstractmethod
     def _look_up(self, words: list[str]) -> np.ndarray:
-        """What `__call__` gives, for distinct words."""
+        """`__call__` for distinct words."""
 
     def __deepcopy__(self, memo) -> WordVectors:
-        # Nothing of it changes; a copy of a model needs no second one.
-        return self
+        return self  # immutable, so copies of a model share it
 
 
 class GloveVectors(WordVectors):
-    """Vectors from a file in GloVe's text format, `word v1 ... vd` a line.
+    """Vectors from a file in GloVe's text format, `word v1 ... vd` per line.
 
-    The file is read once and kept as arrays, see `glove_cache`; afterwards it opens at once. A word
-    that it lacks is looked up in lower case. Of equal words the first counts.
+    The file is read once and kept as arrays (see above), which open at once. A word that is not in
+    the file is looked up in lower case. The first of equal words counts.
 
     Args:
         path: for example glove.840B.300d.txt from https://nlp.stanford.edu/projects/glove/.
@@ -71,6 +86,7 @@ class GloveVectors(WordVectors):
 
     Raises:
         FileNotFoundError: no such file.
+        ImportError: the file must be read, and pyarrow is not installed.
         ValueError: a line is malformed, or the file has none.
         OSError: the arrays cannot be written.
     """
@@ -79,26 +95,24 @@ class GloveVectors(WordVectors):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"no word vectors at {path} ({KEY}): expected a file in GloVe's text format, for "
-                "example glove.840B.300d.txt from https://nlp.stanford.edu/projects/glove/, or "
-                "nothing for those of MiniLM"
+                f"no word vectors at {path} ({KEY}): expected a file in GloVe's text format, "
+                f"{_GLOVE}, or nothing for those of MiniLM"
             )
         self.name = str(path)
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
-        self._vectors, self._index = open_vectors(path, self._cache_dir)
+        self._vectors, self._index = _open_cache(path.resolve(), self._cache_dir)
         self.dim = self._vectors.shape[1]
 
     def __len__(self) -> int:
-        """Distinct words."""
+        """Number of distinct words."""
         return self._index.shape[1]
 
     def __contains__(self, word: str) -> bool:
-        """Whether the file has this very word."""
+        """Whether the file has exactly this word."""
         return self._rows([word])[0] >= 0
 
     def __reduce__(self):
-        # Arrays on disk are opened again, not carried along.
-        return type(self), (self.name, self._cache_dir)
+        return type(self), (self.name, self._cache_dir)  # the arrays stay on disk
 
     def _look_up(self, words: list[str]) -> np.ndarray:
         rows = self._rows(words)
@@ -109,8 +123,8 @@ class GloveVectors(WordVectors):
         return vectors
 
     def _rows(self, words: list[str]) -> np.ndarray:
-        """int64 [W]: the row of each word, -1 for those that the file lacks."""
-        hashes = np.array([hash_word(word) for word in words], dtype=np.uint64)
+        """int64 [W]: the row of each word, -1 where the file does not have it."""
+        hashes = np.array([_hash(word) for word in words], dtype=np.uint64)
         known, rows = self._index
         at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
         return np.where(known[at] == hashes, rows[at].astype(np.int64), -1)
@@ -119,7 +133,7 @@ class GloveVectors(WordVectors):
 class MiniLMVectors(WordVectors):
     """Each word or phrase as a sentence of its own through MiniLM, averaged over its pieces.
 
-    Every word is encoded once and remembered. Any word with a letter or sign is known.
+    Every word is encoded once and remembered. Any word that is not blank is known.
 
     Raises:
         ImportError: transformers or the package of the model is not installed.
@@ -145,7 +159,7 @@ class MiniLMVectors(WordVectors):
 
 
 def load_word_vectors(source: str, cache_dir: str | Path | None = None) -> WordVectors:
-    """Empty or "MiniLM" gives `MiniLMVectors`, anything else `GloveVectors` of that path.
+    """`MiniLMVectors` for an empty source or "MiniLM", otherwise `GloveVectors` of that path.
 
     Raises:
         FileNotFoundError, ImportError, OSError, ValueError: see the two classes.
@@ -153,3 +167,241 @@ def load_word_vectors(source: str, cache_dir: str | Path | None = None) -> WordV
     if source in ("", MiniLMVectors.name):
         return MiniLMVectors()
     return GloveVectors(source, cache_dir)
+
+
+def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dict[str, np.ndarray]:
+    """The vectors of some words, as they stand in a file in GloVe's text format.
+
+    Args:
+        path: the file.
+        words: all other words are skipped without parsing their lines.
+        dim: numbers per line.
+
+    Returns:
+        word -> float32 [dim], for the words that are in the file; the first of equal words counts.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the line of one of the words does not have `dim` numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no word vectors at {path} (MODEL.VLNMS.WORD_VECTORS): expected GloVe's text format, "
+            f"{_GLOVE}"
+        )
+    wanted = set(words)
+    vectors: dict[str, np.ndarray] = {}
+    with _open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            # The word ends at the first space unless it contains spaces itself.
+            if line.split(" ", 1)[0].rstrip() not in wanted:
+                continue
+            word, vector, problem = _parse_line(line.rstrip(), dim)
+            if word not in wanted or word in vectors:
+                continue
+            if vector is None:
+                raise ValueError(
+                    f"{path}, line {number}: expected {word!r} and {dim} finite numbers "
+                    f"(MODEL.VLNMS.BIGRU.EMBED_DIM), got {problem}"
+                )
+            vectors[word] = vector
+    return vectors
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def _open_text(path: Path) -> TextIO:
+    return path.open(encoding="utf-8", errors="replace")
+
+
+def _parse_line(line: str, dim: int) -> tuple[str, np.ndarray | None, str]:
+    """One line without white space at its end.
+
+    Returns:
+        The word; float32 [dim], or None for a malformed line; what the line has instead.
+    """
+    # From the right, since a few "words" of GloVe 840B contain spaces.
+    word, *fields = line.rsplit(" ", dim)
+    first, *more = word.split(" ")
+    if more and all(map(_is_number, more)):  # too many numbers rather than a longer word
+        word, fields = first, more + fields
+    problem = f"{word!r} and {len(fields)} fields"
+    if not word or len(fields) != dim or not all(map(_is_number, fields)):
+        return word, None, problem
+    with np.errstate(over="ignore"):  # becomes infinite, which is malformed
+        vector = np.array([float(field) for field in fields], dtype=np.float32)
+    return word, vector if np.isfinite(vector).all() else None, problem
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse_lines(lines: list[str], dim: int) -> tuple[list[str], np.ndarray] | None:
+    """The words and vectors, float32 [L, dim], of lines without white space at their end; None
+    if a line is malformed or unusual, so that `_parse_line` must decide."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    fields = pc.split_pattern(pa.array(lines, pa.string()), " ", max_splits=dim, reverse=True)
+    words = pc.list_element(fields, 0).to_pylist()
+    try:
+        numbers = pc.list_slice(fields, 1).flatten().cast(pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        return None
+    with np.errstate(over="ignore"):
+        numbers = numbers.astype(np.float32)
+    complete = pc.all(pc.equal(pc.list_value_length(fields), dim + 1)).as_py()
+    if not (complete and np.isfinite(numbers).all() and all(words)):
+        return None
+    if any(_is_number(word.rsplit(" ", 1)[1]) for word in words if " " in word):
+        return None
+    return words, numbers.reshape(-1, dim)
+
+
+def _read_chunks(source: Path, dim: int) -> Iterator[tuple[list[str], np.ndarray]]:
+    """The words and vectors of a file in chunks of at most `LINES_PER_CHUNK`, in order."""
+    with _open_text(source) as file:
+        first = 1
+        while chunk := [line.rstrip() for line in islice(file, LINES_PER_CHUNK)]:
+            parsed = _parse_lines([line for line in chunk if line], dim)
+            yield parsed or _parse_one_by_one(source, chunk, first, dim)
+            first += len(chunk)
+
+
+def _parse_one_by_one(
+    source: Path, lines: list[str], first: int, dim: int
+) -> tuple[list[str], np.ndarray]:
+    words, vectors = [], []
+    for number, line in enumerate(lines, start=first):
+        if not line:
+            continue
+        word, vector, problem = _parse_line(line, dim)
+        if vector is None:
+            raise ValueError(
+                f"{source}, line {number}: expected a word and {dim} finite numbers separated by "
+                f"spaces (GloVe's text format; {dim} as in most of the first lines), got "
+                f"{problem}. If the file begins with a line of its size, as those of word2vec and "
+                "fastText do, delete that line; otherwise download the file again"
+            )
+        words.append(word)
+        vectors.append(vector)
+    return words, np.array(vectors, dtype=np.float32).reshape(-1, dim)
+
+
+def _find_dim(source: Path) -> int:
+    """Numbers per line: the most common number of spaces in the first lines."""
+    with _open_text(source) as file:
+        lines = (line.rstrip() for line in file if line.strip())
+        counts = Counter(line.count(" ") for line in islice(lines, LINES_FOR_DIM))
+    dim = counts.most_common(1)[0][0] if counts else 0
+    if not dim:
+        raise ValueError(
+            f"{source}: expected lines of a word and numbers separated by spaces, in GloVe's text "
+            "format, but there are none. Check the file, or download it again"
+        )
+    return dim
+
+
+# --- the arrays ------------------------------------------------------------------------------
+
+
+def _open_cache(source: Path, folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of a text file, memory-mapped, and their index; made if there are none for it."""
+    vectors_path, index_path = _cache_paths(source, folder)
+    arrays = _read_cache(vectors_path, index_path)
+    if arrays is None:
+        try:
+            vectors_path.parent.mkdir(parents=True, exist_ok=True)
+            _make_cache(source, vectors_path, index_path)
+        except OSError as error:
+            raise OSError(
+                f"cannot keep the vectors of {source} in {vectors_path.parent} ({error}): expected "
+                "a folder that can be written to, with room for 4 bytes per number. Move the file "
+                "to one, or give another folder (cache_dir)"
+            ) from error
+        _remove_outdated(vectors_path, index_path)
+        arrays = _read_cache(vectors_path, index_path)
+        if arrays is None:
+            raise OSError(f"{vectors_path} was written but cannot be read back; check the disk")
+    return arrays
+
+
+def _cache_paths(source: Path, folder: Path | None) -> tuple[Path, Path]:
+    status = source.stat()
+    stem = source.name
+    if folder is not None:  # may be shared by files of the same name
+        stem += "-" + hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
+    stem += f".vlnms-v{CACHE_VERSION}-{status.st_size}-{status.st_mtime_ns}"
+    folder = source.parent if folder is None else folder.resolve()
+    return folder / f"{stem}.vectors.npy", folder / f"{stem}.index.npy"
+
+
+def _read_cache(vectors_path: Path, index_path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The two arrays; None if they are missing or damaged."""
+    try:
+        vectors = np.load(vectors_path, mmap_mode="r", allow_pickle=False)
+        index = np.load(index_path, allow_pickle=False)
+    except Exception:  # with damaged headers NumPy raises all kinds of errors
+        return None
+    sound = (
+        (vectors.dtype, vectors.ndim) == (np.float32, 2)
+        and (index.dtype, index.ndim, len(index)) == (np.uint64, 2, 2)
+        and 0 < index.shape[1] <= len(vectors)
+        and index[1].max() < len(vectors)
+    )
+    return (vectors, index) if sound else None
+
+
+def _make_cache(source: Path, vectors_path: Path, index_path: Path) -> None:
+    """Convert the text file chunk by chunk; the index is written last."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{source}: reading GloVe's text format needs pyarrow. Install it with\n"
+            '    pip install "vlnms_d2[nlp]"'
+        ) from error
+    dim = _find_dim(source)
+    hashes: list[int] = []
+    with atomic_write(vectors_path) as file:
+        _write_header(file, 0, dim)
+        for words, vectors in _read_chunks(source, dim):
+            hashes += map(_hash, words)
+            rows = vectors.astype(np.float64)
+            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+            file.write((rows / np.where(lengths > 0, lengths, 1)).astype("<f4").data)
+        _write_header(file, len(hashes), dim)
+    # `unique` gives the first position of equal words.
+    known, first = np.unique(np.array(hashes, dtype=np.uint64), return_index=True)
+    with atomic_write(index_path) as file:
+        np.save(file, np.stack([known, first.astype(np.uint64)]), allow_pickle=False)
+
+
+def _write_header(file: BinaryIO, rows: int, dim: int) -> None:
+    """The header of an .npy file. NumPy pads it for any number of rows, so that it can be written
+    before that number is known, and overwritten afterwards."""
+    file.seek(0)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _hash(word: str) -> int:
+    """64 bits of a word. Among the 2.2 million words of GloVe 840B, the chance that any two
+    collide is one in ten million."""
+    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _remove_outdated(vectors_path: Path, index_path: Path) -> None:
+    """Delete the arrays of earlier versions of the text file."""
+    stem = vectors_path.name.rsplit(".vlnms-", 1)[0]
+    for path in vectors_path.parent.glob(f"{glob.escape(stem)}.vlnms-v*-*-*.npy"):
+        if path not in (vectors_path, index_path):
+            path.unlink(missing_ok=True)

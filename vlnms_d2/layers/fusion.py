@@ -1,6 +1,6 @@
 """Fusion of detector confidence and relatedness to a query into one score.
 
-Source: VL-NMS, Sec. 3.2: the score on which NMS and the final cut run is ``s = r * c``, the
+VL-NMS, Sec. 3.2: NMS and the selection of the final boxes use the score ``s = r * c``, the
 relatedness r of a box to the query times the detector's classification confidence c.
 """
 
@@ -26,7 +26,7 @@ def fuse_scores(
         float tensor of the shape of ``relatedness``: the fused score s.
 
     Raises:
-        ValueError: unknown mode, weight outside [0, 1], or shapes that do not fit together.
+        ValueError: unknown mode, weight outside [0, 1], or shapes that do not match.
     """
     if mode not in FUSION_MODES:
         raise ValueError(f"unknown fusion mode {mode!r}; known modes: {', '.join(FUSION_MODES)}")
@@ -37,7 +37,7 @@ def fuse_scores(
             "expected cls_scores [N] and relatedness [Q, N] or [N], got "
             f"{list(cls_scores.shape)} and {list(relatedness.shape)}"
         )
-    # Broadcasting alone would let one score stand for N boxes without a word.
+    # Broadcasting would silently use a single score for all N boxes.
     if relatedness.shape[-1] != cls_scores.shape[0]:
         raise ValueError(
             f"relatedness is for {relatedness.shape[-1]} boxes, "

@@ -1,32 +1,38 @@
-"""Greedy NMS of the same N boxes under Q score lists at once.
+"""Greedy NMS of N boxes for Q queries at once, each with its own scores.
 
-VL-NMS (Sec. 3.2) runs NMS once per query on the fused score. The boxes' overlaps do not depend on
-the query, so they are found once per image; what remains for each query is to resolve who
-suppresses whom. There are three ways, of which the fastest is taken:
+VL-NMS (Sec. 3.2) runs NMS once per query on the fused score. The IoUs of the boxes do not depend on
+the query, so they are computed once per image. What remains for each query is to decide which boxes
+suppress which others:
 
-* One query is left to torchvision, and so are a few queries on the CPU, and boxes that overlap so
-  much that a greedy walk ends after few of them.
-* Many queries on the CPU walk down their rankings side by side, see ``nms_bitsets``.
-* Many queries on CUDA repeat a rule until nothing changes, see ``nms_fixed_point``.
+* One query is left to torchvision. So are a few queries on the CPU, and boxes of which very many
+  overlap.
+* Many queries on the CPU (``nms_cpu``) and on CUDA (``nms_cuda``) do without a loop over the
+  ranking, as in Cluster-NMS (Zheng et al., "Enhancing Geometric Factors in Model Learning and
+  Inference for Object Detection and Instance Segmentation", 2021, Sec. IV): start with every box
+  kept, and repeat the rule "a box is kept if no better-ranked box that overlaps it is kept" until
+  nothing changes. Suppression only acts down the ranking, so after t repetitions at least the best
+  t boxes are final, and the result is that of greedy NMS, not an approximation. The number of
+  repetitions is the length of the longest chain of suppressions: at most N + 1, a handful in
+  practice.
 
 What equality with torchvision means
 ------------------------------------
 For every query the result is that of ``torchvision.ops.batched_nms`` on the same device:
 
 * The set of kept boxes is the same, rounding included: boxes are shifted apart by class (the
-  "coordinate trick") or compared class by class ("vanilla") at the same sizes, and the IoU is
-  computed with the kernels' own order of operations and their own conversion of the threshold.
-  The CUDA kernel adds the area of the worse-ranked box in a fused multiply-add; for float32
-  boxes that is reproduced in float64, exactly for thresholds from 0.1 up. For float64 boxes on
-  CUDA it is not: an IoU within rounding of the threshold may be decided otherwise. The CPU kernel
-  is taken as compiled without fused steps, as in torchvision's x86-64 wheels.
-* The order is by falling score, equal scores by rising index: the same as torchvision's for the
-  coordinate trick. The vanilla strategy (more than 1,000 boxes on the CPU, 25,000 on CUDA) ends
-  in an unstable sort, so torchvision does not define its order among equal scores; here it is
-  the rising index also there, and of boxes that tie at the cut the lower indices stay.
-* NaN scores rank first and zero-area boxes suppress nothing, as in torchvision. Boxes with
-  negative coordinates may suppress boxes of another class where torchvision lets them do so.
-* float16 and bfloat16 input is raised to float32 first, as Detectron2 does.
+  "coordinate trick") or compared class by class ("vanilla") for the same numbers of boxes, and the
+  IoU and the threshold are computed in the order of operations and the precision of the kernels.
+  The CUDA kernel adds the area of the worse-ranked box in a fused multiply-add. For float32 boxes
+  this is reproduced in float64, exactly for thresholds of at least 0.1. For float64 boxes on CUDA
+  it is not: an IoU within rounding of the threshold may be decided differently. The CPU kernel is
+  assumed to be compiled without fused operations, as in torchvision's x86-64 wheels.
+* Boxes are in descending score order, equal scores in ascending index order, as in torchvision
+  with the coordinate trick. The vanilla strategy (more than 1,000 boxes on the CPU, 25,000 on CUDA)
+  ends in an unstable sort, so torchvision does not define the order of equal scores; here it is
+  ascending index order there too, and of equal scores at the ``topk`` limit the lower indices stay.
+* NaN scores rank first and zero-area boxes suppress nothing, as in torchvision. Boxes with negative
+  coordinates may suppress boxes of another class where they do so in torchvision.
+* float16 and bfloat16 input is converted to float32 first, as in Detectron2.
 """
 
 import numpy as np
@@ -34,11 +40,14 @@ import torch
 import torchvision  # noqa: F401  registers the operator
 from torch import Tensor
 
-from .nms_arithmetic import shifted_by_class, uses_trick
-from .nms_bitsets import nms_bitsets
-from .nms_fixed_point import nms_fixed_point
+from .nms_cpu import nms_cpu
+from .nms_cuda import nms_cuda
+from .nms_iou import TRICK_MAX_NUMEL_CPU, TRICK_MAX_NUMEL_CUDA, shift_by_class, uses_trick
 
-# Called as such, torchvision.ops.nms has checks that take time at each call.
+# On the CPU, the number of queries from which on nms_cpu is faster than torchvision query by query.
+_MIN_QUERIES = 8
+
+# The operator itself: torchvision.ops.nms runs further checks at each call.
 _nms = torch.ops.torchvision.nms
 
 
@@ -48,22 +57,22 @@ def multi_query_nms(
     """NMS within classes for Q queries, each with its own scores of the same N boxes.
 
     Args:
-        boxes: float [N, 4], or [Q, N, 4] where each query has boxes of its own; xyxy in pixels.
+        boxes: float [N, 4], or [Q, N, 4] if each query has its own boxes; xyxy in pixels.
         scores: float [Q, N], of the dtype of the boxes.
         classes: int [N], the class of each box; boxes of different classes do not compete.
-        iou_threshold: in [0, 1]; a box goes if its IoU with a better kept one is above
-            (not at) it.
-        topk: most boxes to return per query; None or negative for all.
+        iou_threshold: in [0, 1]; a box is suppressed if its IoU with a better-ranked kept box is
+            above (not at) it.
+        topk: the maximum number of boxes to return per query; None or negative for all.
 
     Returns:
         ``(keep, num_kept)``: ``keep`` int64 [Q, K], K = min(topk, N), the indices into the N boxes
-        that each query keeps, by falling score, then filled up with -1; ``num_kept`` int64 [Q],
-        how many there are in each row. Per query equal to ``batched_nms(...)[:topk]``, in the
-        sense that the module's documentation gives.
+        that each query keeps, in descending score order and padded with -1; ``num_kept`` int64
+        [Q], how many there are in each row. Each row equals ``batched_nms(...)[:topk]`` in the
+        sense of the module's documentation.
 
     Raises:
-        ValueError: shapes that do not fit together, or a threshold outside [0, 1].
-        TypeError: boxes and scores of different or of no floating-point dtypes.
+        ValueError: the shapes do not match, or the threshold is outside [0, 1].
+        TypeError: boxes and scores differ in dtype, or it is not a floating-point dtype.
     """
     boxes, scores = _checked(boxes, scores, classes, iou_threshold)
     num_queries, num_boxes = scores.shape
@@ -71,12 +80,15 @@ def multi_query_nms(
     if num_queries == 0 or num_boxes == 0:
         keep = torch.full((num_queries, topk), -1, device=scores.device)
         return keep, keep.new_zeros(num_queries)
-    problem = (boxes, scores, classes, iou_threshold, topk)
     if num_queries == 1:
-        return _single(*problem)
+        return _one_query(boxes, scores, classes, iou_threshold, topk)
     if not boxes.is_cpu:
-        return nms_fixed_point(*problem)
-    return nms_bitsets(*problem) or _one_by_one(*problem)
+        return nms_cuda(boxes, scores, classes, iou_threshold, topk)
+    if num_queries >= _MIN_QUERIES:
+        result = nms_cpu(boxes, scores, classes, iou_threshold, topk)
+        if result is not None:
+            return result
+    return _query_by_query(boxes, scores, classes, iou_threshold, topk)
 
 
 def _checked(
@@ -95,63 +107,64 @@ def _checked(
         raise ValueError(f"expected classes {[num_boxes]}, got {list(classes.shape)}")
     if not 0.0 <= iou_threshold <= 1.0:
         raise ValueError(f"the IoU threshold must lie in [0, 1], got {iou_threshold}")
-    boxes, scores = _plain(boxes), _plain(scores)
+    boxes, scores = _at_least_float32(boxes), _at_least_float32(scores)
     if boxes.dtype != scores.dtype or not boxes.is_floating_point():
         raise TypeError(
-            "boxes and scores must have one floating-point dtype, got "
+            "boxes and scores must have the same floating-point dtype, got "
             f"{boxes.dtype} and {scores.dtype}"
         )
     return boxes, scores
 
 
-def _plain(values: Tensor) -> Tensor:
-    """The values without gradient and in at least float32."""
+def _at_least_float32(values: Tensor) -> Tensor:
+    """The values, detached."""
     if values.requires_grad:
         values = values.detach()
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def _single(
+def _one_query(
     boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, topk: int
 ) -> tuple[Tensor, Tensor]:
-    """The one query's NMS by torchvision. Each operation counts beside its own few."""
-    own = boxes if boxes.dim() == 2 else boxes[0]
-    kept = _kept_by_one(own, scores[0], classes, iou_threshold)
-    # A negative width cuts.
+    """NMS of one query by torchvision. It is so fast that each operation and call here counts."""
+    query_boxes, query_scores = boxes if boxes.dim() == 2 else boxes[0], scores[0]
+    if boxes.numel() <= (TRICK_MAX_NUMEL_CPU if boxes.is_cpu else TRICK_MAX_NUMEL_CUDA):
+        # shift_by_class, inlined.
+        shifted = query_boxes + classes.to(boxes)[:, None] * (query_boxes.max() + 1)
+        kept = _nms(shifted, query_scores, iou_threshold)
+    else:
+        kept = _class_by_class(query_boxes, query_scores, classes, iou_threshold)
+    # A negative pad width removes elements.
     keep = torch.constant_pad_nd(kept[None], (0, topk - len(kept)), -1)
     return keep, kept.new_full((1,), min(len(kept), topk))
 
 
-def _kept_by_one(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """The boxes [N, 4] that one query keeps under its scores [N], int64, by falling score."""
-    if uses_trick(boxes):
-        return _nms(shifted_by_class(boxes, classes), scores, iou_threshold)
-    # Class by class, as `batched_nms` does, but with a stable order at the end.
+def _query_by_query(
+    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, topk: int
+) -> tuple[Tensor, Tensor]:
+    """NMS of a few queries by torchvision, on the CPU."""
+    trick = uses_trick(boxes)
+    if trick:
+        boxes = shift_by_class(boxes, classes)
+    keep = np.full((len(scores), topk), -1)
+    num_kept = np.empty(len(scores), dtype=np.int64)
+    for query, query_boxes in enumerate(boxes.expand(len(scores), -1, -1).unbind()):
+        if trick:
+            kept = _nms(query_boxes, scores[query], iou_threshold)
+        else:
+            kept = _class_by_class(query_boxes, scores[query], classes, iou_threshold)
+        num_kept[query] = count = min(len(kept), topk)
+        keep[query, :count] = kept.numpy()[:count]
+    return torch.from_numpy(keep), torch.from_numpy(num_kept)
+
+
+def _class_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+    """NMS of boxes [N, 4] within each class in turn, as ``batched_nms`` does for many boxes, but
+    with a stable sort at the end. Returns int64 [K], in descending score order."""
     members = classes.argsort(stable=True)
     sizes = classes[members].unique_consecutive(return_counts=True)[1].tolist()
     if len(sizes) == 1:
         return _nms(boxes, scores, iou_threshold)
-    members = members.split(sizes)
-    kept = [own[_nms(boxes[own], scores[own], iou_threshold)] for own in members]
+    kept = [m[_nms(boxes[m], scores[m], iou_threshold)] for m in members.split(sizes)]
     kept = torch.cat(kept).sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]
-
-
-def _one_by_one(
-    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, topk: int
-) -> tuple[Tensor, Tensor]:
-    """Torchvision's NMS for one query after the other, on the CPU."""
-    trick = uses_trick(boxes)
-    if trick:
-        boxes = shifted_by_class(boxes, classes)
-    keep = np.full((len(scores), topk), -1)
-    num_kept = np.empty(len(scores), dtype=np.int64)
-    every = zip(boxes.expand(len(scores), -1, -1).unbind(), scores.unbind(), strict=True)
-    for query, (own, row) in enumerate(every):
-        if trick:
-            kept = _nms(own, row, iou_threshold)
-        else:
-            kept = _kept_by_one(own, row, classes, iou_threshold)
-        num_kept[query] = count = min(len(kept), topk)
-        keep[query, :count] = kept.numpy()[:count]
-    return torch.from_numpy(keep), torch.from_numpy(num_kept)

@@ -1,10 +1,11 @@
 """RoIAlign on the CPU as weighted sums of rows.
 
-RoIAlign (He et al., "Mask R-CNN", 2017) averages bilinear samples of a map on a regular grid in
-each bin. A sample's weights are a product of one for its row and one for its column, and so is
-the sum of all weights of a bin. So a bin is a weighted sum of (grid + 1)^2 pixels in place of
-4 * grid^2, all channels at once, which is what `embedding_bag` does: on all cores and four times
-as fast on one as torchvision's kernel, which goes channel by channel on one core.
+RoIAlign (He et al., "Mask R-CNN", 2017) averages bilinear samples of a feature map, taken on a
+regular grid in each bin. The weight of a pixel in a sample is the product of a weight for its row
+and one for its column, and so is its total weight in a bin. A bin is therefore a weighted sum of
+(grid + 1)^2 pixels rather than 4 * grid^2, all channels at once, and this is what `embedding_bag`
+computes. It uses all cores, and on a single one it is four times as fast as torchvision's kernel,
+which processes one channel after the other on one core.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ def roi_align_rows(
     scales: Sequence[float],
     output_size: tuple[int, int],
 ) -> Tensor:
-    """RoIAlign of boxes on the levels of a pyramid, no gradient.
+    """RoIAlign of boxes on the levels of a feature pyramid, without gradient.
 
-    The same as `torchvision.ops.roi_align(..., sampling_ratio=0, aligned=True)` of each box on its
-    level, but for rounding.
+    Up to rounding, the same as `torchvision.ops.roi_align(..., sampling_ratio=0, aligned=True)` of
+    each box on its level.
 
     Args:
-        maps: per level float32 [I, C, height, width].
+        maps: per level, float32 [I, C, height, width].
         boxes: float32 [N, 4], finite, xyxy in pixels of the image.
-        image: int64 [N], which of the I images each box is in.
-        level: int64 [N], which map each box is pooled from.
+        image: int64 [N], the image of each box, in [0, I).
+        level: int64 [N], the level that each box is pooled from.
         scales: per level, pixels of the map per pixel of the image.
-        output_size: bins (down, across).
+        output_size: the number of bins (rows, columns).
 
     Returns:
-        float32 [N, C, down, across].
+        float32 [N, C, rows, columns].
     """
     down, across = output_size
     channels = maps[0].shape[1]
@@ -49,15 +50,15 @@ def roi_align_rows(
     sizes = corners[:, 2:] - corners[:, :2]
     grid = (sizes / torch.tensor([across, down])).ceil().long()
     pooled = boxes.new_empty(len(boxes), down * across, channels)
-    # All boxes that take as many samples from one map at once.
-    kinds, kind = torch.cat([level[:, None], grid], dim=1).unique(dim=0, return_inverse=True)
-    for i, (own_level, grid_x, grid_y) in enumerate(kinds.tolist()):
-        own = (kind == i).nonzero()[:, 0]
-        height, width = maps[own_level].shape[-2:]
-        start = first_row[own_level] + image[own] * (height * width)
-        y, weight_y = _pixels(corners[own, 1], sizes[own, 1], down, grid_y, height)
-        x, weight_x = _pixels(corners[own, 0], sizes[own, 0], across, grid_x, width)
-        # rows, weights: [n, down, across, pixels down, pixels across]
+    # Boxes of the same level and with the same number of samples are pooled together.
+    groups, group = torch.cat([level[:, None], grid], dim=1).unique(dim=0, return_inverse=True)
+    for i, (group_level, grid_x, grid_y) in enumerate(groups.tolist()):
+        members = (group == i).nonzero()[:, 0]  # [n]
+        height, width = maps[group_level].shape[-2:]
+        start = first_row[group_level] + image[members] * (height * width)
+        y, weight_y = _pixels(corners[members, 1], sizes[members, 1], down, grid_y, height)
+        x, weight_x = _pixels(corners[members, 0], sizes[members, 0], across, grid_x, width)
+        # rows, weights: [n, down, across, grid_y + 1, grid_x + 1]
         rows = (start[:, None, None] + y * width)[:, :, None, :, None] + x[:, None, :, None]
         weights = weight_y[:, :, None, :, None] * weight_x[:, None, :, None]
         bags = F.embedding_bag(
@@ -66,28 +67,28 @@ def roi_align_rows(
             mode="sum",
             per_sample_weights=weights.flatten(3).flatten(0, 2),
         )
-        pooled[own] = bags.view(len(own), down * across, channels)
+        pooled[members] = bags.view(len(members), down * across, channels)
     return pooled.transpose(1, 2).contiguous().view(len(boxes), channels, down, across)
 
 
 def _pixels(
     start: Tensor, size: Tensor, bins: int, grid: int, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Which pixels of an axis the bins of boxes are made of.
+    """The pixels along one axis that each bin is a weighted sum of.
 
     Args:
-        start, size: float [n], of the boxes on that axis, in pixels of the map.
-        bins: how many each box is divided into.
-        grid: samples in each bin; none for boxes without a size, which are pooled to zeros.
-        length: pixels of the axis.
+        start, size: float [n], of the boxes along this axis, in pixels of the map.
+        bins: the number of bins per box.
+        grid: the number of samples per bin; 0 for boxes without a size, which are pooled to zeros.
+        length: the number of pixels of the map.
 
     Returns:
-        pixels int64 and their weights float, [n, bins, max(grid, 1) + 1] each.
+        pixels int64 and weights float, [n, bins, max(grid, 1) + 1] each.
     """
     if grid == 0:
-        nothing = size.new_zeros(len(size), bins, 2)
-        return nothing.long(), nothing
-    # The kernel's own order of operations: it decides here what is inside.
+        zeros = size.new_zeros(len(size), bins, 2)
+        return zeros.long(), zeros
+    # In the kernel's order of operations, as rounding decides what is inside the map.
     step = (size / bins)[:, None, None]
     number, sample = torch.arange(bins)[:, None], torch.arange(grid) + 0.5
     position = start[:, None, None] + number * step + sample * step / grid
@@ -95,7 +96,7 @@ def _pixels(
     position = position.clamp(0, length - 1)
     below = position.floor()
     first = below[..., :1]
-    # Samples are at most a pixel apart; rounding may not lead beyond the last pixel of the bin.
+    # Samples are at most a pixel apart; clamp, as rounding could exceed the last pixel of the bin.
     offset = (below - first).clamp(max=grid - 1)
     above = position - first - offset
     weights = position.new_zeros(*position.shape[:2], grid + 1)

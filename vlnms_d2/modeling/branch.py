@@ -1,9 +1,13 @@
-"""The relatedness branch: all that the plugin adds to a detector's weights."""
+"""The relatedness branch: everything that the plugin adds to a detector's weights."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from .relatedness import Relatedness, RelatednessOutput
 from .text import TextEncoder, TextFeatures
@@ -13,14 +17,15 @@ class RelatednessBranch(nn.Module):
     """Text encoder, visual encoder and relatedness module.
 
     Args:
-        visual_encoder: the branch's own copy of the detector's head, or None where the feature
-            of the detector itself is used ("shared").
+        visual_encoder: the branch's copy of the detector's head; None where the detector's own
+            features are used ("shared").
         text_encoder: from strings to word features.
         relatedness: from box and word features to logits.
-        refinement_encoder: one more copy for the box refinement, or None where it uses the features
-            that the relatedness does.
-        chunk_bytes: the queries of an image are scored so many at a time that the memory that
-            this takes for a while stays below it.
+        refinement_encoder: a second copy of the detector's head for the box refinement; None
+            where it uses the same features as the relatedness.
+        chunk_bytes: limit on the temporary memory of scoring the queries of one image; see
+            `score`.
+        precision: "float32" or "bfloat16", of the layers.
     """
 
     def __init__(
@@ -30,16 +35,27 @@ class RelatednessBranch(nn.Module):
         relatedness: Relatedness,
         refinement_encoder: nn.Module | None = None,
         chunk_bytes: int = 256 << 20,
+        precision: str = "float32",
     ):
         super().__init__()
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"MODEL.VLNMS.PRECISION is {precision!r}, expected 'float32' or 'bfloat16'"
+            )
         self.visual_encoder = visual_encoder
         self.text_encoder = text_encoder
         self.relatedness = relatedness
         self.refinement_encoder = refinement_encoder
         self.chunk_bytes = chunk_bytes
+        self.precision = precision
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the branch computes, by its precision."""
+        device = next(self.buffers(), next(self.parameters(), torch.empty(0))).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def encode_queries(self, queries: list[list[str]]) -> list[TextFeatures]:
-        """Encode the queries of several images, each distinct query once.
+        """Encode the queries of several images; each distinct query is encoded once.
 
         Args:
             queries: per image its queries.
@@ -47,10 +63,31 @@ class RelatednessBranch(nn.Module):
         Returns:
             Per image one TextFeatures.
         """
-        texts = dict.fromkeys(text for own in queries for text in own)
-        distinct = {text: i for i, text in enumerate(texts)}
-        features = self.text_encoder(list(distinct))
-        return [features[[distinct[text] for text in own]] for own in queries]
+        distinct = list(dict.fromkeys(text for texts in queries for text in texts))
+        row = {text: i for i, text in enumerate(distinct)}
+        features = self.text_encoder(distinct)
+        return [features[[row[text] for text in texts]] for texts in queries]
+
+    def encode_boxes(
+        self, pooled: list[Tensor], apply: Callable[[nn.Module, Tensor], Tensor]
+    ) -> list[Tensor]:
+        """Visual features of the pooled boxes of several images.
+
+        Args:
+            pooled: per image float [N, ...].
+            apply: applies an encoder to pooled boxes of all images: float [sum of N, D].
+
+        Returns:
+            Per image float [N, D]; [N, 2 * D] where the box refinement has features of its own.
+        """
+        if self.visual_encoder is None or not pooled:
+            return pooled
+        boxes = pooled[0] if len(pooled) == 1 else torch.cat(pooled)
+        encoders = [self.visual_encoder]
+        if self.refinement_encoder is not None:
+            encoders.append(self.refinement_encoder)
+        encoded = torch.cat([apply(encoder, boxes) for encoder in encoders], dim=1)
+        return list(encoded.split([len(image) for image in pooled]))
 
     def score(
         self,
@@ -61,13 +98,16 @@ class RelatednessBranch(nn.Module):
     ) -> tuple[Tensor, RelatednessOutput]:
         """Relatedness of every box to every query, at inference.
 
+        The queries are scored in chunks, so that temporary memory stays below `chunk_bytes`
+        whatever their number.
+
         An empty query mentions nothing, so nothing speaks against a box: r = 1 and no box
-        refinement, and the fused score leaves the detector's order as it is.
+        refinement, and the fused score keeps the detector's order.
 
         Args:
             visual: float [N, D], box features of one image.
             locations: float [N, 5]; see `box_locations`.
-            text: its Q queries.
+            text: the image's Q queries.
             with_attention: see `Relatedness.forward`.
 
         Returns:
@@ -82,7 +122,33 @@ class RelatednessBranch(nn.Module):
             len(text),
             text.mask.shape[1],
         )
-        empty = ~text.mask.any(dim=1, keepdim=True)
+        empty = ~text.mask.any(dim=1, keepdim=True)  # [Q, 1]
         if output.deltas is not None:
             output.deltas = output.deltas.masked_fill(empty[..., None], 0.0)
         return torch.where(empty, 1.0, output.logits.sigmoid()), output
+
+
+def refine_boxes(
+    boxes: Tensor, deltas: Tensor, image_size: tuple[int, int], box2box: Box2BoxTransform
+) -> Tensor:
+    """Apply each query's box refinement t (Sec. 3.2.2) to the candidates' boxes.
+
+    Zeros leave a box unchanged, to the bit, and so does a refinement that would move all of the
+    box out of the image: Detectron2 drops empty boxes, and the query may have no other.
+
+    Args:
+        boxes: float [N, 4], xyxy in pixels.
+        deltas: float [Q, N, 4], t.
+        image_size: (height, width) in pixels.
+        box2box: the parameterisation of t, that of the detector's box predictor.
+
+    Returns:
+        float [Q, N, 4], clipped to the image.
+    """
+    # Detectron2's transform takes several deltas per box side by side: [N, Q * 4].
+    refined = box2box.apply_deltas(deltas.transpose(0, 1).flatten(1), boxes)
+    refined = refined.unflatten(1, (len(deltas), 4)).transpose(0, 1)  # [Q, N, 4]
+    refined = clip_boxes_to_image(refined, image_size)
+    has_area = (refined[..., 2:] > refined[..., :2]).all(dim=-1)
+    applies = has_area & deltas.any(dim=-1)
+    return torch.where(applies[..., None], refined, boxes)

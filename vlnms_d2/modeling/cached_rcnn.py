@@ -1,14 +1,13 @@
-"""A `GeneralizedRCNN` whose frozen detector looks at each image once, however often it is shown.
+"""A `GeneralizedRCNN` that runs its frozen detector once per image and caches the result on disk.
 
-While the relatedness branch learns, the detector does not: what it says of an image is the same
-in every epoch, in every run and at every evaluation. It takes most of the time of a training step.
+While the relatedness branch is trained, the detector is not: its output for an image is the same
+in every epoch, in every run and at every evaluation, and takes most of the time of a training step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,45 +18,31 @@ from torch import Tensor
 
 from ..file_io import atomic_write
 from .candidates import Candidates
-from .query_conditioned import QueryConditionedMixin
+from .feature_extraction import ImageFeatures, extract_features
 from .relatedness import visual_encoder_name
-
-
-@dataclass
-class SeenImage:
-    """What the frozen detector said of an image.
-
-    Attributes:
-        image_size: (height, width) in pixels of the network's input.
-        candidates: all of them, pooled.
-        stock: the detector's own result: `pred_boxes`, `scores`, `pred_classes`.
-    """
-
-    image_size: tuple[int, int]
-    candidates: Candidates
-    stock: Instances
+from .roi_heads import QueryConditionedMixin
 
 
 @META_ARCH_REGISTRY.register()
 class CachedRCNN(GeneralizedRCNN):
     """`GeneralizedRCNN` with a VL-NMS head, for training the branch and for evaluating it often.
 
-    Give `MODEL.META_ARCHITECTURE: "CachedRCNN"` and a folder, `MODEL.VLNMS.CACHE_DIR`. Losses and
-    results are those of `GeneralizedRCNN` on one image at a time, the weights have the same
-    names. Images are told apart by their pixels, detectors by their settings and by their weights
-    when the first image is seen or after the model's `load_state_dict`, so one folder serves any
-    number of runs, also at the same time. A forward that gives masks or
-    keypoints needs the feature maps and is not cached. The folder takes 4 bytes for each number
-    of what is pooled: 3 MB an image for 250 candidates of RefShapes' detector, 15 MB for 300 of
-    a full-size FPN; what a C4 head pools is too large for this.
+    Set `MODEL.META_ARCHITECTURE: "CachedRCNN"` and a folder, `MODEL.VLNMS.CACHE_DIR`. Losses and
+    results are those of `GeneralizedRCNN` with one image at a time, and weights have the same
+    names. Images are identified by their pixels, detectors by their settings and by their weights
+    (when the first image is read, or after the model's `load_state_dict`), so one folder serves
+    any number of runs, also concurrent ones. A forward with masks or keypoints needs the feature
+    maps and is not cached. The folder takes 4 bytes per number that is pooled: 3 MB an image for
+    250 candidates of RefShapes' detector, 15 MB for 300 of a full-size FPN; what a C4 head pools
+    is too large for this.
 
     Args:
         cache_dir: the folder.
-        settings: text of all settings that the detector's answer depends on.
+        settings: text of all settings that the detector's output depends on.
 
     Raises:
-        ValueError: `cache_dir` is empty, the head is none of VL-NMS, the detector is not frozen, or
-            it takes its proposals from files.
+        ValueError: `cache_dir` is empty, the head is not one of VL-NMS, the detector is not frozen,
+            or its proposals come from files.
     """
 
     @configurable
@@ -76,7 +61,7 @@ class CachedRCNN(GeneralizedRCNN):
             )
         if self.proposal_generator is None:
             raise ValueError(
-                "CachedRCNN needs a detector that makes its own proposals, but "
+                "CachedRCNN needs a detector that computes its own proposals, but "
                 "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals; use GeneralizedRCNN"
             )
         self.cache_dir = Path(cache_dir)
@@ -95,11 +80,11 @@ class CachedRCNN(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
         batch = self.roi_heads.current_queries(len(batched_inputs))
-        self.roi_heads.check_trainable(batch)
-        asked = [x for x, queries in zip(batched_inputs, batch.queries, strict=True) if queries]
-        seen = [self._see(x) for x in asked]
+        batch.check_for_training(self.roi_heads.freeze_detector)
+        queried = [x for x, queries in zip(batched_inputs, batch.queries, strict=True) if queries]
+        images = [self.cached_features(image_input) for image_input in queried]
         return self.roi_heads.query_losses(
-            [s.candidates for s in seen], [s.image_size for s in seen], batch
+            [image.candidates for image in images], [image.image_size for image in images], batch
         )
 
     def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
@@ -109,59 +94,43 @@ class CachedRCNN(GeneralizedRCNN):
         if detected_instances is not None or needs_maps:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
         batch = head.current_queries(len(batched_inputs))
-        seen = [self._see(image_input) for image_input in batched_inputs]
-        asked = [i for i, queries in enumerate(batch.queries) if queries is not None]
-        answers = head.answer(
-            [seen[i].candidates for i in asked],
-            [seen[i].image_size for i in asked],
-            [batch.queries[i] for i in asked],
+        images = [self.cached_features(image_input) for image_input in batched_inputs]
+        queried = [i for i, queries in enumerate(batch.queries) if queries is not None]
+        query_results = head.score_queries(
+            [images[i].candidates for i in queried],
+            [images[i].image_size for i in queried],
+            [batch.queries[i] for i in queried],
         )
-        results = [s.stock for s in seen]
-        for i, answer in zip(asked, answers, strict=True):
-            results[i] = answer.per_query(answer.distinct_instances(seen[i].image_size))
+        results = [image.detections for image in images]
+        for i, result in zip(queried, query_results, strict=True):
+            results[i] = result.per_query(result.distinct_instances(images[i].image_size))
         if not do_postprocess:
             return results
-        sizes = [s.image_size for s in seen]
+        sizes = [image.image_size for image in images]
         return GeneralizedRCNN._postprocess(results, batched_inputs, sizes)
 
-    def _see(self, image_input: dict) -> SeenImage:
-        """What the detector says of the image, from the folder or, the first time, from itself."""
-        image = image_input["image"]
-        path = self._detector_folder() / f"{_digest([image])}.pt"
+    def cached_features(self, image_input: dict) -> ImageFeatures:
+        """The detector's output for the image, from the folder or, the first time, computed."""
+        path = self._detector_folder() / f"{_digest([image_input['image']])}.pt"
         if not path.is_file():
+            with torch.autocast(self.device.type, enabled=False):
+                image = extract_features(self, image_input)
             with atomic_write(path) as file:
-                torch.save(self._look_at(image), file)
+                torch.save(_to_dict(image), file)
         try:
-            # Mapped, so that of what is pooled only the candidates that take part are read.
-            said = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            candidates = Candidates(**said["candidates"])
-            stock = Instances(said["image_size"])
-            stock.pred_boxes = Boxes(said["stock_boxes"])
-            stock.scores, stock.pred_classes = said["stock_scores"], said["stock_classes"]
+            # Memory-mapped, so that only the pooled features of sampled candidates are read.
+            image = _from_dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
         except (RuntimeError, OSError, pickle.UnpicklingError, LookupError, TypeError) as error:
             raise ValueError(
                 f"{path} of MODEL.VLNMS.CACHE_DIR cannot be read ({error}); delete it and it is "
-                "made anew"
+                "computed again"
             ) from error
-        return SeenImage(said["image_size"], candidates.to(self.device), stock.to(self.device))
-
-    @torch.no_grad()
-    def _look_at(self, image: Tensor) -> dict:
-        with torch.autocast(self.device.type, enabled=False):
-            images = self.preprocess_image([{"image": image}])
-            features = self.backbone(images.tensor)
-            proposals, _ = self.proposal_generator(images, features, None)
-            [candidates], [stock] = self.roi_heads.detect(features, proposals)
-        return {
-            "image_size": tuple(images.image_sizes[0]),
-            "candidates": vars(candidates),
-            "stock_boxes": stock.pred_boxes.tensor,
-            "stock_scores": stock.scores,
-            "stock_classes": stock.pred_classes,
-        }
+        image.candidates = image.candidates.to(self.device)
+        image.detections = image.detections.to(self.device)
+        return image
 
     def _detector_folder(self) -> Path:
-        """The folder of this detector, made on first use after weights were loaded."""
+        """The folder of this detector, created on first use after weights were loaded."""
         if self._folder is None:
             weights = self.state_dict()
             detector = [weights[k] for k in sorted(weights) if ".vlnms." not in k]
@@ -174,14 +143,35 @@ def _forget_folder(model: CachedRCNN, incompatible_keys: object) -> None:
     model._folder = None
 
 
+def _to_dict(image: ImageFeatures) -> dict:
+    detections = image.detections
+    return {
+        "image_size": tuple(image.image_size),
+        "candidates": vars(image.candidates),
+        "stock_boxes": detections.pred_boxes.tensor,
+        "stock_scores": detections.scores,
+        "stock_classes": detections.pred_classes,
+    }
+
+
+def _from_dict(content: dict) -> ImageFeatures:
+    size = content["image_size"]
+    detections = Instances(size)
+    detections.pred_boxes = Boxes(content["stock_boxes"])
+    detections.scores = content["stock_scores"]
+    detections.pred_classes = content["stock_classes"]
+    # The pixels do not tell the output size, which is that of each input.
+    return ImageFeatures(size, size, Candidates(**content["candidates"]), detections)
+
+
 def _detector_settings(cfg: CfgNode) -> str:
-    """All settings that the detector's answer may depend on, as text."""
+    """All settings that the detector's output may depend on, as text."""
     model = cfg.MODEL.clone()
     model.defrost()
     model.WEIGHTS = model.DEVICE = model.META_ARCHITECTURE = ""
     vlnms = model.pop("VLNMS")
-    own = {"candidates": vlnms.MAX_CANDIDATES, "visual_encoder": visual_encoder_name(cfg)}
-    return f"{model}\n{own}\n{cfg.TEST.DETECTIONS_PER_IMAGE}\n{cfg.INPUT.FORMAT}"
+    branch = {"candidates": vlnms.MAX_CANDIDATES, "visual_encoder": visual_encoder_name(cfg)}
+    return f"{model}\n{branch}\n{cfg.TEST.DETECTIONS_PER_IMAGE}\n{cfg.INPUT.FORMAT}"
 
 
 def _digest(tensors: list[Tensor], text: str = "") -> str:

@@ -1,15 +1,84 @@
-"""Candidates: the (proposal, class) pairs that the detector is not sure to be nothing."""
+"""From the detector's predictions to candidates, and from candidates to pooled features.
+
+A candidate is a (proposal, class) pair with class confidence above delta, before any NMS.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-# SPEC section 2: how far delta is lowered at a time where an image has no candidate above it.
+from ..layers.roi_align import roi_align_rows
+
+# Delta is lowered in steps of this size where an image has no candidate above it.
 DELTA_STEP = 0.005
+
+
+class Predictions(NamedTuple):
+    """What the detector's head predicts for the proposals of I images, before any threshold.
+
+    Attributes:
+        boxes: per image float [R, K * 4] or, class-agnostic, [R, 4]; xyxy in pixels of the
+            network's input.
+        scores: per image float [R, K + 1], class probabilities, background last.
+        features: per image float [R, D], the features that the scores were computed from.
+    """
+
+    boxes: list[Tensor]
+    scores: list[Tensor]
+    features: list[Tensor]
+
+
+def apply_box_predictor(
+    predictor: FastRCNNOutputLayers, box_features: Tensor, proposals: list[Instances]
+) -> Predictions:
+    """Apply a box predictor to the box features of all images' proposals."""
+    predictions = predictor(box_features)
+    return Predictions(
+        list(predictor.predict_boxes(predictions, proposals)),
+        list(predictor.predict_probs(predictions, proposals)),
+        list(box_features.flatten(1).split([len(p) for p in proposals])),
+    )
+
+
+def stock_results(
+    predictor: FastRCNNOutputLayers,
+    predictions: Predictions,
+    image_sizes: list[tuple[int, int]],
+    indices: list[int],
+) -> list[Instances]:
+    """The stock detector's own results, without masks and keypoints.
+
+    Args:
+        predictor: provides the detector's thresholds.
+        predictions: of all images.
+        image_sizes: of all images, (height, width) in pixels.
+        indices: the images to return.
+
+    Returns:
+        Per image in `indices` an Instances with `pred_boxes`, `scores` and `pred_classes`.
+    """
+    results, _ = fast_rcnn_inference(
+        [predictions.boxes[i] for i in indices],
+        [predictions.scores[i] for i in indices],
+        [image_sizes[i] for i in indices],
+        predictor.test_score_thresh,
+        predictor.test_nms_thresh,
+        predictor.test_topk_per_image,
+    )
+    return results
 
 
 @dataclass
@@ -20,8 +89,8 @@ class Candidates:
         boxes: float [N, 4], class-specific refined boxes, xyxy in pixels of the network's input.
         scores: float [N], class confidence c.
         classes: int64 [N].
-        proposal_index: int64 [N], the proposal that each comes from.
-        pooled: float [N, ...], what the visual encoder makes features of; None before pooling.
+        proposal_index: int64 [N], the proposal that each candidate comes from.
+        pooled: float [N, ...], the input of the visual encoder; None before pooling.
     """
 
     boxes: Tensor
@@ -58,21 +127,21 @@ def select_candidates(
     score_thresh: float,
     max_candidates: int,
 ) -> Candidates:
-    """Select the (proposal, class) pairs with confidence above `score_thresh` (SPEC section 2).
+    """Select the (proposal, class) pairs with confidence above `score_thresh`, without NMS.
 
-    No NMS here. Where no pair is above the threshold, it is lowered in steps of 0.005 until one
-    is, so that an image with proposals always has a candidate.
+    Where no pair is above the threshold, it is lowered in steps of 0.005 until one is, so that an
+    image with proposals always has a candidate.
 
     Args:
         boxes: float [R, K * 4] or, class-agnostic, [R, 4]; xyxy in pixels, as Detectron2's
-            `predict_boxes` gives them. Clipped to the image here.
+            `predict_boxes` returns them. Clipped to the image here.
         scores: float [R, K + 1], class probabilities, background last.
         image_size: (height, width) in pixels.
         score_thresh: delta.
-        max_candidates: of more candidates only those of highest confidence stay.
+        max_candidates: if there are more, those of highest confidence are kept.
 
     Returns:
-        Candidates in the order of proposals, then classes, as stock Detectron2 goes through them.
+        Candidates in the order of proposals, then classes, as in stock Detectron2.
 
     Raises:
         ValueError: `max_candidates` is below 1.
@@ -82,13 +151,13 @@ def select_candidates(
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     scores = torch.where(finite[:, None], scores[:, :-1], float("-inf"))
     if scores.numel() == 0 or not bool(finite.any()):
-        nothing = torch.zeros(0, dtype=torch.int64, device=boxes.device)
-        return Candidates(boxes.new_zeros(0, 4), scores.new_zeros(0), nothing, nothing)
+        empty = torch.zeros(0, dtype=torch.int64, device=boxes.device)
+        return Candidates(boxes.new_zeros(0, 4), scores.new_zeros(0), empty, empty)
 
     pairs = (scores > reachable_threshold(score_thresh, scores.max())).nonzero()
     confidence = scores[pairs[:, 0], pairs[:, 1]]
     if len(pairs) > max_candidates:
-        # A stable sort, so that ties are cut the same way everywhere.
+        # A stable sort, so that ties at the limit are cut the same way everywhere.
         best = confidence.argsort(descending=True, stable=True)[:max_candidates].sort().values
         pairs, confidence = pairs[best], confidence[best]
     proposal, category = pairs.unbind(1)
@@ -103,9 +172,51 @@ def select_candidates(
 def reachable_threshold(score_thresh: float, best: Tensor) -> float:
     """`score_thresh`, lowered in steps of 0.005 until it is below the scalar `best`.
 
-    Compared as tensors are: for Python, float32's 0.05 is above 0.05.
+    Compared as tensors are: in Python, float32's 0.05 is above 0.05.
     """
     steps = 0
     while not best > score_thresh - steps * DELTA_STEP:
         steps += 1
     return score_thresh - steps * DELTA_STEP
+
+
+def pool_boxes(pooler: ROIPooler, maps: list[Tensor], boxes: list[Boxes]) -> Tensor:
+    """Pool boxes of the branch; equal to `pooler(maps, boxes)` up to rounding, faster on the CPU.
+
+    The detector's own boxes go through the stock pooler.
+
+    Args:
+        pooler: the detector's.
+        maps: per level float [I, C, height, width].
+        boxes: per image, xyxy in pixels of the network's input.
+
+    Returns:
+        float [sum of N, C, height, width].
+    """
+    if not _has_fast_path(pooler, maps):
+        return pooler(maps, boxes)
+    image, corners = convert_boxes_to_pooler_format(boxes).tensor_split([1], dim=1)
+    image = image[:, 0].long()
+    if len(maps) == 1:
+        level = torch.zeros_like(image)
+    else:
+        level = assign_boxes_to_levels(
+            boxes,
+            pooler.min_level,
+            pooler.max_level,
+            pooler.canonical_box_size,
+            pooler.canonical_level,
+        )
+    scales = [level_pooler.spatial_scale for level_pooler in pooler.level_poolers]
+    return roi_align_rows(maps, corners, image, level, scales, pooler.output_size)
+
+
+def _has_fast_path(pooler: ROIPooler, maps: list[Tensor]) -> bool:
+    if torch.is_grad_enabled() and any(feature_map.requires_grad for feature_map in maps):
+        return False
+    return all(
+        isinstance(level_pooler, ROIAlign)
+        and level_pooler.aligned
+        and level_pooler.sampling_ratio == 0
+        for level_pooler in pooler.level_poolers
+    ) and all(feature_map.is_cpu and feature_map.dtype == torch.float32 for feature_map in maps)

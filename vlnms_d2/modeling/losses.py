@@ -1,4 +1,4 @@
-"""Labels, sampling and losses of the relatedness branch (SPEC section 7). Plain torch."""
+"""Labels, sampling and losses of the relatedness branch (Sec. 3.4)."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
-# Lower, exclusive borders of the levels 1 to 5 of the ranking loss. An IoU of 0.6 may come out
-# of float32 arithmetic a few units in the last place too high, and still belongs below its border;
-# the first border is exact, so that "level above 0" is "rho > 0.5", the positives.
+from .candidates import Candidates
+from .relatedness import RelatednessOutput
+
+# Exclusive lower bounds of the levels 1 to 5 of the ranking loss. Float32 may compute an IoU of 0.6
+# a few units in the last place too high, and it still belongs to the lower level; the first bound
+# is exact, so that "level above 0" is "rho > 0.5", the positives.
 _LEVEL_BORDERS = (0.5, 0.6 + 1e-6, 0.7 + 1e-6, 0.8 + 1e-6, 0.9 + 1e-6)
 
 
 @dataclass
 class CandidateLabels:
-    """What the N candidates of one image are to its Q queries.
+    """Training labels of the N candidates of one image for its Q queries.
 
     Attributes:
         labels: float [Q, N], r*: 1 where the IoU with a reliable foreground box is above the
             threshold, `unreliable_label` where only that with an unreliable one is (pseudo ground
             truth of WSPG), else 0.
-        weights: float [Q, N], the weight in the binary cross-entropy: `unreliable_label` where
-            the label comes from an unreliable box only, else 1.
+        weights: float [Q, N], weight in the binary cross-entropy: `unreliable_label` where the
+            label comes from an unreliable box only, else 1.
         iou: float [Q, N], rho: the best IoU with any foreground box, 0 where there is none.
-        matched_boxes: float [Q, N, 4], xyxy in pixels, what regression aims at: of the reliable
-            foreground boxes of the candidate's class the one of highest IoU, zeros without any.
-        regress: bool [Q, N], the positives of such a box: those that regression learns from.
+        matched_boxes: float [Q, N, 4], xyxy in pixels, the regression target: the reliable
+            foreground box of the candidate's class with the highest IoU, zeros if there is none.
+        regress: bool [Q, N], positives of their matched box: the candidates in the regression loss.
     """
 
     labels: Tensor
@@ -60,19 +66,19 @@ def label_candidates(
     iou_threshold: float = 0.5,
     unreliable_label: float = 0.5,
 ) -> CandidateLabels:
-    """Compare the candidates of one image with the foreground boxes of its queries (paper, 3.4).
+    """Match the candidates of one image with the foreground boxes of its queries (Sec. 3.4).
 
-    A label does not ask for the class, as in the paper. Regression does, which the paper leaves
-    open: the many candidates that say "dog" of a cat and have a loose box would teach it most, but
-    those that are kept say "cat".
+    Labels ignore the class, as in the paper. Regression does not, which the paper leaves open:
+    most of its examples would be loose boxes classified "dog" on a cat, while the boxes that are
+    kept in the end are classified "cat".
 
     Args:
         boxes: float [N, 4], xyxy in pixels.
         foreground: per query float [F, 4], xyxy in pixels; F may be 0.
         reliable: per query bool [F]: False for pseudo ground truth of WSPG.
         classes: int64 [N].
-        foreground_classes: per query int64 [F], negative where it is not known; such a box is of
-            any class.
+        foreground_classes: per query int64 [F], negative where it is not known; such a box
+            matches any class.
         iou_threshold: a candidate is positive above it; the paper's is 0.5.
         unreliable_label: label and weight of a positive of unreliable boxes only.
 
@@ -90,7 +96,7 @@ def label_candidates(
                 f"foreground has {counts} boxes per query, {name} has "
                 f"{[len(other) for other in others]} entries"
             )
-    # One more box than there are, empty and unreliable: what queries of few boxes are padded with.
+    # One extra box, empty and unreliable, pads the queries that have fewer boxes than others.
     total = sum(counts)
     gt_boxes = torch.cat([*foreground, boxes.new_zeros(1, 4)])
     is_reliable = torch.cat([*reliable, boxes.new_zeros(1, dtype=torch.bool)])
@@ -121,11 +127,11 @@ def label_candidates(
 
 @torch.no_grad()
 def sample_candidates(labels: Tensor, batch_size: int, positive_fraction: float) -> Tensor:
-    """Draw candidates for the loss, per query at random and at most a share of them positive.
+    """Sample candidates for the loss at random, per query and with a limited share of positives.
 
     Args:
         labels: float [Q, N].
-        batch_size: candidates drawn per query, fewer where there are fewer; negative for all.
+        batch_size: candidates sampled per query, if there are as many; negative for all.
         positive_fraction: largest share of positives among `batch_size`.
 
     Returns:
@@ -134,58 +140,57 @@ def sample_candidates(labels: Tensor, batch_size: int, positive_fraction: float)
     if batch_size < 0:
         return torch.ones_like(labels, dtype=torch.bool)
     positive = labels > 0
-    # Drawn on the CPU, so that the same seed gives the same draw on every device.
-    lottery = torch.rand(labels.shape).to(labels.device)
+    # Random numbers of the CPU, so that the same seed gives the same sample on every device.
+    random = torch.rand(labels.shape).to(labels.device)
     num_positive = positive.sum(dim=1).clamp(max=int(batch_size * positive_fraction))
-    drawn_positive = _rank_within(lottery, positive) < num_positive[:, None]
-    drawn_negative = _rank_within(lottery, ~positive) < (batch_size - num_positive)[:, None]
-    return (positive & drawn_positive) | (~positive & drawn_negative)
+    sampled_positive = _rank_within(random, positive) < num_positive[:, None]
+    sampled_negative = _rank_within(random, ~positive) < (batch_size - num_positive)[:, None]
+    return (positive & sampled_positive) | (~positive & sampled_negative)
 
 
-def _rank_within(lottery: Tensor, members: Tensor) -> Tensor:
+def _rank_within(random: Tensor, members: Tensor) -> Tensor:
     """Rank, from 0, of each member's number among the members of its row."""
-    outside_last = lottery.masked_fill(~members, 2.0)
+    outside_last = random.masked_fill(~members, 2.0)
     return outside_last.argsort(dim=1).argsort(dim=1)
 
 
-def relatedness_bce(logits: Tensor, target: CandidateLabels, drawn: Tensor) -> Tensor:
-    """Weighted binary cross-entropy over the drawn pairs (paper, Eq. 4): the mean over each
-    query's candidates, averaged over the queries that have any.
+def relatedness_bce(logits: Tensor, target: CandidateLabels, sampled: Tensor) -> Tensor:
+    """Weighted binary cross-entropy over the sampled pairs (Eq. 4): the mean over each query's
+    candidates, averaged over the queries that have any.
 
-    The mean divides by the number drawn, not by the sum of weights: an unreliable positive
-    counts for less, also where all are.
+    The mean divides by the number of samples, not by the sum of weights: an unreliable positive
+    counts less, also where all are.
 
     Args:
         logits: float [Q, N], before the sigmoid.
         target: of the same Q and N.
-        drawn: bool [Q, N].
+        sampled: bool [Q, N].
 
     Returns:
-        float scalar; 0 with a gradient of 0 where nothing is drawn.
+        float scalar; 0 with a gradient of 0 where nothing is sampled.
     """
     loss = F.binary_cross_entropy_with_logits(
         logits, target.labels, weight=target.weights, reduction="none"
-    ).masked_fill(~drawn, 0.0)
-    counts = drawn.sum(dim=1)
+    ).masked_fill(~sampled, 0.0)
+    counts = sampled.sum(dim=1)
     return (loss.sum(dim=1) / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
 
 
 def ranking_loss(
-    logits: Tensor, iou: Tensor, drawn: Tensor, *, margin: float = 0.1, top_h: int = 100
+    logits: Tensor, iou: Tensor, sampled: Tensor, *, margin: float = 0.1, top_h: int = 100
 ) -> Tensor:
-    """Hinge loss that ranks candidates by IoU (paper, Eq. 5), with sampling after splitting.
+    """Hinge loss that ranks candidates by IoU (Eq. 5), with sampling after splitting.
 
     A candidate's level is ceil(max(0, rho - 0.5) / 0.1): 0 for rho <= 0.5, 1 for (0.5, 0.6], up
-    to 5; a rho above 0.6, 0.7, 0.8 or 0.9 by no more than 1e-6 counts as on that border.
-    Positives are the drawn candidates of rho > 0.5. The negatives of a positive are, of the
-    drawn candidates of its query on a lower level, the `top_h` of highest predicted r, or all
-    where there are fewer. Which of several of equal r are chosen is open, and makes no
-    difference to the loss.
+    to 5; a rho above 0.6, 0.7, 0.8 or 0.9 by at most 1e-6 counts as equal to it. Positives are
+    the sampled candidates with rho > 0.5. The negatives of a positive are, among the sampled
+    candidates of its query on lower levels, the `top_h` with the highest predicted r, or all if
+    there are fewer. Which ones of equal r are chosen is undefined, and does not change the loss.
 
     Args:
         logits: float [Q, N], before the sigmoid.
         iou: float [Q, N], rho.
-        drawn: bool [Q, N].
+        sampled: bool [Q, N].
         margin: alpha.
         top_h: h, negatives per positive; at least 1.
 
@@ -193,18 +198,18 @@ def ranking_loss(
         float scalar, the mean of max(0, r_neg - r_pos + margin) over all pairs of the call;
         0 with a gradient of 0 where there is no pair.
     """
-    # Half precision, as autocast leaves it, has too few numbers near 1 to rank by.
+    # Half precision, which autocast returns, is too coarse near 1 to rank by.
     r = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
     level = torch.stack([iou > border for border in _LEVEL_BORDERS]).sum(dim=0)
 
-    # All positives of one query and level have the same negatives.
+    # All positives of one query and level share their negatives.
     positive_levels = torch.arange(1, len(_LEVEL_BORDERS) + 1, device=r.device)
-    is_lower = drawn[:, None] & (level[:, None] < positive_levels[:, None])  # [Q, 5, N]
-    # Below every r, so that what is no negative comes last and can be told from one.
+    is_lower = sampled[:, None] & (level[:, None] < positive_levels[:, None])  # [Q, 5, N]
+    # -1 is below every r: entries that are no negatives come last and can be recognised.
     candidates = r[:, None].masked_fill(~is_lower, -1.0)
     negatives = candidates.topk(min(top_h, r.shape[1]), dim=2).values  # [Q, 5, h]
 
-    query, candidate = (drawn & (level > 0)).nonzero(as_tuple=True)  # P positives
+    query, candidate = (sampled & (level > 0)).nonzero(as_tuple=True)  # P positives
     negatives = negatives[query, level[query, candidate] - 1]  # [P, h]
     is_pair = negatives >= 0
     hinge = (negatives - r[query, candidate, None] + margin).clamp(min=0) * is_pair
@@ -212,16 +217,189 @@ def ranking_loss(
 
 
 def box_regression_loss(predicted: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
-    """Smooth L1 (paper, Eq. 6 and 7): the sum over coordinates and boxes, divided by the number
+    """Smooth L1 (Eq. 6 and 7): the sum over coordinates and boxes, divided by the number
     of boxes.
 
     Args:
         predicted: float [M, 4], offsets t of the positives with reliable boxes (`regress`).
         target: float [M, 4], offsets of their matched boxes; gets no gradient.
-        beta: the difference from which on it is linear; the paper's is 1. 0: L1.
+        beta: the difference above which it is linear; 1 in the paper; 0 is L1.
 
     Returns:
         float scalar; 0 with a gradient of 0 for M = 0.
     """
     loss = F.smooth_l1_loss(predicted, target.detach(), reduction="sum", beta=beta)
     return loss / max(len(predicted), 1)
+
+
+@dataclass
+class SampledCandidates:
+    """The training samples of one image's Q queries in one step.
+
+    Attributes:
+        candidates: the M candidates that are used.
+        labels: their labels for the queries.
+        sampled: bool [Q, M], the pairs in the relatedness loss.
+    """
+
+    candidates: Candidates
+    labels: CandidateLabels
+    sampled: Tensor
+
+
+class Criterion:
+    """The training objective (Sec. 3.4): labels and samples candidates, computes the losses.
+
+    Args:
+        loss: "bce" or "ranking".
+        rank_margin, rank_top_h: of the ranking loss.
+        reg_weight: lambda, weight of the box refinement's loss.
+        reg_beta: of its smooth L1.
+        batch_size_per_query: candidates sampled per query; negative for all.
+        positive_fraction: largest share of positives among them.
+        iou_threshold: a candidate is positive above this IoU with a foreground box.
+        unreliable_label: label and weight of positives of unreliable foreground.
+        max_candidates: at most this many candidates of an image are used; negative for all.
+
+    Raises:
+        ValueError: an unknown `loss`, or `max_candidates` is 0.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        loss: str = "bce",
+        rank_margin: float = 0.1,
+        rank_top_h: int = 100,
+        reg_weight: float = 1.0,
+        reg_beta: float = 0.1,
+        batch_size_per_query: int = 32,
+        positive_fraction: float = 0.5,
+        iou_threshold: float = 0.5,
+        unreliable_label: float = 0.5,
+        max_candidates: int = -1,
+    ):
+        if loss not in ("bce", "ranking"):
+            raise ValueError(f"MODEL.VLNMS.LOSS is {loss!r}, expected 'bce' or 'ranking'")
+        if max_candidates == 0:
+            raise ValueError(
+                "MODEL.VLNMS.TRAIN_CANDIDATES is 0, expected a positive number, or a negative one "
+                "for all candidates"
+            )
+        self.loss = loss
+        self.rank_margin = rank_margin
+        self.rank_top_h = rank_top_h
+        self.reg_weight = reg_weight
+        self.reg_beta = reg_beta
+        self.batch_size_per_query = batch_size_per_query
+        self.positive_fraction = positive_fraction
+        self.iou_threshold = iou_threshold
+        self.unreliable_label = unreliable_label
+        self.max_candidates = max_candidates
+
+    @classmethod
+    def from_config(cls, cfg):
+        vlnms = cfg.MODEL.VLNMS
+        return {
+            "loss": vlnms.LOSS,
+            "rank_margin": vlnms.RANK_MARGIN,
+            "rank_top_h": vlnms.RANK_TOP_H,
+            "reg_weight": vlnms.REG_WEIGHT,
+            "reg_beta": vlnms.REG_BETA,
+            "batch_size_per_query": vlnms.BATCH_SIZE_PER_QUERY,
+            "positive_fraction": vlnms.POSITIVE_FRACTION,
+            "iou_threshold": vlnms.IOU_THRESHOLD,
+            "unreliable_label": vlnms.PSEUDO_GT.UNRELIABLE_LABEL,
+            "max_candidates": vlnms.TRAIN_CANDIDATES,
+        }
+
+    def sample(
+        self, candidates: Candidates, targets: list[Instances], keep_others: bool
+    ) -> SampledCandidates:
+        """Label the candidates of an image and sample those of this step.
+
+        Args:
+            candidates: N of them.
+            targets: per query an `Instances` with `gt_boxes` and, where some of them are
+                unreliable, `gt_reliable` (bool); where their classes are known, `gt_classes`
+                (int64).
+            keep_others: keep the candidates that no query sampled, for modules that compare
+                boxes with each other.
+        """
+        if 0 <= self.max_candidates < len(candidates):
+            # Uniformly, so that their distribution is that of inference.
+            subset = torch.randperm(len(candidates))[: self.max_candidates].sort().values
+            candidates = candidates[subset.to(candidates.scores.device)]
+        device = candidates.boxes.device
+        labels = label_candidates(
+            candidates.boxes,
+            [target.gt_boxes.tensor.to(device) for target in targets],
+            [_field(target, "gt_reliable", True).to(device) for target in targets],
+            candidates.classes,
+            [_field(target, "gt_classes", -1).to(device) for target in targets],
+            iou_threshold=self.iou_threshold,
+            unreliable_label=self.unreliable_label,
+        )
+        sampled = sample_candidates(
+            labels.labels, self.batch_size_per_query, self.positive_fraction
+        )
+        if keep_others:
+            return SampledCandidates(candidates, labels, sampled)
+        used = sampled.any(dim=0)
+        return SampledCandidates(candidates[used], labels[used], sampled[:, used])
+
+    def losses(
+        self,
+        outputs: list[RelatednessOutput],
+        samples: list[SampledCandidates],
+        box2box: Box2BoxTransform,
+    ) -> dict[str, Tensor]:
+        """The losses of a batch.
+
+        Args:
+            outputs: of the relatedness module, per image that has queries.
+            samples: per image, from `sample`.
+            box2box: the parameterisation of the box refinement.
+
+        Returns:
+            "loss_relatedness", the mean over images, and "loss_refinement" where the module
+            refines boxes: lambda times the mean over all used candidates that are positives of a
+            reliable box of their class, sampled for the relatedness loss or not.
+        """
+        relatedness = [self._relatedness(o, s) for o, s in zip(outputs, samples, strict=True)]
+        losses = {"loss_relatedness": torch.stack(relatedness).mean()}
+        if outputs[0].deltas is not None:
+            refinement = self._refinement(outputs, samples, box2box)
+            losses["loss_refinement"] = self.reg_weight * refinement
+        return losses
+
+    def _relatedness(self, output: RelatednessOutput, samples: SampledCandidates) -> Tensor:
+        if self.loss == "bce":
+            return relatedness_bce(output.logits, samples.labels, samples.sampled)
+        return ranking_loss(
+            output.logits,
+            samples.labels.iou,
+            samples.sampled,
+            margin=self.rank_margin,
+            top_h=self.rank_top_h,
+        )
+
+    def _refinement(
+        self,
+        outputs: list[RelatednessOutput],
+        samples: list[SampledCandidates],
+        box2box: Box2BoxTransform,
+    ) -> Tensor:
+        predicted, target = [], []
+        for output, image in zip(outputs, samples, strict=True):
+            query, candidate = image.labels.regress.nonzero(as_tuple=True)
+            boxes = image.candidates.boxes[candidate]
+            predicted.append(output.deltas[query, candidate])
+            target.append(box2box.get_deltas(boxes, image.labels.matched_boxes[query, candidate]))
+        return box_regression_loss(torch.cat(predicted), torch.cat(target), self.reg_beta)
+
+
+def _field(target: Instances, name: str, default: bool | int) -> Tensor:
+    """A field [F], filled with the default where the target has none."""
+    return target.get(name) if target.has(name) else torch.full((len(target),), default)

@@ -1,4 +1,4 @@
-"""The VL-NMS postprocessor: score fusion, NMS on the fused score, final cut."""
+"""The VL-NMS postprocessor: score fusion, NMS on the fused score, final cut; then Instances."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import configurable
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor
 
+from ..config import lookup
 from ..layers import fuse_scores, multi_query_nms
-from .text.encoder import lookup
+from .candidates import Candidates
+from .masks import SharedRoiMasks
 
 POSTPROCESSOR_REGISTRY = Registry("POSTPROCESSOR")
 POSTPROCESSOR_REGISTRY.__doc__ = """
 Registry for postprocessors, built by `cls(cfg)` and called like :class:`VLNMSPostprocessor`.
 """
+
+MASKS = ("auto", "pasted", "shared")
 
 
 @dataclass
@@ -24,7 +28,8 @@ class Selection:
     """The proposals kept for Q queries, at most K each.
 
     Attributes:
-        index: int64 [Q, K], which of the N candidates, by falling fused score; -1 is padding.
+        index: int64 [Q, K], indices into the N candidates in descending order of the fused score,
+            padded with -1.
         num_kept: int64 [Q].
         scores: float [Q, N], the fused scores of all candidates.
     """
@@ -42,20 +47,21 @@ class Selection:
 
 @POSTPROCESSOR_REGISTRY.register()
 class VLNMSPostprocessor:
-    """Fuse class confidence and relatedness, run NMS on the product, cut (Sec. 3.2).
+    """Fuse class confidence and relatedness, run NMS on the fused score, cut (Sec. 3.2).
 
-    Works on boxes and scores from anywhere::
+    Works on boxes and scores from any source::
 
         post = VLNMSPostprocessor(nms_thresh=0.5, topk=100)
         query_index, candidate_index = post(boxes, cls_scores, relatedness, classes).flatten()
 
     Args:
-        nms_thresh: a box is suppressed by a better one of its class above this IoU.
+        nms_thresh: a box is suppressed by a higher-scored one of its class above this IoU.
         topk: proposals kept per query; negative for all.
-        score_thresh: the real operating point: fused scores above this are kept, and the best.
+        score_thresh: the real operating point: proposals with a fused score above it are kept;
+            the best one always is.
         fusion: "product" (s = r * c) or "weighted_sum" (s = w * r + (1 - w) * c).
         fusion_weight: w.
-        class_agnostic: a box is suppressed by a better one of any class.
+        class_agnostic: boxes of all classes suppress each other.
     """
 
     @configurable
@@ -100,10 +106,10 @@ class VLNMSPostprocessor:
             relatedness: float [Q, N], r.
             classes: int64 [N].
         """
-        scores = fuse_scores(cls_scores, relatedness, self.fusion, self.fusion_weight)
+        scores = fuse_scores(cls_scores, relatedness, self.fusion, self.fusion_weight)  # [Q, N]
         groups = torch.zeros_like(classes) if self.class_agnostic else classes
         index, num_kept = multi_query_nms(boxes, scores, groups, self.nms_thresh, self.topk)
-        # The scores fall along a row, so the cut keeps a prefix; padding (-1) never counts.
+        # Scores descend along a row, so the cut keeps a prefix; padding (-1) never counts.
         above = (scores.gather(1, index.clamp(min=0)) > self.score_thresh) & (index >= 0)
         num_kept = torch.minimum(num_kept, above.sum(dim=1).clamp(min=1))
         beyond = torch.arange(index.shape[1], device=index.device) >= num_kept[:, None]
@@ -119,6 +125,74 @@ def build_postprocessor(cfg):
     return lookup(POSTPROCESSOR_REGISTRY, cfg.MODEL.VLNMS.POSTPROCESSOR, "POSTPROCESSOR")(cfg)
 
 
+class QueryResult:
+    """The proposals kept for the Q queries of one image.
+
+    The queries share boxes, so the mask and keypoint heads run once per distinct kept box:
+    `distinct_instances` gives the input of these heads, `per_query` distributes their output.
+
+    Args:
+        candidates: the N candidates of the image.
+        boxes: float [N, 4], their boxes, or [Q, N, 4] where they differ by query.
+        relatedness: float [Q, N], r.
+        selection: of the postprocessor.
+        attention: word attention to add to the output, [Q, L] or [Q, N, L], or None.
+        masks: one of `MASKS`, the type of `pred_masks`; see `MODEL.VLNMS.MASKS`.
+
+    Attributes:
+        query_index, candidate_index: int64 [M], query and candidate of each kept proposal.
+        distinct: int64 [D], the candidates of the distinct kept boxes.
+        position: int64 [M], the distinct box of each kept proposal.
+        scores, relatedness: float [M], s and r.
+    """
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        boxes: Tensor,
+        relatedness: Tensor,
+        selection: Selection,
+        attention: Tensor | None = None,
+        masks: str = "auto",
+    ):
+        self.candidates = candidates
+        self.query_index, self.candidate_index = selection.flatten()
+        if boxes.dim() == 2:
+            self.distinct, self.position = self.candidate_index.unique(return_inverse=True)
+            self.boxes = boxes[self.distinct]  # [D, 4]
+        else:  # refined per query: every kept box is distinct, D = M
+            self.distinct, self.position = self.candidate_index, slice(None)
+            self.boxes = boxes[self.query_index, self.candidate_index]
+        self.scores = selection.scores[self.query_index, self.candidate_index]
+        self.relatedness = relatedness[self.query_index, self.candidate_index]
+        self.attention = attention
+        single_query = len(selection.num_kept) == 1
+        self.shares_masks = masks == "shared" or (masks == "auto" and not single_query)
+
+    def distinct_instances(self, image_size: tuple[int, int]) -> Instances:
+        """Each distinct kept box once, for the mask and keypoint heads."""
+        instances = Instances(image_size)
+        instances.pred_boxes = Boxes(self.boxes)
+        instances.cls_scores = self.candidates.scores[self.distinct]
+        instances.pred_classes = self.candidates.classes[self.distinct]
+        return instances
+
+    def per_query(self, distinct: Instances) -> Instances:
+        """The proposals of all queries, query after query, in descending order of s."""
+        if distinct.has("pred_masks") and self.shares_masks:
+            each = torch.arange(len(distinct), device=self.scores.device)
+            distinct.pred_masks = SharedRoiMasks(distinct.pred_masks[:, 0], each)
+        instances = distinct[self.position]
+        instances.scores = self.scores
+        instances.relatedness = self.relatedness
+        instances.query_index = self.query_index
+        if self.attention is not None:
+            shared = self.attention.dim() == 2
+            index = self.query_index if shared else (self.query_index, self.candidate_index)
+            instances.word_attention = self.attention[index]
+        return instances
+
+
 def split_by_query(instances: Instances, num_queries: int) -> list[Instances]:
     """The instances of one image, query by query.
 
@@ -127,7 +201,7 @@ def split_by_query(instances: Instances, num_queries: int) -> list[Instances]:
         num_queries: how many queries the image had; one without proposals gets an empty list.
 
     Returns:
-        `num_queries` Instances, each in the order of the input (by falling score).
+        `num_queries` Instances, each in the order of the input (descending score).
 
     Raises:
         ValueError: the instances have no `query_index`, or one that is out of range.

@@ -1,18 +1,19 @@
-"""How query text reaches the ROI head under the stock `GeneralizedRCNN`.
+"""How query text reaches the ROI head under the stock `GeneralizedRCNN`, and freezing.
 
-`GeneralizedRCNN.forward` hands its ROI heads images, features and proposals, not the inputs. So
-PyTorch's module-registration hook tells us which module became the parent of one of our heads; a
-forward pre-hook on that parent reads `batched_inputs` and puts the queries down at the head, and
-a forward hook clears them again, also when the forward raised. Both hooks find the head through
-the module that they are called with, hence copies and unpickled models use their own head.
+`GeneralizedRCNN.forward` passes images, features and proposals to its ROI heads, not the inputs.
+So PyTorch's module-registration hook tells us which module becomes the parent of one of our heads.
+A forward pre-hook on that parent reads the queries from `batched_inputs`, and a forward hook
+discards them, also when the forward raised. The hooks find the head through the module that they
+are called with, so copies and unpickled models use their own head. The queries of a call live in
+context variables, not on the module, so threads that share a model do not see each other's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 
 from detectron2.structures import Instances
 from torch import nn
@@ -27,50 +28,79 @@ class QueryBatch:
         queries: per image its query strings, or None for an image that the stock detector handles.
         targets: per image one `Instances` per query with `gt_boxes` (the foreground boxes of
             the query, in pixels of the network's input), where their classes are known
-            `gt_classes` (int64, negative: not known), and, where some of them are pseudo ground
-            truth that cannot be relied on, `gt_reliable` (bool); or None. Used in training.
+            `gt_classes` (int64, negative: not known), and, where some of them are unreliable
+            pseudo ground truth, `gt_reliable` (bool); or None. Used in training.
     """
 
     queries: list[list[str] | None]
     targets: list[list[Instances] | None]
 
+    @staticmethod
+    def without_targets(queries: list[list[str] | None]) -> QueryBatch:
+        """A batch for inference."""
+        return QueryBatch(queries, [None] * len(queries))
+
     @property
     def is_empty(self) -> bool:
-        """True when no image has a query: the model is the stock detector then."""
+        """True when no image has a query: the model then is the stock detector."""
         return all(queries is None for queries in self.queries)
+
+    def check_for_training(self, freeze_detector: bool) -> None:
+        """Reject a batch that has nothing to learn from, or queries without targets.
+
+        Raises:
+            ValueError: naming what is missing.
+        """
+        # An image with an empty list of queries has nothing to learn from either.
+        if freeze_detector and not any(self.queries):
+            raise ValueError(
+                "MODEL.VLNMS.FREEZE_DETECTOR is True and no image of the batch has a query: there "
+                'is nothing to train. Give batched_inputs[i]["query"] and ["query_targets"] '
+                "(vlnms_d2.data does), or set FREEZE_DETECTOR to False to train the detector."
+            )
+        for i, (queries, targets) in enumerate(zip(self.queries, self.targets, strict=True)):
+            if queries and targets is None:
+                raise ValueError(
+                    f'batched_inputs[{i}] has queries but no "query_targets"; training needs one '
+                    "Instances with gt_boxes per query"
+                )
 
 
 class TakesQueries:
-    """Mark of the ROI heads that queries are put down at.
+    """Marks the ROI heads that queries are passed to.
 
     Attributes:
-        query_batch: the queries of the parent's forward that is under way, else None.
-        given_queries: those of `use_queries`, for calls that do not pass the parent's forward.
-        freeze_detector: whether everything around the relatedness branch stays as it is.
+        freeze_detector: whether only the relatedness branch is trained.
     """
 
-    query_batch: QueryBatch | None = None
-    given_queries: Callable[[int], QueryBatch] | None = None
     freeze_detector: bool = True
 
     def current_queries(self, num_images: int) -> QueryBatch:
-        """The queries of the batch at hand.
+        """The queries of the call in progress.
 
         Raises:
             ValueError: they are for another number of images.
         """
-        if self.query_batch is not None:
-            batch = self.query_batch
-        elif self.given_queries is not None:
-            batch = self.given_queries(num_images)
-        else:
-            batch = QueryBatch([None] * num_images, [None] * num_images)
+        # The forward in progress, else the innermost `use_queries`, of this head.
+        entries = (*_given_queries.get(), *_forward_queries.get())
+        batch_for = next((make for head, make in reversed(entries) if head is self), _no_queries)
+        batch = batch_for(num_images)
         if len(batch.queries) != num_images:
             raise ValueError(
                 f"queries for {len(batch.queries)} images were given but the batch has "
                 f"{num_images}; in use_queries pass one entry per image, or every_image=True"
             )
         return batch
+
+
+def _no_queries(num_images: int) -> QueryBatch:
+    return QueryBatch.without_targets([None] * num_images)
+
+
+# (head, function from the number of images to their queries), innermost last.
+_Entries = tuple[tuple[TakesQueries, Callable[[int], QueryBatch]], ...]
+_forward_queries: ContextVar[_Entries] = ContextVar("forward_queries", default=())
+_given_queries: ContextVar[_Entries] = ContextVar("given_queries", default=())
 
 
 def read_queries(batched_inputs: Sequence[dict]) -> QueryBatch:
@@ -132,10 +162,11 @@ def use_queries(
         with use_queries(model, [["red cup", "left chair"], "a dog"]):
             outputs = model.inference(batched_inputs)
 
-    A call of the model itself inside the `with` still takes the queries of its own inputs.
+    A call of the model itself inside the `with` still uses the queries of its own inputs. The
+    queries are given to calls of the same thread.
 
     Args:
-        model: a model with a VL-NMS head; wrappers such as DistributedDataParallel are looked into.
+        model: a model with a VL-NMS head, or a wrapper such as DistributedDataParallel around one.
         queries: per image a string, a list of strings, or None for the stock detector.
         every_image: `queries` is one image's string or list of strings, used for every image of
             every batch (test-time augmentation: the batches are views of one image).
@@ -152,66 +183,68 @@ def use_queries(
         )
     if every_image:
         shared = as_query_list(queries, "queries")
-        given = partial(_repeat, shared)
+        entry = (head, lambda num_images: QueryBatch.without_targets([shared] * num_images))
     else:
-        listed = [
-            None if query is None else as_query_list(query, f"queries[{i}]")
-            for i, query in enumerate(queries)
-        ]
-        given = partial(_as_batch, listed)
-    previous, head.given_queries = head.given_queries, given
+        batch = QueryBatch.without_targets(
+            [
+                None if query is None else as_query_list(query, f"queries[{i}]")
+                for i, query in enumerate(queries)
+            ]
+        )
+        entry = (head, lambda num_images: batch)
+    before = _given_queries.get()
+    _given_queries.set((*before, entry))
     try:
         yield
     finally:
-        head.given_queries = previous
+        _given_queries.set(before)
 
 
-def _as_batch(queries: list[list[str] | None], num_images: int) -> QueryBatch:
-    return QueryBatch(queries, [None] * len(queries))
-
-
-def _repeat(queries: list[str], num_images: int) -> QueryBatch:
-    return _as_batch([queries] * num_images, num_images)
+# --- hooks on the parent of a head ---------------------------------------------------------------
 
 
 def _head_of(parent: nn.Module) -> TakesQueries | None:
     return next((child for child in parent.children() if isinstance(child, TakesQueries)), None)
 
 
-def _put_down_queries(parent: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Forward pre-hook of the head's parent."""
-    head = _head_of(parent)
-    if head is None:
-        return
-    batched_inputs = args[0] if args else kwargs.get("batched_inputs", ())
-    head.query_batch = read_queries(batched_inputs)
-    if parent.training and head.freeze_detector:
-        # `model.train()` reaches these too; RPN would sample and give losses, batch norm move.
-        for sibling in _siblings(parent, head):
-            sibling.eval()
-
-
-def _clear_queries(parent: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-    """Forward hook of the head's parent, called also when the forward raised."""
-    head = _head_of(parent)
-    if head is not None:
-        head.query_batch = None
-
-
 def _siblings(parent: nn.Module, head: TakesQueries) -> Iterator[nn.Module]:
     return (child for child in parent.children() if child is not head)
 
 
-def _adopt(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+def _begin_forward(parent: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Forward pre-hook: read the queries of the inputs."""
+    head = _head_of(parent)
+    if head is None:
+        return
+    before = _forward_queries.get()
+    # An entry before reading, since `_end_forward` removes one also when reading raises.
+    _forward_queries.set((*before, (head, _no_queries)))
+    batch = read_queries(args[0] if args else kwargs.get("batched_inputs", ()))
+    _forward_queries.set((*before, (head, lambda num_images: batch)))
+    if parent.training and head.freeze_detector:
+        # `model.train()` reaches these too; RPN would sample and return losses, and batch norm
+        # would update its statistics.
+        for sibling in _siblings(parent, head):
+            sibling.eval()
+
+
+def _end_forward(parent: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+    """Forward hook, also called when the forward raised: discard the queries."""
+    entries = _forward_queries.get()
+    if entries and entries[-1][0] is _head_of(parent):
+        _forward_queries.set(entries[:-1])
+
+
+def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     """Module-registration hook: `parent.name = child` is about to happen."""
     if not isinstance(child, TakesQueries):
         return
-    if not any(hook is _put_down_queries for hook in parent._forward_pre_hooks.values()):
-        parent.register_forward_pre_hook(_put_down_queries, with_kwargs=True)
-        parent.register_forward_hook(_clear_queries, with_kwargs=True, always_call=True)
+    if not any(hook is _begin_forward for hook in parent._forward_pre_hooks.values()):
+        parent.register_forward_pre_hook(_begin_forward, with_kwargs=True)
+        parent.register_forward_hook(_end_forward, with_kwargs=True, always_call=True)
     if child.freeze_detector:
         for sibling in _siblings(parent, child):
             sibling.requires_grad_(False)
 
 
-register_module_module_registration_hook(_adopt)
+register_module_module_registration_hook(_on_registration)

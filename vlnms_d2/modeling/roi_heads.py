@@ -1,11 +1,21 @@
-"""Query-conditioned ROI heads: Detectron2's own, plus the relatedness branch.
+"""Query-conditioned ROI heads: Detectron2's own plus the relatedness branch, top to bottom.
 
-`VLNMSHead`, `VLNMSRes5Head` and `VLNMSCascadeHead` stand for `StandardROIHeads`,
-`Res5ROIHeads` and `CascadeROIHeads`. Without a query they are those heads, to the bit.
+`VLNMSHead`, `VLNMSRes5Head` and `VLNMSCascadeHead` replace `StandardROIHeads`, `Res5ROIHeads` and
+`CascadeROIHeads`. Without a query they are those heads, to the bit. With one, the stock head
+predicts boxes and class scores for the proposals; predictions above delta become candidates; the
+branch scores each candidate against each query; and the postprocessor runs NMS on the product.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
@@ -15,10 +25,361 @@ from detectron2.modeling.roi_heads import (
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
-from .detections import Detections, predict
-from .pooling import pool_boxes
-from .query_conditioned import Features, QueryConditionedMixin
+from .branch import RelatednessBranch, refine_boxes
+from .candidates import (
+    Candidates,
+    Predictions,
+    apply_box_predictor,
+    pool_boxes,
+    select_candidates,
+    stock_results,
+)
+from .losses import Criterion
+from .masks import forward_in_chunks
+from .postprocessing import MASKS, QueryResult, build_postprocessor
+from .queries import QueryBatch, TakesQueries
+from .relatedness import (
+    Relatedness,
+    box_locations,
+    build_relatedness,
+    text_encoder_name,
+    visual_encoder_name,
+)
+from .text import TextEncoder, TextFeatures, build_text_encoder
+
+Features = dict[str, Tensor]
+
+
+class QueryConditionedMixin(TakesQueries):
+    """Adds text, relatedness and fused-score NMS to a Detectron2 ROI head.
+
+    Args (besides those of the stock head):
+        text_encoder: from strings to word features.
+        relatedness: from box and word features to logits.
+        postprocessor: fusion, NMS and final cut; see `VLNMSPostprocessor`.
+        criterion: samples candidates in training and computes the losses.
+        visual_encoder: "finetune" or "shared"; or "class", for relatedness modules whose visual
+            feature is the one-hot class of a candidate.
+        score_thresh: delta, the minimum class confidence of a candidate.
+        max_candidates: the most candidates per image.
+        freeze_detector: train only the branch.
+        precision, chunk_bytes: see `RelatednessBranch`.
+        output_attention: add the word attention to the output.
+        masks: type of `pred_masks` where there are queries; see `MODEL.VLNMS.MASKS`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        text_encoder: TextEncoder,
+        relatedness: Relatedness,
+        postprocessor,
+        criterion: Criterion,
+        visual_encoder: str = "finetune",
+        score_thresh: float = 0.05,
+        max_candidates: int = 1000,
+        freeze_detector: bool = True,
+        precision: str = "float32",
+        chunk_bytes: int = 256 << 20,
+        output_attention: bool = False,
+        masks: str = "auto",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if visual_encoder not in ("finetune", "shared", "class"):
+            raise ValueError(
+                f"MODEL.VLNMS.VISUAL_ENCODER is {visual_encoder!r}, expected 'finetune' or 'shared'"
+            )
+        if masks not in MASKS:
+            raise ValueError(
+                f"MODEL.VLNMS.MASKS is {masks!r}, expected one of {', '.join(map(repr, MASKS))}"
+            )
+        self.visual_encoder = visual_encoder
+        self.freeze_detector = freeze_detector
+        if freeze_detector:
+            self.requires_grad_(False)
+        finetune = visual_encoder == "finetune"
+        self.vlnms = RelatednessBranch(
+            self._trainable_copy() if finetune else None,
+            text_encoder,
+            relatedness,
+            self._trainable_copy() if finetune and relatedness.refines else None,
+            chunk_bytes=chunk_bytes,
+            precision=precision,
+        )
+        self.postprocessor = postprocessor
+        self.criterion = criterion
+        self.score_thresh = score_thresh
+        self.max_candidates = max_candidates
+        self.output_attention = output_attention
+        self.masks = masks
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        ret = super().from_config(cfg, input_shape)
+        vlnms = cfg.MODEL.VLNMS
+        text_encoder = build_text_encoder(cfg, text_encoder_name(cfg))
+        visual_encoder = visual_encoder_name(cfg)
+        predictor = ret["box_predictors"][-1] if "box_predictors" in ret else ret["box_predictor"]
+        visual_dim = predictor.cls_score.in_features
+        if visual_encoder == "class":
+            visual_dim = ret["num_classes"]
+        ret.update(
+            text_encoder=text_encoder,
+            relatedness=build_relatedness(cfg, visual_dim, text_encoder.output_dim),
+            postprocessor=build_postprocessor(cfg),
+            criterion=Criterion(cfg),
+            visual_encoder=visual_encoder,
+            score_thresh=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            max_candidates=vlnms.MAX_CANDIDATES,
+            freeze_detector=vlnms.FREEZE_DETECTOR,
+            precision=vlnms.PRECISION,
+            chunk_bytes=int(vlnms.CHUNK_MEMORY_MB * 2**20),
+            output_attention=vlnms.OUTPUT_ATTENTION,
+            masks=vlnms.MASKS,
+        )
+        return ret
+
+    @property
+    def visual_encoder_source(self) -> str:
+        """Name of the submodule that the visual encoder copies."""
+        raise NotImplementedError
+
+    @property
+    def last_predictor(self) -> FastRCNNOutputLayers:
+        """The box predictor whose boxes are used."""
+        return self.box_predictor
+
+    def predict(self, features: Features, proposals: list[Instances]) -> Predictions:
+        """Run the stock head on the proposals, without threshold and NMS."""
+        raise NotImplementedError
+
+    def pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
+        """Pool boxes of all images: float [sum of N, C, height, width]."""
+        maps = [features[f] for f in self.box_in_features]
+        return pool_boxes(self.box_pooler, maps, boxes)
+
+    def encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
+        """Apply a copy of the visual encoder's source: float [N, D]."""
+        return encoder(pooled).flatten(1)
+
+    # --- inference ----------------------------------------------------------------------------
+
+    def forward(self, images, features: Features, proposals: list[Instances], targets=None):
+        """See `ROIHeads.forward`; queries arrive as `vlnms_d2.modeling.queries` describes."""
+        batch = self.current_queries(len(proposals))
+        if self.training:
+            return self._forward_training(images, features, proposals, targets, batch)
+        if batch.is_empty:
+            return super().forward(images, features, proposals, targets)
+
+        # Images with queries go through the branch, the others get the stock result.
+        predictions = self.predict(features, proposals)
+        sizes = [p.image_size for p in proposals]
+        queried = [i for i, queries in enumerate(batch.queries) if queries is not None]
+        stock = [i for i in range(len(proposals)) if i not in queried]
+        stock_instances = stock_results(self.last_predictor, predictions, sizes, stock)
+        results = dict(zip(stock, stock_instances, strict=True))
+        candidates = self._select(predictions, sizes, queried)
+        self._pool(features, predictions, candidates, queried)
+        query_results = self.score_queries(
+            candidates, [sizes[i] for i in queried], [batch.queries[i] for i in queried]
+        )
+        for i, result in zip(queried, query_results, strict=True):
+            results[i] = result.distinct_instances(sizes[i])
+        # Masks and keypoints: once per distinct box, whatever the number of queries.
+        results = self.add_masks_and_keypoints(features, [results[i] for i in range(len(sizes))])
+        for i, result in zip(queried, query_results, strict=True):
+            results[i] = result.per_query(results[i])
+        return results, {}
+
+    def _select(
+        self, predictions: Predictions, image_sizes: list[tuple[int, int]], indices: list[int]
+    ) -> list[Candidates]:
+        """The candidates of the images at `indices`, not yet pooled."""
+        return [
+            select_candidates(
+                predictions.boxes[i],
+                predictions.scores[i],
+                image_sizes[i],
+                score_thresh=self.score_thresh,
+                max_candidates=self.max_candidates,
+            )
+            for i in indices
+        ]
+
+    def _pool(
+        self,
+        features: Features,
+        predictions: Predictions,
+        candidates: list[Candidates],
+        indices: list[int],
+    ) -> None:
+        """Pool the candidates of the images at `indices` for the visual encoder, in place."""
+        if self.visual_encoder == "class":
+            for image in candidates:
+                image.pooled = F.one_hot(image.classes, self.num_classes).to(image.scores.dtype)
+            return
+        if self.visual_encoder == "shared":
+            for i, image in zip(indices, candidates, strict=True):
+                image.pooled = predictions.features[i][image.proposal_index]
+            return
+        no_boxes = Boxes(next(iter(features.values())).new_zeros(0, 4))
+        boxes = [no_boxes] * len(predictions.boxes)
+        for i, image in zip(indices, candidates, strict=True):
+            boxes[i] = Boxes(image.boxes)
+        pooled = self.pool_boxes(features, boxes).split([len(image) for image in candidates])
+        for image, image_pooled in zip(candidates, pooled, strict=True):
+            image.pooled = image_pooled
+
+    def score_queries(
+        self,
+        candidates: list[Candidates],
+        image_sizes: list[tuple[int, int]],
+        queries: list[list[str]],
+    ) -> list[QueryResult]:
+        """Everything that depends on the queries: encode, score, refine, fuse, NMS, cut.
+
+        All arguments are per image: pooled candidates, (height, width) in pixels of the network's
+        input, and queries.
+        """
+        with self.vlnms.autocast():
+            visual = self.encode_candidates(candidates)
+            text = self.vlnms.encode_queries(queries)
+        images = zip(candidates, image_sizes, visual, text, strict=True)
+        return [self.score_image(*image) for image in images]
+
+    def score_image(
+        self,
+        candidates: Candidates,
+        image_size: tuple[int, int],
+        visual: Tensor,
+        text: TextFeatures,
+    ) -> QueryResult:
+        """`score_queries` for one image whose candidates and queries are encoded.
+
+        Args:
+            candidates: its N candidates; they need not be pooled.
+            image_size: (height, width) in pixels of the network's input.
+            visual: float [N, D], of `encode_candidates`.
+            text: its Q queries.
+        """
+        locations = box_locations(candidates.boxes, image_size)  # [N, 5]
+        with self.vlnms.autocast():
+            relatedness, output = self.vlnms.score(visual, locations, text, self.output_attention)
+        boxes = candidates.boxes  # [N, 4]
+        if output.deltas is not None:
+            box2box = self.last_predictor.box2box_transform
+            boxes = refine_boxes(boxes, output.deltas, image_size, box2box)  # [Q, N, 4]
+        kept = self.postprocessor(boxes, candidates.scores, relatedness, candidates.classes)
+        attention = output.attention if self.output_attention else None
+        return QueryResult(candidates, boxes, relatedness, kept, attention, self.masks)
+
+    def encode_candidates(self, candidates: list[Candidates]) -> list[Tensor]:
+        """Per image the visual features of its candidates, float [N, D]; [N, 2 * D] where the box
+        refinement has features of its own."""
+        return self.vlnms.encode_boxes([c.pooled for c in candidates], self.encode_pooled)
+
+    def add_masks_and_keypoints(
+        self, features: Features, results: list[Instances]
+    ) -> list[Instances]:
+        """`forward_with_given_boxes`, with bounded memory for any number of boxes."""
+        if not (self.mask_on or getattr(self, "keypoint_on", False)):
+            return results
+        return forward_in_chunks(partial(self.forward_with_given_boxes, features), results)
+
+    @torch.no_grad()
+    def detect(
+        self, features: Features, proposals: list[Instances]
+    ) -> tuple[list[Candidates], list[Instances]]:
+        """Everything that does not depend on the queries: per image its candidates, pooled, and
+        the stock result without masks and keypoints."""
+        predictions = self.predict(features, proposals)
+        sizes = [p.image_size for p in proposals]
+        images = list(range(len(proposals)))
+        candidates = self._select(predictions, sizes, images)
+        self._pool(features, predictions, candidates, images)
+        return candidates, stock_results(self.last_predictor, predictions, sizes, images)
+
+    # --- training -----------------------------------------------------------------------------
+
+    def _forward_training(self, images, features, proposals, targets, batch: QueryBatch):
+        batch.check_for_training(self.freeze_detector)
+        losses = {}
+        if not self.freeze_detector:
+            _, losses = super().forward(images, features, proposals, targets)
+        if any(batch.queries):
+            with torch.no_grad():
+                predictions = self.predict(features, proposals)
+            queried = [i for i, queries in enumerate(batch.queries) if queries]
+            sizes = [p.image_size for p in proposals]
+            candidates = self._select(predictions, sizes, queried)
+            # Pooled after sampling: only the candidates that are used.
+            pool = partial(self._pool, features, predictions, indices=queried)
+            losses.update(self.query_losses(candidates, [sizes[i] for i in queried], batch, pool))
+        return proposals, losses
+
+    def query_losses(
+        self,
+        candidates: list[Candidates],
+        image_sizes: list[tuple[int, int]],
+        batch: QueryBatch,
+        pool: Callable[[list[Candidates]], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of the images that have queries; see `Criterion.losses`.
+
+        Args:
+            candidates, image_sizes: of these images.
+            batch: queries and targets of all images.
+            pool: pools the sampled candidates in place; None where all are pooled already.
+        """
+        queried = [i for i, queries in enumerate(batch.queries) if queries]
+        samples = [
+            self.criterion.sample(image, batch.targets[i], self.vlnms.relatedness.compares_boxes)
+            for i, image in zip(queried, candidates, strict=True)
+        ]
+        candidates = [image.candidates for image in samples]
+        if pool is not None:
+            pool(candidates=candidates)
+        with self.vlnms.autocast():
+            visual = self.encode_candidates(candidates)
+            text = self.vlnms.encode_queries([batch.queries[i] for i in queried])
+            outputs = [
+                self.vlnms.relatedness(visual_i, box_locations(image.boxes, size), text_i)
+                for visual_i, image, size, text_i in zip(
+                    visual, candidates, image_sizes, text, strict=True
+                )
+            ]
+        return self.criterion.losses(outputs, samples, self.last_predictor.box2box_transform)
+
+    def train(self, mode: bool = True):
+        """See `nn.Module.train`; a frozen detector stays in eval mode."""
+        super().train(mode)
+        if self.freeze_detector:
+            for child in self.children():
+                if child is not self.vlnms:
+                    child.eval()
+        return self
+
+    # --- weights ------------------------------------------------------------------------------
+
+    def _trainable_copy(self) -> nn.Module:
+        """A copy of the visual encoder's source with gradients."""
+        return copy.deepcopy(self.get_submodule(self.visual_encoder_source)).requires_grad_(True)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """Initialise the copies from the detector's head unless the checkpoint has their own."""
+        for name in ("visual_encoder", "refinement_encoder"):
+            target = f"{prefix}vlnms.{name}."
+            if getattr(self.vlnms, name) is None or any(k.startswith(target) for k in state_dict):
+                continue
+            source = f"{prefix}{self.visual_encoder_source}."
+            for key in [k for k in state_dict if k.startswith(source)]:
+                state_dict[target + key[len(source) :]] = state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -29,12 +390,12 @@ class VLNMSHead(QueryConditionedMixin, StandardROIHeads):
     def visual_encoder_source(self) -> str:
         return "box_head"
 
-    def _detect(self, features: Features, proposals: list[Instances]) -> Detections:
+    def predict(self, features: Features, proposals: list[Instances]) -> Predictions:
         box_features = self.box_pooler(
             [features[f] for f in self.box_in_features], [p.proposal_boxes for p in proposals]
         )
         box_features = self.box_head(box_features)
-        return predict(self.box_predictor, box_features, proposals)
+        return apply_box_predictor(self.box_predictor, box_features, proposals)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -45,11 +406,11 @@ class VLNMSRes5Head(QueryConditionedMixin, Res5ROIHeads):
     def visual_encoder_source(self) -> str:
         return "res5"
 
-    def _detect(self, features: Features, proposals: list[Instances]) -> Detections:
+    def predict(self, features: Features, proposals: list[Instances]) -> Predictions:
         box_features = self._shared_roi_transform(
             [features[f] for f in self.in_features], [p.proposal_boxes for p in proposals]
         )
-        return predict(self.box_predictor, box_features.mean(dim=[2, 3]), proposals)
+        return apply_box_predictor(self.box_predictor, box_features.mean(dim=[2, 3]), proposals)
 
     def pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
         return pool_boxes(self.pooler, [features[f] for f in self.in_features], boxes)
@@ -60,28 +421,31 @@ class VLNMSRes5Head(QueryConditionedMixin, Res5ROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class VLNMSCascadeHead(QueryConditionedMixin, CascadeROIHeads):
-    """`CascadeROIHeads` with a query: scores are the average of the stages, boxes the last's."""
+    """`CascadeROIHeads` with a query: scores are the mean over the stages, boxes the last's."""
 
     @property
     def visual_encoder_source(self) -> str:
         return f"box_head.{self.num_cascade_stages - 1}"
 
     @property
-    def _last_predictor(self) -> FastRCNNOutputLayers:
+    def last_predictor(self) -> FastRCNNOutputLayers:
         return self.box_predictor[-1]
 
-    def _detect(self, features: Features, proposals: list[Instances]) -> Detections:
+    def predict(self, features: Features, proposals: list[Instances]) -> Predictions:
         pyramid = [features[f] for f in self.box_in_features]
         image_sizes = [p.image_size for p in proposals]
-        stages: list[Detections] = []
+        stages: list[Predictions] = []
         for head, predictor in zip(self.box_head, self.box_predictor, strict=True):
-            if stages:
-                proposals = self._create_proposals_from_boxes(stages[-1].boxes, image_sizes)
+            if stages:  # `_create_proposals_from_boxes` drops empty boxes while training
+                proposals = [
+                    Instances(size, proposal_boxes=Boxes(clip_boxes_to_image(boxes, size)))
+                    for boxes, size in zip(stages[-1].boxes, image_sizes, strict=True)
+                ]
             pooled = self.box_pooler(pyramid, [p.proposal_boxes for p in proposals])
-            stages.append(predict(predictor, head(pooled), proposals))
+            stages.append(apply_box_predictor(predictor, head(pooled), proposals))
         # The stock head's own arithmetic, so that scores agree with it to the bit.
         scores = [
             sum(list(per_image)) * (1.0 / self.num_cascade_stages)
             for per_image in zip(*(stage.scores for stage in stages), strict=True)
         ]
-        return Detections(stages[-1].boxes, scores, stages[-1].features)
+        return Predictions(stages[-1].boxes, scores, stages[-1].features)

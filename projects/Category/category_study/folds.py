@@ -14,9 +14,9 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from vlnms_d2.data.coco_annotations import Mentioned, read_annotations, read_mentioned
-from vlnms_d2.data.detection_store import Detections, DetectionStore
-from vlnms_d2.data.query_files import read_queries
+from vlnms_d2.data.datasets.coco import Mentioned, read_annotations, read_mentioned
+from vlnms_d2.data.detections import Detections, DetectionStore
+from vlnms_d2.data.queries import read_queries
 from vlnms_d2.evaluation.matching import Match, MatchTable
 from vlnms_d2.evaluation.mention_recall import (
     IOU_THRESHOLD,
@@ -26,13 +26,11 @@ from vlnms_d2.evaluation.mention_recall import (
     match_related,
     oracle_relatedness,
 )
-from vlnms_d2.language.curve import relatedness
-from vlnms_d2.language.kinds import Kinds
-from vlnms_d2.language.matching import CategoryMatcher
-from vlnms_d2.language.mentions import MentionFinder
+from vlnms_d2.language.matching import RULES, CategoryMatcher, CategoryRules, MentionFinder
 from vlnms_d2.language.nouns import NounFinder
-from vlnms_d2.language.rules import RULES, CategoryRules
+from vlnms_d2.language.synonyms import Synonyms
 from vlnms_d2.language.word_vectors import WordVectors, load_word_vectors
+from vlnms_d2.modeling.relatedness import category_relatedness
 from vlnms_d2.rerank import NMS_THRESH, rerank
 
 LEASTS = (0.6, 0.7, 0.8, 0.9, 0.99)  # the last one: the words of the name themselves
@@ -152,17 +150,17 @@ def match_category(
     """
     texts = [text for photo in photos for text in photo.captions]
     ends = np.cumsum([len(photo.captions) for photo in photos])
-    kinds = Kinds(category_names)
+    synonyms = Synonyms(category_names)
     cosines: dict[tuple[bool, bool, float], np.ndarray] = {}
     matches: dict[bytes, list[list[Match]]] = {}
     by_rules = {}
     for rules in grid:
         words = rules.heads_only, rules.nouns_only, rules.least
         if words not in cosines:
-            mentions = MentionFinder(nouns, kinds, rules)
-            matcher = CategoryMatcher(category_names, mentions, vectors, kinds, rules.least)
+            mentions = MentionFinder(nouns, synonyms, rules)
+            matcher = CategoryMatcher(category_names, mentions, vectors, synonyms, rules.least)
             cosines[words] = matcher.best_cosines(texts)
-        related = relatedness(cosines[words], rules.slope, rules.midpoint)
+        related = category_relatedness(cosines[words], rules.slope, rules.midpoint).numpy()
         # Many rules give the same relatedness, which is matched only once.
         key = related.tobytes()
         if key not in matches:

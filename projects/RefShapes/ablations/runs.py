@@ -15,7 +15,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from vlnms_d2.config import default_config, load_config
-from vlnms_d2.data.expressions import prepared_folder, pseudo_gt_file
+from vlnms_d2.data.pseudo_gt import prepared_folder, pseudo_gt_file
 from vlnms_d2.file_io import write_json
 from vlnms_d2.modeling.relatedness import relatedness_class
 
@@ -26,6 +26,9 @@ IRRELEVANT = (
     "DATALOADER.NUM_WORKERS",
     "SOLVER.CHECKPOINT_PERIOD",
 )
+# Variants without a config of their own: the suffix of their name, and KEY VALUE on top of the
+# config that is named without it.
+SUFFIXES = {"_no_context": ("MODEL.VLNMS.PSEUDO_GT.CONTEXT", "False")}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.config_file.stem
+        return self.folder.parent.name
 
     @property
     def title(self) -> str:
@@ -111,7 +114,8 @@ def plan(
         ValueError: a config is missing, has the name of another one or no test set; a seed is given
             twice; or overrides are not pairs or change a key that is set here.
     """
-    missing = [str(path) for path in config_files if not path.is_file()]
+    variants = {path: resolve_variant(path) for path in config_files}
+    missing = [str(path) for path, (file, _) in variants.items() if not file.is_file()]
     if missing:
         raise ValueError(f"no such config: {', '.join(missing)}")
     if len({path.stem for path in config_files}) < len(config_files):
@@ -131,7 +135,8 @@ def plan(
             opts = ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
             opts += ["MODEL.META_ARCHITECTURE", "CachedRCNN"]
             opts += ["MODEL.VLNMS.CACHE_DIR", str(out / "cache")]
-            run = Run(path, seed, folder, (*opts, *overrides))
+            file, variant_opts = variants[path]
+            run = Run(file, seed, folder, (*opts, *variant_opts, *overrides))
             if seed == seeds[0] or run.trains:
                 runs.append(run)
             if not run.cfg.DATASETS.TEST:
@@ -139,6 +144,17 @@ def plan(
                     f"{path}: DATASETS.TEST is empty, so there is no result to wait for"
                 )
     return runs
+
+
+def resolve_variant(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The config file of a variant, and the KEY VALUE pairs on top of it.
+
+    `X_no_context.yaml` stands for `X.yaml` with the pair in `SUFFIXES`, unless that file exists.
+    """
+    for suffix, opts in SUFFIXES.items():
+        if path.stem.endswith(suffix) and not path.is_file():
+            return path.with_stem(path.stem.removesuffix(suffix)), opts
+    return path, ()
 
 
 def settings(cfg: CfgNode) -> dict[str, Any]:

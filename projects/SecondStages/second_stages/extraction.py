@@ -6,51 +6,24 @@ Each image goes through the detector once, whatever the number of models and que
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, BoxMode
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from vlnms_d2.config import load_config
-from vlnms_d2.data.dataset_mapper import GroundingMapper
+from vlnms_d2.data.mapper import GroundingMapper
 from vlnms_d2.engine.predictor import VLNMSPredictor
-from vlnms_d2.modeling.assembly import QueryResult
-from vlnms_d2.modeling.candidates import Candidates
+from vlnms_d2.modeling.feature_extraction import ImageFeatures, extract_features
+from vlnms_d2.modeling.postprocessing import QueryResult
 from vlnms_d2.modeling.text import TextFeatures
 
 from .store import DETECTOR, GROUND_TRUTH, ImageRegions, regions_file, save_regions
-
-
-@dataclass
-class DetectorFeatures:
-    """The output of the detector for one image.
-
-    Attributes:
-        maps: feature maps of the backbone.
-        proposals: the proposals of the RPN.
-        scale: float [4], factors from pixels of the image file to pixels of the network's input,
-            for boxes xyxy.
-        size: (height, width) of the image file.
-        image_id: id of the image in its data set.
-        detections: the output of the head's `detect`, computed on first use.
-    """
-
-    maps: dict[str, Tensor]
-    proposals: list[Instances]
-    scale: Tensor
-    size: tuple[int, int]
-    image_id: int
-    detections: tuple[list[Candidates], list[Instances]] | None = None
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        return self.proposals[0].image_size
 
 
 class RegionExtractor:
@@ -83,40 +56,36 @@ class RegionExtractor:
             self.model.roi_heads.visual_encoder_source
         )
 
-    @torch.no_grad()
-    def run_detector(self, dataset_dict: dict) -> DetectorFeatures:
-        """Run backbone and RPN on the image of a dataset dict."""
+    def run_detector(self, dataset_dict: dict) -> ImageFeatures:
+        """Run the detector on the image of a dataset dict."""
         image_input = self.mapper({**dataset_dict, "annotations": [], "expressions": []})
-        images = self.model.preprocess_image([image_input])
-        maps = self.model.backbone(images.tensor)
-        proposals, _ = self.model.proposal_generator(images, maps, None)
-        size = image_input["height"], image_input["width"]
-        height, width = images.image_sizes[0]
-        scale = torch.tensor([width / size[1], height / size[0]] * 2)
-        return DetectorFeatures(maps, proposals, scale, size, dataset_dict["image_id"])
+        return extract_features(self.model, image_input)
 
-    def annotated(self, features: DetectorFeatures, dataset_dict: dict) -> ImageRegions:
+    def annotated(self, image: ImageFeatures, dataset_dict: dict) -> ImageRegions:
         """The annotated boxes of the image."""
         annotations = dataset_dict["annotations"]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4) * features.scale
+        boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4) * _scale(image)
         classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
-        regions = self._regions(features, boxes, classes, torch.ones(len(boxes)))
+        regions = self._regions(
+            image, dataset_dict["image_id"], boxes, classes, torch.ones(len(boxes))
+        )
         regions.ids = torch.tensor([a["id"] for a in annotations], dtype=torch.int64)
         return regions
 
     @torch.no_grad()
-    def detected(self, features: DetectorFeatures) -> ImageRegions:
+    def detected(self, image: ImageFeatures, image_id: int) -> ImageRegions:
         """The detections of the stock detector, in descending order of confidence."""
-        _, [stock] = self._detect(features)
+        stock = image.detections
         order = stock.scores.argsort(descending=True, stable=True)
         boxes = stock.pred_boxes.tensor[order]
-        return self._regions(features, boxes, stock.pred_classes[order], stock.scores[order])
+        return self._regions(image, image_id, boxes, stock.pred_classes[order], stock.scores[order])
 
     @torch.no_grad()
     def query_aware(
         self,
-        features: DetectorFeatures,
+        image: ImageFeatures,
+        image_id: int,
         name: str,
         queries: Sequence[str],
         sent_ids: Sequence[int],
@@ -124,28 +93,23 @@ class RegionExtractor:
         """The proposals of a VL-NMS for each query.
 
         Args:
-            features: of the image.
+            image: features of the image.
+            image_id: its id in the data set.
             name: of the VL-NMS.
             queries: Q strings.
             sent_ids: their ids.
         """
         head = self.models[name].roi_heads
-        candidates, _ = self._detect(features)
-        # The steps of `head.answer`, with the text encoded only once: all captions of a split may
-        # be asked on every image, and encoding them would take most of the time.
-        with head.own_precision():
-            [visual] = head.encode_candidates(candidates)
+        # The steps of `score_queries`, with the text encoded only once: all captions of a split
+        # may be scored on every image, and encoding them would take most of the time.
+        with head.vlnms.autocast():
+            [visual] = head.encode_candidates([image.candidates])
             text = self._encode_queries(name, list(queries))
-        answer = head.answer_image(candidates[0], features.input_size, visual, text)
-        index = answer.distinct
-        regions = self._regions(
-            features,
-            answer.boxes,
-            answer.candidates.classes[index],
-            answer.candidates.scores[index],
-        )
+        result = head.score_image(image.candidates, image.image_size, visual, text)
+        distinct = image.candidates[result.distinct]
+        regions = self._regions(image, image_id, result.boxes, distinct.classes, distinct.scores)
         regions.sent_ids = torch.tensor(sent_ids, dtype=torch.int64)
-        regions.kept, regions.kept_scores = _per_query(answer, len(queries))
+        regions.kept, regions.kept_scores = _per_query(result, len(queries))
         return regions
 
     def _encode_queries(self, name: str, queries: list[str]) -> TextFeatures:
@@ -155,30 +119,27 @@ class RegionExtractor:
             self._encoded[name] = queries, text
         return text
 
-    def _detect(self, features: DetectorFeatures) -> tuple[list[Candidates], list[Instances]]:
-        if features.detections is None:
-            features.detections = self.model.roi_heads.detect(features.maps, features.proposals)
-        return features.detections
-
     @torch.no_grad()
     def _regions(
-        self, features: DetectorFeatures, boxes: Tensor, classes: Tensor, scores: Tensor
+        self, image: ImageFeatures, image_id: int, boxes: Tensor, classes: Tensor, scores: Tensor
     ) -> ImageRegions:
+        """Regions of boxes in pixels of the network's input."""
         head = self.model.roi_heads
-        pooled = head.pool_boxes(features.maps, [Boxes(boxes)])
+        pooled = head.pool_boxes(image.maps, [Boxes(boxes)])
         deep = head.encode_pooled(self.encoder, pooled)
         cells = pooled.flatten(2)
         # Not `std`, which is undefined when there are no boxes.
         spread = (cells - cells.mean(2, keepdim=True)).square().mean(2).sqrt()
-        descriptors = torch.cat([deep, cells.mean(2), spread], dim=1)
+        features = torch.cat([deep, cells.mean(2), spread], dim=1)
         return ImageRegions(
-            features.image_id,
-            features.size,
-            boxes / features.scale,
-            classes,
-            scores,
-            descriptors.half(),
+            image_id, image.output_size, boxes / _scale(image), classes, scores, features.half()
         )
+
+
+def _scale(image: ImageFeatures) -> Tensor:
+    """Factors from pixels of the image to pixels of the network's input, for xyxy: float [4]."""
+    (height, width), (output_height, output_width) = image.image_size, image.output_size
+    return torch.tensor([width / output_width, height / output_height] * 2)
 
 
 def _same_detector(model: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -194,13 +155,13 @@ def _same_detector(model: torch.nn.Module, other: torch.nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-def _per_query(answer: QueryResult, num_queries: int) -> tuple[Tensor, Tensor]:
-    """Which of the answer's distinct boxes each query keeps, int64 [Q, K] padded with -1, and their
-    fused scores, float32 [Q, K]."""
-    position = torch.arange(len(answer.distinct))[answer.position]
-    counts = answer.query_index.bincount(minlength=num_queries).tolist()
+def _per_query(result: QueryResult, num_queries: int) -> tuple[Tensor, Tensor]:
+    """Which of the distinct boxes each query keeps, int64 [Q, K] padded with -1, and their fused
+    scores, float32 [Q, K]."""
+    position = torch.arange(len(result.distinct))[result.position]
+    counts = result.query_index.bincount(minlength=num_queries).tolist()
     kept = pad_sequence(position.split(counts), batch_first=True, padding_value=-1)
-    return kept, pad_sequence(answer.scores.split(counts), batch_first=True)
+    return kept, pad_sequence(result.scores.split(counts), batch_first=True)
 
 
 def read_configs(
@@ -303,15 +264,18 @@ def _queries_by_image(
 
 def _extract(
     extractor: RegionExtractor,
-    features: DetectorFeatures,
+    image: ImageFeatures,
     source: str,
     dataset_dict: dict,
     expressions: Sequence[dict],
 ) -> ImageRegions:
     """The boxes of an image from a source; of a VL-NMS, those for the expressions."""
     if source == GROUND_TRUTH:
-        return extractor.annotated(features, dataset_dict)
+        return extractor.annotated(image, dataset_dict)
+    image_id = dataset_dict["image_id"]
     if source == DETECTOR:
-        return extractor.detected(features)
+        return extractor.detected(image, image_id)
     queries = [e["query"] for e in expressions]
-    return extractor.query_aware(features, source, queries, [e["sent_id"] for e in expressions])
+    return extractor.query_aware(
+        image, image_id, source, queries, [e["sent_id"] for e in expressions]
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,19 +150,8 @@ def chosen_mark(proposals: Mapping[str, Any], dataset: str) -> str:
     return "†" if any(one["chosen_here"] for one in files) else ""
 
 
-def copy_results(runs: Sequence[Path], out: Path) -> None:
-    """Copy the results that the tables are made of to `out`."""
-    for run in runs:
-        for path in sorted(run.glob("*/*.json")):
-            if path.name.startswith(tuple(f"{kind}_" for kind in KINDS)):
-                folder = out / run.name / path.parent.name
-                folder.mkdir(parents=True, exist_ok=True)
-                if path.resolve() != (folder / path.name).resolve():
-                    shutil.copyfile(path, folder / path.name)
-
-
 def write_tables(runs: Sequence[Path], out: Path, command_line: str) -> None:
-    """Write `{out}.md` and `{out}.json`, and copy the results to `{out}/seed.../`.
+    """Write `{out}.md` and `{out}.json`.
 
     Args:
         runs: folders of `tools/train_second_stage.py`, one for each seed.
@@ -174,7 +162,7 @@ def write_tables(runs: Sequence[Path], out: Path, command_line: str) -> None:
         ValueError: see `read_runs`.
     """
     results = read_runs(runs)
-    copy_results(runs, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     notes = (
         "In percent, mean ± sample standard deviation over the seeds of the second stage; the "
         "proposals are the same for all. †: the thresholds of the real case were chosen on this "

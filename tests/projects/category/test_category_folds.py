@@ -18,12 +18,10 @@ from category_study.folds import (
 )
 from vlnms_d2.evaluation.matching import Match, MatchTable
 from vlnms_d2.evaluation.mention_recall import IOU_THRESHOLD, match_mentions, recall_of_mentions
-from vlnms_d2.language.curve import relatedness
-from vlnms_d2.language.kinds import Kinds
-from vlnms_d2.language.matching import CategoryMatcher
-from vlnms_d2.language.mentions import MentionFinder
+from vlnms_d2.language.matching import RULES, CategoryMatcher, MentionFinder
 from vlnms_d2.language.nouns import NounFinder
-from vlnms_d2.language.rules import RULES
+from vlnms_d2.language.synonyms import Synonyms
+from vlnms_d2.modeling.relatedness import category_relatedness
 
 OTHER = replace(RULES, slope=10.0)
 
@@ -126,12 +124,12 @@ def test_matches_of_files_equal_those_of_rerank(tmp_path):
     category_names, photos = read_photos(**files)
     assert category_names == ["cat", "dog", "car"]
     assert [photo.captions for photo in photos] == [(texts[0], *texts[2:])] * 2
-    finder, vectors, kinds = NounFinder(), NoVectors(), Kinds(category_names)
+    finder, vectors, synonyms = NounFinder(), NoVectors(), Synonyms(category_names)
     found = match_category(photos, category_names, [RULES, OTHER], finder, vectors)
     references = {m: match_reference(photos, category_names, m) for m in ("detector", "oracle")}
     for rules, own in found.items():
         matcher = CategoryMatcher(
-            category_names, MentionFinder(finder, kinds, rules), vectors, kinds, rules.least
+            category_names, MentionFinder(finder, synonyms, rules), vectors, synonyms, rules.least
         )
         expected = {"detector": [], "category": [], "oracle": []}
         for image_id, photo in zip((2, 5), photos, strict=True):
@@ -140,7 +138,7 @@ def test_matches_of_files_equal_those_of_rerank(tmp_path):
             boxes[:, 2:] += boxes[:, :2]
             classes = np.array([[1, 3, 8].index(d["category_id"]) for d in here])
             cosines = matcher.best_cosines(photo.captions)
-            related = relatedness(cosines, rules.slope, rules.midpoint)[:, classes]
+            related = category_relatedness(cosines, rules.slope, rules.midpoint).numpy()[:, classes]
             scores = np.array([d["score"] for d in here])
             for method, matches in match_mentions(
                 boxes, scores, classes, category_names, related, photo.mentioned, 0.5

@@ -15,8 +15,8 @@ from refshapes.captions import (
     write_captions,
 )
 from refshapes.resolver import resolve
+from vlnms_d2.data.datasets.flickr30k import load_flickr30k_entities
 from vlnms_d2.data.datasets.refshapes import CATEGORIES
-from vlnms_d2.data.flickr30k_entities import load_flickr30k_entities
 from vlnms_d2.data.register import DatasetCatalog
 
 SCENES = [random_scene(seed, image_id=seed + 1) for seed in range(25)]

@@ -18,8 +18,8 @@ from refshapes.expressions import write_expressions
 from refshapes.lexicon import LOCATION_WORDS, words
 from refshapes.phrasing import WORDS_ALLOWED
 from refshapes.resolver import context_ids, resolve
+from vlnms_d2.data.datasets.refer import load_plain_pickle
 from vlnms_d2.data.datasets.refshapes import CATEGORIES, STYLES
-from vlnms_d2.data.safe_pickle import load_plain_pickle
 
 SCENES = {
     number: random_scene(number, image_id=number, crowd=None if number % 4 else 16)

@@ -126,7 +126,31 @@ def test_the_default_configs_are_there():
     files = [REPO / "configs" / "refshapes" / f"{name}.yaml" for name in run_ablations.NAMES]
     assert len(files) == 15
     assert files[8].stem == "vlnms_fc_no_context"
-    plan(Path("out"), files, [0], [])
+    runs = plan(Path("out"), files, [0], [])
+    assert [run.name for run in runs] == run_ablations.NAMES
+    for run in runs:
+        assert run.config_file.is_file()
+        assert run.folder == Path("out") / run.name / "seed0"
+        assert run.cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT is not run.name.endswith("_no_context")
+
+
+def test_a_variant_without_context_is_its_config_with_one_override(config_files):
+    path = config_files[0].with_stem("one_no_context")
+    one, without = plan(Path("out"), [config_files[0], path], [0], [])
+    assert without.config_file == one.config_file == config_files[0]
+    assert (without.name, without.title) == ("one_no_context", "one_no_context seed 0")
+    changed = {
+        key for key, value in settings(without.cfg).items() if value != settings(one.cfg)[key]
+    }
+    assert changed == {"MODEL.VLNMS.PSEUDO_GT.CONTEXT"}
+    [overridden] = plan(Path("out"), [path], [0], ["MODEL.VLNMS.PSEUDO_GT.CONTEXT", "True"])
+    assert overridden.cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT
+
+    path.write_text(config_files[0].read_text())
+    [from_file] = plan(Path("out"), [path], [0], [])
+    assert from_file.config_file == path and from_file.cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT
+    with pytest.raises(ValueError, match=r"no such config: gone_no_context\.yaml"):
+        plan(Path("out"), [Path("gone_no_context.yaml")], [0], [])
 
 
 def test_the_plan_goes_seed_by_seed(config_files):
@@ -432,6 +456,17 @@ def test_warnings_about_what_must_be_the_same(main, training, tmp_path, capsys):
     ):
         assert warning in output
         assert warning in text
+
+
+@pytest.mark.parametrize("name", ["ablations", "pseudo_gt", "refinement"])
+def test_the_tables_of_the_docs_follow_from_their_json(name):
+    stem = REPO / "docs" / "results" / f"refshapes_{name}"
+    summary = json.loads(stem.with_suffix(".json").read_text())
+    # The keys of the JSON file are sorted, so it does not have the order of data sets and rows.
+    order = ("refshapes_val", "refshapes_testA", "refshapes_testB")
+    summary["datasets"] = {dataset: summary["datasets"][dataset] for dataset in order}
+    again = run_ablations.markdown(summary)
+    assert sorted(again.splitlines()) == sorted(stem.with_suffix(".md").read_text().splitlines())
 
 
 # --- the real thing --------------------------------------------------------------------------

@@ -64,14 +64,14 @@ def test_the_boxes_are_the_models(made, image, relatedness):
     model = extractor.models["one"]
     features = extractor.run_detector(image)
     stock = model_output(model, extractor, image)
-    found = extractor.detected(features)
+    found = extractor.detected(features, image["image_id"])
     # The model's postprocessing leaves out empty boxes, of which a random detector has some.
     index = filled(found.boxes, torch.arange(len(found)))
     torch.testing.assert_close(found.boxes[index], stock.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.scores[index], stock.scores)
     assert torch.equal(found.classes[index], stock.pred_classes)
 
-    own = extractor.query_aware(features, "one", QUERIES, [5, 6, 7])
+    own = extractor.query_aware(features, image["image_id"], "one", QUERIES, [5, 6, 7])
     assert own.sent_ids.tolist() == [5, 6, 7]
     asked = model_output(model, extractor, image, query=QUERIES)
     for row, scores, expected in zip(
@@ -95,7 +95,9 @@ def test_features_are_those_of_the_box_wherever_it_comes_from(made, image):
     assert annotated.ids.tolist() == [a["id"] for a in image["annotations"]]
     assert annotated.size == (image["height"], image["width"])
     head = extractor.model.roi_heads
-    scaled = annotated.boxes * features.scale
+    (height, width), (output_height, output_width) = features.image_size, features.output_size
+    scale = torch.tensor([width / output_width, height / output_height] * 2)
+    scaled = annotated.boxes * scale
     for n in range(3):
         pooled = head.box_pooler(
             [features.maps[f] for f in head.box_in_features], [Boxes(scaled[n : n + 1])]

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from ..refer import load_refer, merge_by_image
+from .refer import load_refer, merge_by_image
 
 CATEGORIES = (
     "ball",

@@ -1,6 +1,6 @@
 """Relatedness modules: how likely does the query mention the box? Plain torch."""
 
-from .base import (
+from .build import (
     RELATEDNESS_REGISTRY,
     Relatedness,
     RelatednessOutput,
@@ -10,7 +10,7 @@ from .base import (
     text_encoder_name,
     visual_encoder_name,
 )
-from .category import Category
+from .category import Category, CategoryMentions, category_relatedness
 from .fc import FC
 from .trans import Trans
 
@@ -18,11 +18,13 @@ __all__ = [
     "FC",
     "RELATEDNESS_REGISTRY",
     "Category",
+    "CategoryMentions",
     "Relatedness",
     "RelatednessOutput",
     "Trans",
     "box_locations",
     "build_relatedness",
+    "category_relatedness",
     "relatedness_class",
     "text_encoder_name",
     "visual_encoder_name",

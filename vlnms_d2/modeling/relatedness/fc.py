@@ -1,15 +1,16 @@
-"""FC relatedness (paper, Eq. 1 and 2; SPEC section 3)."""
+"""FC relatedness (Sec. 3.2.1, Eq. 1 and 2)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import configurable
 from torch import Tensor, nn
 
-from ..text.encoder import TextFeatures
-from .base import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
+from ..text.build import TextFeatures
+from .build import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
 
-# F.normalize's default: norms below it count as this.
+# F.normalize's default: smaller norms are replaced by it.
 EPS = 1e-12
 
 
@@ -17,10 +18,10 @@ EPS = 1e-12
 class FC(Relatedness):
     """Soft attention over the words, then the product of box and query feature, scored linearly.
 
-    With `attention="linear"` the paper's Eq. 1 adds a term of the box and a term of the word, and
-    the softmax over the words cancels the former: the weights are the same for every box. They
-    are computed once per query then, MLP_a is not needed at all, and all scores of Eq. 2 are two
-    matrix products (see `score_pairs`). With `attention="additive"` the weights look at the box.
+    With `attention="linear"`, Eq. 1 adds a term of the box and a term of the word, and the softmax
+    over the words cancels the former: the weights are the same for every box. They are computed
+    once per query, MLP_a is not needed at all, and all scores of Eq. 2 are two matrix products
+    (see `score_pairs`). With `attention="additive"` the weights depend on the box.
 
     Args:
         visual_dim: width of the box features.
@@ -31,6 +32,7 @@ class FC(Relatedness):
         dropout: dropout on m and on the attention's box input, as in the authors' code.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -44,7 +46,7 @@ class FC(Relatedness):
         super().__init__()
         if attention not in ("linear", "additive"):
             raise ValueError(
-                f"MODEL.VLNMS.ATTENTION is {attention!r}; FC knows 'linear' and 'additive'"
+                f"MODEL.VLNMS.ATTENTION is {attention!r}, expected 'linear' or 'additive'"
             )
         self.attention = attention
         self.relu = relu
@@ -58,9 +60,11 @@ class FC(Relatedness):
         self.fc_r = nn.Linear(text_dim, 1)
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
+    def from_config(cls, cfg, visual_dim: int, text_dim: int) -> dict:
         vlnms = cfg.MODEL.VLNMS
         return {
+            "visual_dim": visual_dim,
+            "text_dim": text_dim,
             "hidden_dim": vlnms.FC.HIDDEN_DIM,
             "attention": vlnms.ATTENTION,
             "relu": vlnms.FC.RELU,
@@ -74,8 +78,8 @@ class FC(Relatedness):
         text: TextFeatures,
         with_attention: bool = False,
     ) -> RelatednessOutput:
-        """See `Relatedness.forward`; FC does not look at the locations, and gives the attention
-        in any case."""
+        """See `Relatedness.forward`; FC does not use the locations and always returns the
+        attention."""
         attention = self.word_attention(visual, text)
         # q: [Q, D] with linear attention, [Q, N, D] with additive attention
         if attention.dim() == 2:
@@ -89,6 +93,14 @@ class FC(Relatedness):
         else:
             logits = self._score_directly(box, query)
         return RelatednessOutput(at_least_float32(logits), attention)
+
+    def condense(self, text: TextFeatures) -> TextFeatures:
+        """See `Relatedness.condense`: with linear attention, the attended word feature takes the
+        place of a query's words, since the attention to a single word is 1."""
+        if self.attention != "linear":
+            return text
+        query = torch.einsum("ql,qld->qd", self.word_attention(None, text), text.words)
+        return TextFeatures(query[:, None], text.mask.any(dim=1, keepdim=True))
 
     def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
         floats = 4 * num_boxes
@@ -106,17 +118,17 @@ class FC(Relatedness):
             return masked_softmax(scores, text.mask)
         box = 2 * self.attend_box(self.dropout(self.mlp_a(visual)))
         word = 2 * self.attend_word(text.words)
-        # tanh(x) = 2 sigmoid(2 x) - 1: on a CPU, torch's sigmoid is six times as fast.
+        # tanh(x) = 2 sigmoid(2 x) - 1: on the CPU, torch's sigmoid is six times faster.
         weight, bias = 2 * self.fc_s.weight, self.fc_s.bias - self.fc_s.weight.sum()
         scores = box.new_zeros(len(text), len(visual), text.mask.shape[1])
-        # One query at a time and no padding: [Q, N, L, D] would be gigabytes for many queries.
+        # Query by query, without padding: [Q, N, L, D] would take gigabytes for many queries.
         for i, length in enumerate(text.mask.sum(dim=1).tolist()):
             hidden = (box[:, None] + word[i, :length]).sigmoid_()
             scores[i, :, :length] = F.linear(hidden, weight, bias).squeeze(-1)
         return masked_softmax(scores, text.mask[:, None])
 
     def _score_directly(self, box: Tensor, query: Tensor) -> Tensor:
-        """Eq. 2 as it stands: [Q, N] logits through m [Q, N, D]."""
+        """Eq. 2 directly: [Q, N] logits through m [Q, N, D]."""
         if query.dim() == 2:
             query = query[:, None]
         product = box[None] * query
@@ -130,7 +142,7 @@ def score_pairs(box: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> Ten
     """`weight . L2Norm(box_i * query_q) + bias` for all pairs, without an [Q, N, D] tensor.
 
     The numerator is a bilinear form and the squared norm another one, so both are matrix
-    products: (q * u) V^T and (q * q) (V * V)^T (SPEC section 3, closed form).
+    products: (q * u) V^T and (q * q) (V * V)^T.
 
     Args:
         box: float [N, D].
@@ -141,7 +153,7 @@ def score_pairs(box: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> Ten
     Returns:
         float [Q, N].
     """
-    # Squares leave the range of half precision, so autocast stays out of here.
+    # Squares leave the range of half precision, so autocast is disabled here.
     box, query, weight, bias = map(at_least_float32, (box, query, weight, bias))
     with torch.autocast(box.device.type, enabled=False):
         numerator = (query * weight) @ box.T

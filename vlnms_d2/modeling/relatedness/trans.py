@@ -1,24 +1,27 @@
-"""Transformer relatedness with box refinement (paper, Eq. 3; SPEC section 4)."""
+"""Transformer relatedness with box refinement (Sec. 3.2.2, Eq. 3)."""
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import torch.nn.functional as F
+from detectron2.config import configurable
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..text.encoder import TextFeatures
-from .attention import CoAttentionLayer, JointLayer, key_bias
-from .base import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
-
-LAYERS = {"joint": JointLayer, "co_attention": CoAttentionLayer}
+from ..text.build import TextFeatures
+from .build import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
 
 
 @RELATEDNESS_REGISTRY.register()
 class Trans(Relatedness):
-    """Words and boxes as tokens; layers that fuse both; per box r and a refinement t.
+    """Words and boxes as tokens, layers that fuse them, and per box r and a refinement t.
 
-    The paper's "two-layer Transformer and co-attention" can be read in two ways, so there are
-    both: "joint", self-attention over one sequence of words and boxes, and "co_attention", two
-    streams that attend to each other. The layers normalise before each block, which trains
+    The paper's "two-layer Transformer and co-attention" can be read in two ways, and both are
+    available: "joint", self-attention over one sequence of words and boxes, and "co_attention",
+    two streams that attend to each other. The layers normalise before each block, which trains
     without a long warm-up.
 
     Args:
@@ -35,6 +38,7 @@ class Trans(Relatedness):
 
     compares_boxes = True
 
+    @configurable
     def __init__(
         self,
         *,
@@ -49,7 +53,7 @@ class Trans(Relatedness):
         refine: bool = True,
     ):
         super().__init__()
-        if fusion not in LAYERS:
+        if fusion not in FUSION_LAYERS:
             raise ValueError(
                 f"MODEL.VLNMS.TRANS.FUSION is {fusion!r}, expected 'joint' or 'co_attention'"
             )
@@ -65,7 +69,7 @@ class Trans(Relatedness):
         self.location_token = nn.Linear(5, hidden_dim)
         self.word_token = nn.Linear(text_dim, hidden_dim)
         self.layers = nn.ModuleList(
-            LAYERS[fusion](hidden_dim, num_heads, ffn_dim, dropout, last=i == num_layers - 1)
+            FUSION_LAYERS[fusion](hidden_dim, num_heads, ffn_dim, dropout, last=i == num_layers - 1)
             for i in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_dim)
@@ -74,9 +78,11 @@ class Trans(Relatedness):
         self.visual_dim, self.refines = visual_dim, refine
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
+    def from_config(cls, cfg, visual_dim: int, text_dim: int) -> dict:
         trans = cfg.MODEL.VLNMS.TRANS
         return {
+            "visual_dim": visual_dim,
+            "text_dim": text_dim,
             "hidden_dim": trans.HIDDEN_DIM,
             "num_heads": trans.NUM_HEADS,
             "ffn_dim": trans.FFN_DIM,
@@ -95,7 +101,7 @@ class Trans(Relatedness):
     ) -> RelatednessOutput:
         visual, for_refinement = visual[:, : self.visual_dim], visual[:, -self.visual_dim :]
         shape = (len(text), len(visual))
-        if 0 in shape:  # attention wants at least one key; of nothing the heads make nothing
+        if 0 in shape:  # attention needs at least one key; empty in gives empty out
             hidden = visual.new_zeros(*shape, self.hidden_dim)
             attention = visual.new_zeros(*shape, text.mask.shape[1]) if with_attention else None
         else:
@@ -105,7 +111,7 @@ class Trans(Relatedness):
             None
             if self.mlp_t is None
             else at_least_float32(
-                # What the tokens say of the mentioned ones, and nothing to them in return.
+                # Reads what the tokens know of the query, without gradient to them.
                 self.mlp_t(hidden.detach(), for_refinement)
             )
         )
@@ -114,10 +120,10 @@ class Trans(Relatedness):
     def _fuse(
         self, visual: Tensor, locations: Tensor, text: TextFeatures, with_attention: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """What the layers make of the boxes, [Q, N, hidden_dim], and the word attention."""
+        """The box tokens after the layers, [Q, N, hidden_dim], and the word attention."""
         words, mask = text.words, text.mask
         num_words = mask.shape[1]
-        if num_words == 0:  # empty queries alone; attention wants at least one key
+        if num_words == 0:  # only empty queries; attention needs at least one key
             words, mask = F.pad(words, (0, 0, 0, 1)), F.pad(mask, (0, 1))
         words = self.word_token(words)
         # boxes: [1, N, D], the same for every query before the first layer; then [Q, N, D]
@@ -132,21 +138,21 @@ class Trans(Relatedness):
         return self.norm(boxes), attention
 
     def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
-        # A layer where it is widest. In the attention: the layer's input, that input and its norm
-        # in one sequence, queries, keys and values before and after that, and three of what comes
-        # out. In the feed-forward block: the input before and after the attentions, four of their
-        # norms, the output, hidden units, gates before and after the ReLU, and their product.
+        # A layer at its widest. In the attention: the layer's input, input and norm in one
+        # sequence, queries, keys and values before and after concatenation, and three outputs. In
+        # the feed-forward block: the input before and after the attentions, four norms, the
+        # output, hidden units, gates before and after the ReLU, and their product.
         widest = max(12 * self.hidden_dim, 7 * self.hidden_dim + 4 * self.ffn_dim)
         return 4 * (num_boxes + num_words) * widest
 
 
 class Refinement(nn.Module):
-    """MLP_t of the paper, from a box's token, and beside that from its visual feature.
+    """MLP_t of the paper, on a box's token and, in addition, on its visual feature.
 
-    How a box is off shows in the visual feature; a token has hardly room for it besides what is
-    mentioned. What the feature gives is worked out once an image. Learning to refine and to relate
-    in the same layers costs recall, so the two share none: the feature comes from a copy of the
-    detector's head of its own (VISUAL_ENCODER "finetune"), and no gradient goes to the tokens.
+    The visual feature shows how a box is off, and a token has little room for that beside what is
+    mentioned. The visual part is computed once per image. Learning to refine and to relate in the
+    same layers costs recall, so they share none: the visual feature comes from a second copy of
+    the detector's head (VISUAL_ENCODER "finetune"), and the tokens get no gradient from here.
 
     Args:
         hidden_dim: width D of the tokens.
@@ -164,7 +170,7 @@ class Refinement(nn.Module):
         self.from_hidden = nn.Linear(hidden_dim, hidden_dim)
         self.hidden = nn.Linear(hidden_dim, hidden_dim)
         self.out = nn.Linear(hidden_dim, 4)
-        # It starts with next to no refinement.
+        # Starts with almost no refinement.
         nn.init.normal_(self.out.weight, std=0.001)
         nn.init.zeros_(self.out.bias)
 
@@ -172,3 +178,227 @@ class Refinement(nn.Module):
         """Refinements of tokens [Q, N, D] of boxes with visual features [N, V]: [Q, N, 4]."""
         x = self.from_hidden(hidden) + self.from_visual(visual)
         return self.out(self.hidden(x.relu()).relu())
+
+
+class Attention(nn.Module):
+    """Multi-head attention, by torch's `scaled_dot_product_attention`.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: heads; they share the width.
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, context: Tensor, bias: Tensor) -> Tensor:
+        """Let the tokens attend to the context.
+
+        Args:
+            tokens: float [Q, T, D], or [1, T, D] where they are the same for every query.
+            context: float [Q, S, D], or [1, S, D] likewise.
+            bias: float [Q, S], added to the attention's logits; see `key_bias`.
+
+        Returns:
+            float [Q, T, D].
+        """
+        return self.attend(self.queries(tokens), *self.keys_and_values(context), bias)
+
+    def queries(self, tokens: Tensor) -> Tensor:
+        """Tokens [Q, T, D] as queries [Q, heads, T, D / heads]."""
+        return self._split(self.query(tokens))
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Context [Q, S, D] as keys and values, [Q, heads, S, D / heads] each."""
+        key, value = self.key_value(context).chunk(2, dim=-1)
+        return self._split(key), self._split(value)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """The second half of `forward`, on the outputs of `queries` and `keys_and_values`."""
+        query, key, value = (x.expand(len(bias), -1, -1, -1) for x in (query, key, value))
+        bias = bias[:, None, None].to(query.dtype)
+        # Finite in half precision as well.
+        bias = bias.clamp(min=torch.finfo(query.dtype).min / 2)
+        with _training_kernel(query):
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def weights(self, tokens: Tensor, context: Tensor, bias: Tensor) -> Tensor:
+        """The attention weights, averaged over the heads: float [Q, T, S]."""
+        query, (key, _) = self.queries(tokens), self.keys_and_values(context)
+        logits = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])
+        return (logits + bias[:, None, None]).softmax(dim=-1).mean(dim=1)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[Q, T, D] -> [Q, heads, T, D / heads]."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _training_kernel(query: Tensor) -> AbstractContextManager:
+    """On the CPU, the fused kernel's backward takes several times as long as the plain one's."""
+    if query.is_cpu and query.requires_grad:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
+
+
+def key_bias(mask: Tensor) -> Tensor:
+    """Bias of attention logits: excludes padding and weights each key by one over their number.
+
+    For keys of a single kind the number makes no difference. Where words and boxes are keys of one
+    attention, it makes the balance between them independent of how many there are of each: tens
+    of boxes in a training step, hundreds at inference.
+
+    Args:
+        mask: bool [Q, S], False for padding.
+
+    Returns:
+        float32 [Q, S]; finite, so that a row of padding alone gives no NaN.
+    """
+    count = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    # Half of the minimum, since attention adds the logit to it.
+    return torch.where(mask, -count.log(), torch.finfo(torch.float32).min / 2)
+
+
+class FeedForward(nn.Module):
+    """A gated linear unit with a ReLU (Shazeer, "GLU Variants Improve Transformer", 2020).
+
+    A token sums a box's appearance and what it attended to among the words; the gate lets one
+    multiply the other, as the FC module does.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.hidden_and_gate = nn.Linear(dim, 2 * hidden_dim)
+        self.out = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, gate = self.hidden_and_gate(x).chunk(2, dim=-1)
+        return self.out(hidden * gate.relu())
+
+
+class JointLayer(nn.Module):
+    """Self-attention over words and boxes in one sequence, then a feed-forward block.
+
+    Args:
+        dim, num_heads, ffn_dim: widths and heads.
+        dropout: on the output of each block.
+        last: no later layer reads the words, so they pass through unchanged.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, last: bool = False):
+        super().__init__()
+        self.norm_attention, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, num_heads)
+        self.ffn = FeedForward(dim, ffn_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.last = last
+
+    def forward(
+        self, words: Tensor, boxes: Tensor, word_bias: Tensor, box_bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Fuse words and boxes.
+
+        Args:
+            words: float [Q, L, D].
+            boxes: float [Q, N, D], or [1, N, D] where they are the same for every query, as
+                before the first layer: everything before the attention is then computed once.
+            word_bias, box_bias: float [Q, L] and [Q, N]; see `key_bias`.
+
+        Returns:
+            words [Q, L, D] and boxes [Q, N, D].
+        """
+        tokens = boxes if self.last else _one_sequence(words, boxes)
+        tokens = tokens + self.dropout(self._attend(words, boxes, word_bias, box_bias))
+        tokens = tokens + self.dropout(self.ffn(self.norm_ffn(tokens)))
+        if self.last:
+            return words, tokens
+        return tokens.tensor_split([words.shape[1]], dim=1)
+
+    def _attend(self, words: Tensor, boxes: Tensor, word_bias: Tensor, box_bias: Tensor) -> Tensor:
+        """The attention's output for words and boxes, or in the last layer for boxes only."""
+        words, boxes = self.norm_attention(words), self.norm_attention(boxes)
+        queries = self.attention.queries(boxes)
+        if not self.last:
+            queries = _one_sequence(self.attention.queries(words), queries)
+        keys, values = map(
+            _one_sequence,
+            self.attention.keys_and_values(words),
+            self.attention.keys_and_values(boxes),
+        )
+        bias = torch.cat([word_bias, box_bias], dim=1)
+        return self.attention.attend(queries, keys, values, bias)
+
+    def word_attention(self, words: Tensor, boxes: Tensor, word_bias: Tensor) -> Tensor:
+        """Attention weights of the boxes over the words: float [Q, N, L]."""
+        words, boxes = self.norm_attention(words), self.norm_attention(boxes)
+        return self.attention.weights(boxes, words, word_bias)
+
+
+def _one_sequence(words: Tensor, boxes: Tensor) -> Tensor:
+    """Concatenate words [Q, ..., L, D] and boxes [Q or 1, ..., N, D]."""
+    return torch.cat([words, boxes.expand(len(words), *boxes.shape[1:])], dim=-2)
+
+
+class StreamLayer(nn.Module):
+    """One stream's half of a `CoAttentionLayer`."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float):
+        super().__init__()
+        self.norm_self, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.cross_attention = Attention(dim, num_heads)
+        self.self_attention = Attention(dim, num_heads)
+        self.ffn = FeedForward(dim, ffn_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        normed: Tensor,
+        other_normed: Tensor,
+        bias: Tensor,
+        other_bias: Tensor,
+    ) -> Tensor:
+        """Attend to the other stream, then to this one, then the feed-forward block."""
+        tokens = tokens + self.dropout(self.cross_attention(normed, other_normed, other_bias))
+        normed = self.norm_self(tokens)
+        tokens = tokens + self.dropout(self.self_attention(normed, normed, bias))
+        return tokens + self.dropout(self.ffn(self.norm_ffn(tokens)))
+
+
+class CoAttentionLayer(nn.Module):
+    """Two streams: words attend to boxes and boxes to words (both as they enter the layer), then
+    each stream to itself, then a feed-forward block each.
+
+    Args:
+        dim, num_heads, ffn_dim, dropout: as for `JointLayer`, of each stream.
+        last: no later layer reads the words, so they have no stream in this one.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, last: bool = False):
+        super().__init__()
+        self.norm_words, self.norm_boxes = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.words = None if last else StreamLayer(dim, num_heads, ffn_dim, dropout)
+        self.boxes = StreamLayer(dim, num_heads, ffn_dim, dropout)
+
+    def forward(
+        self, words: Tensor, boxes: Tensor, word_bias: Tensor, box_bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `JointLayer.forward`."""
+        normed_words, normed_boxes = self.norm_words(words), self.norm_boxes(boxes)
+        boxes = self.boxes(boxes, normed_boxes, normed_words, box_bias, word_bias)
+        if self.words is not None:
+            words = self.words(words, normed_words, normed_boxes, word_bias, box_bias)
+        return words, boxes
+
+    def word_attention(self, words: Tensor, boxes: Tensor, word_bias: Tensor) -> Tensor:
+        """See `JointLayer.word_attention`."""
+        return self.boxes.cross_attention.weights(
+            self.norm_boxes(boxes), self.norm_words(words), word_bias
+        )
+
+
+FUSION_LAYERS = {"joint": JointLayer, "co_attention": CoAttentionLayer}

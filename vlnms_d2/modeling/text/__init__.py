@@ -1,28 +1,23 @@
 """Text encoders: from query strings to word features."""
 
 from .bert import BERT
-from .bigru import BiGRU
-from .category_mentions import CategoryMentions
-from .encoder import (
+from .bigru import BiGRU, Vocabulary, tokenize
+from .build import (
     TEXT_ENCODER_REGISTRY,
     TextEncoder,
     TextFeatures,
     build_text_encoder,
     text_encoder_class,
 )
-from .vocabulary import Vocabulary, tokenize
-from .word_vectors import read_word_vectors
 
 __all__ = [
     "BERT",
     "TEXT_ENCODER_REGISTRY",
     "BiGRU",
-    "CategoryMentions",
     "TextEncoder",
     "TextFeatures",
     "Vocabulary",
     "build_text_encoder",
-    "read_word_vectors",
     "text_encoder_class",
     "tokenize",
 ]

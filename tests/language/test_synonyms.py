@@ -1,0 +1,112 @@
+"""The table of synonyms, and finding them among words."""
+
+import pytest
+from detectron2.data import MetadataCatalog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlnms_d2.language.synonyms import Mention, Synonyms, _read_table, singular, words_of
+
+COCO = MetadataCatalog.get("coco_2017_val").thing_classes
+SYNONYMS = Synonyms(COCO)
+
+
+def find(text: str) -> list[tuple[str, list[str]]]:
+    words = text.split()
+    return [
+        (" ".join(words[start:end]), [COCO[c] for c in classes])
+        for start, end, classes in SYNONYMS.find(words)
+    ]
+
+
+def test_the_table_is_of_cocos_categories():
+    table = _read_table()
+    assert {" ".join(words_of(name)) for name in COCO} == set(table)
+    for name, synonyms in table.items():
+        assert synonyms == sorted(set(synonyms)), name
+        assert all(one == " ".join(words_of(one)) for one in synonyms), name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a chef and two puppies", [("chef", ["person"]), ("puppies", ["dog"])]),
+        ("man in a taxi", [("man", ["person"]), ("taxi", ["car"])]),
+        ("women at tables", [("women", ["person"]), ("tables", ["dining table"])]),
+        ("a hot dog", [("hot dog", ["hot dog"])]),
+        ("hot dogs and dogs", [("hot dogs", ["hot dog"]), ("dogs", ["dog"])]),
+        ("glasses of wine", [("glasses of wine", ["wine glass"])]),
+        ("a teddy bear", [("teddy bear", ["teddy bear"])]),
+        ("Polar BEARS", [("Polar BEARS", ["bear"])]),
+        ("buses skis sheep geese knives", [
+            ("buses", ["bus"]), ("skis", ["skis"]), ("sheep", ["sheep"]), ("geese", ["bird"]),
+            ("knives", ["knife"]),
+        ]),
+        ("blue sky over there", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_synonyms_are_found(text, expected):
+    assert find(text) == expected
+
+
+def test_synonyms_of_several_categories():
+    assert Synonyms(["mouse", "computer mouse", "car", "car"]).find(["mouse", "cars"]) == [
+        Mention(0, 1, (0,)),
+        Mention(1, 2, (2, 3)),
+    ]
+
+
+def test_names_that_are_not_in_the_table_match_themselves():
+    synonyms = Synonyms(["grand_piano", "aardvark"])
+    assert synonyms.find(["two", "grand", "pianos"]) == [Mention(1, 3, (0,))]
+    assert synonyms.classes_of("aardvarks") == (1,)
+    assert synonyms.classes_of("man") == synonyms.classes_of("") == ()
+
+
+def test_names_of_open_vocabularies():
+    """As LVIS and Open Images write them."""
+    names = ["fire_hydrant", "baseball_bat", "cup_(drink)", "Human face", "bow_(weapon)", "mug"]
+    synonyms = Synonyms([*names, "bow_(decorative_ribbons)", "cup", "(x)"])
+    assert synonyms.find(["two", "fire", "hydrants"]) == [Mention(1, 3, (0,))]
+    assert synonyms.find(["Human", "Faces"]) == [Mention(0, 2, (3,))]
+    assert synonyms.classes_of("baseball bats") == (1,)
+    assert synonyms.classes_of("cups") == (2, 7) and synonyms.classes_of("bow") == (4, 6)
+    assert synonyms.classes_of("mug") == (5,)  # has a category of its own, so it is no cup
+    assert synonyms.classes_of("teacup") == (2, 7)  # has no category of its own
+    assert words_of("(x)") == ["x"] and words_of("()") == []
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_every_name_matches_its_category_only(name):
+    assert [COCO[i] for i in SYNONYMS.classes_of(name)] == [name]
+
+
+@given(st.lists(st.sampled_from(["hot", "dog", "dogs", "of", "wine", "glass", "men"]), max_size=7))
+def test_the_longest_at_each_place(words):
+    """Against a plain scan that tries every length."""
+    expected, start = [], 0
+    while start < len(words):
+        lengths = [
+            n for n in range(1, len(words) - start + 1)
+            if SYNONYMS.classes_of(" ".join(words[start : start + n]))
+        ]  # fmt: skip
+        if lengths:
+            end = start + lengths[-1]
+            expected.append((start, end, SYNONYMS.classes_of(" ".join(words[start:end]))))
+            start = end
+        else:
+            start += 1
+    assert [tuple(mention) for mention in SYNONYMS.find(words)] == expected
+
+
+@pytest.mark.parametrize(
+    ("plural", "one"),
+    [
+        ("dogs", "dog"), ("benches", "bench"), ("puppies", "puppy"), ("glasses", "glass"),
+        ("boxes", "box"), ("women", "woman"), ("children", "child"), ("pies", "pie"),
+        ("horses", "horse"), ("vases", "vase"), ("taxis", "taxi"), ("shoes", "shoe"),
+    ],
+)  # fmt: skip
+def test_singular(plural, one):
+    assert singular(plural) == one == singular(one)

@@ -1,0 +1,138 @@
+"""Captions in Karpathy's splits of Flickr30k and COCO, in Detectron2's standard format."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ..entries import read_json, require
+
+logger = logging.getLogger(__name__)
+
+SOURCE = (
+    "Karpathy's splits (dataset_flickr30k.json, dataset_coco.json) come from "
+    "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip."
+)
+
+
+def load_karpathy(
+    json_file: str | Path, image_root: str | Path, split: str
+) -> list[dict[str, Any]]:
+    """Reads the images of a split with their captions.
+
+    Only captions are annotated, no boxes. A sentence without words is dropped with a warning;
+    images without sentences are dropped.
+
+    Args:
+        json_file: `dataset_flickr30k.json` or `dataset_coco.json`, or another of that format.
+        image_root: folder of the images, or of the folders that the entries' "filepath" names.
+        split: "train", "val" or "test"; COCO also has "restval", which is commonly added to
+            train.
+
+    Returns:
+        Dicts sorted by image id with "file_name", "image_id" (COCO's id; otherwise the number in
+        the file name if all files are named by numbers, as in Flickr30k; otherwise Karpathy's
+        "imgid"), no "annotations"
+        and "expressions": dicts with "sent_id", "ref_id" (None), "query", "ann_id" (None),
+        "context_ann_ids" (None), "split" and "manner" (None). "height" and "width" are not in
+        the file; the mapper reads them from the image.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file is damaged, lacks a key, uses an id twice or has no image of the
+            split.
+    """
+    path = Path(json_file)
+    entries = require(read_json(path, SOURCE), "images", list, str(path))
+    for number, entry in enumerate(entries):
+        where = f"{path}: image number {number}"
+        for key, kind in (("filename", str), ("split", str), ("imgid", int), ("sentences", list)):
+            require(entry, key, kind, where)
+    image_ids = _image_ids(entries, path)
+    images: dict[int, dict[str, Any]] = {}
+    sent_ids: set[int] = set()
+    for number, (entry, image_id) in enumerate(zip(entries, image_ids, strict=True)):
+        if entry["split"] != split:
+            continue
+        where = f"{path}: image number {number}"
+        folder = require(entry, "filepath", str, where) if "filepath" in entry else ""
+        expressions = _expressions(entry, where, sent_ids)
+        if image_id in images:
+            raise ValueError(
+                f"{where} has the id {image_id} of another one, expected distinct ids. Repair the "
+                f"entry or fetch the file again. {SOURCE}"
+            )
+        images[image_id] = {
+            "file_name": str(Path(image_root, folder, entry["filename"])),
+            "image_id": image_id,
+            "annotations": [],
+            "expressions": expressions,
+        }
+    if not images:
+        available = ", ".join(sorted({entry["split"] for entry in entries})) or "none"
+        raise ValueError(
+            f"{path} holds no image of the split '{split}', available splits: {available}. Choose "
+            "one of them."
+        )
+    return [images[image_id] for image_id in sorted(images) if images[image_id]["expressions"]]
+
+
+def _image_ids(entries: list[dict[str, Any]], path: Path) -> list[int]:
+    """The ids of the images, all from the same source: the one that other data sets of these images
+    use."""
+    with_coco_id = [number for number, entry in enumerate(entries) if "cocoid" in entry]
+    if with_coco_id:
+        if len(with_coco_id) < len(entries):
+            missing = next(n for n, entry in enumerate(entries) if "cocoid" not in entry)
+            raise ValueError(
+                f"{path}: image number {missing} has no 'cocoid', expected an integer as in image "
+                f"number {with_coco_id[0]}. Repair the entry or fetch the file again. {SOURCE}"
+            )
+        return [
+            require(entry, "cocoid", int, f"{path}: image number {number}")
+            for number, entry in enumerate(entries)
+        ]
+    stems = [Path(entry["filename"]).stem for entry in entries]
+    if all(stem.isascii() and stem.isdigit() for stem in stems):
+        return [int(stem) for stem in stems]
+    return [entry["imgid"] for entry in entries]
+
+
+def _expressions(entry: dict[str, Any], where: str, sent_ids: set[int]) -> list[dict[str, Any]]:
+    """The captions of an image; their ids are added to `sent_ids`, those of previous images."""
+    made = []
+    for number, sentence in enumerate(entry["sentences"]):
+        sent_id = require(sentence, "sentid", int, f"{where}, sentence number {number}")
+        if sent_id in sent_ids:
+            raise ValueError(
+                f"{where}, sentence number {number}: 'sentid' {sent_id} is used twice, expected "
+                f"distinct ids. Repair the entry or fetch the file again. {SOURCE}"
+            )
+        sent_ids.add(sent_id)
+        query = _words(sentence)
+        if not query:
+            logger.warning("%s: left out sentence %d, which has no words", where, sent_id)
+            continue
+        made.append(
+            {
+                "sent_id": sent_id,
+                "ref_id": None,
+                "query": query,
+                "ann_id": None,
+                "context_ann_ids": None,
+                "split": entry["split"],
+                "manner": None,
+            }
+        )
+    return made
+
+
+def _words(sentence: dict[str, Any]) -> str:
+    """The sentence as written, with single spaces; captions of COCO contain line breaks."""
+    raw, tokens = sentence.get("raw"), sentence.get("tokens")
+    if isinstance(raw, str) and raw.strip():
+        return " ".join(raw.split())
+    if isinstance(tokens, list):
+        return " ".join(token.strip() for token in tokens if isinstance(token, str)).strip()
+    return ""

@@ -1,0 +1,239 @@
+"""Detections of any detector, from a results file in COCO's format: in memory, or on disk image by
+image where the file need not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..file_io import atomic_write
+from .datasets.coco import class_of_detection, read_categories
+from .entries import is_finite, iter_json_list, require
+
+SOURCE = (
+    "It is a JSON list of {image_id, category_id, bbox [x, y, width, height], score}, as "
+    "Detectron2's COCOEvaluator writes (coco_instances_results.json)."
+)
+
+_ROW = np.dtype([("image", "<i8"), ("box", "<f8", 4), ("score", "<f8"), ("class", "<i8")])
+_BATCH = 1 << 15  # detections in memory while a file is read
+
+
+class Detections(NamedTuple):
+    """The N detections of an image, in the order of the results file.
+
+    Attributes:
+        boxes: float64 [N, 4], [x, y, width, height] in pixels.
+        scores: float64 [N], from 0 to 1.
+        classes: int64 [N], indices of the categories.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+    @property
+    def corners(self) -> np.ndarray:
+        """float64 [N, 4], the boxes as xyxy."""
+        return np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], axis=1)
+
+
+@dataclass(frozen=True)
+class CategorisedDetections:
+    """Detections of many images, in memory.
+
+    Attributes:
+        by_image: image id -> boxes, float64 [D, 4], [x, y, width, height] in pixels, and classes,
+            int64 [D], indices into `category_names`; in descending score order.
+        category_names: of the detector's classes.
+    """
+
+    by_image: dict[int, tuple[np.ndarray, np.ndarray]]
+    category_names: list[str]
+
+
+def read_detections(
+    results_file: str | Path, categories_file: str | Path, min_score: float = 0.0
+) -> CategorisedDetections:
+    """Reads a results file and the names of its categories.
+
+    Args:
+        results_file: COCO results.
+        categories_file: a file in COCO's format with "categories", such as the annotations that
+            the detector was trained with.
+        min_score: detections below it are dropped.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or a detection has an unknown category.
+    """
+    categories_file = Path(categories_file)
+    names = read_categories(categories_file)
+    class_of = {category_id: i for i, category_id in enumerate(names)}
+    detections: dict[int, list[tuple[float, list[float], int]]] = {}
+    for image_id, box, score, of_class, _ in _read(Path(results_file), class_of, categories_file):
+        if score >= min_score:
+            detections.setdefault(image_id, []).append((-score, box, of_class))
+    by_image = {}
+    for image_id, image_detections in detections.items():
+        image_detections.sort(key=lambda detection: detection[0])
+        boxes = np.array([box for _, box, _ in image_detections], dtype=np.float64)
+        classes = np.array([of_class for *_, of_class in image_detections], dtype=np.int64)
+        by_image[image_id] = (boxes, classes)
+    return CategorisedDetections(by_image, list(names.values()))
+
+
+class DetectionStore:
+    """Detections of many images, on disk; opens what `build` wrote.
+
+    Args:
+        folder: of the store.
+
+    Attributes:
+        image_ids: int64 [I], of the images with detections, in ascending order.
+        num_zero_area: number of boxes without width or height.
+    """
+
+    def __init__(self, folder: Path):
+        self._rows_file = folder / "rows.bin"
+        with np.load(folder / "index.npz") as index:
+            self.image_ids = index["image_ids"]
+            self.num_zero_area = int(index["num_zero_area"])
+            self._starts = index["starts"]
+
+    @staticmethod
+    def is_built(folder: Path) -> bool:
+        """Whether the folder has a complete store."""
+        return (folder / "index.npz").is_file()
+
+    @classmethod
+    def build(
+        cls, results_file: Path, class_of: Mapping[int, int], categories_file: Path, folder: Path
+    ) -> DetectionStore:
+        """Sort the detections of a results file by image.
+
+        Memory grows with the number of images, by a few numbers each, not with the file.
+
+        Args:
+            results_file: COCO results, in any order.
+            class_of: from category id to class.
+            categories_file: where the categories came from, for messages.
+            folder: an existing folder; an unfinished store in it is replaced.
+
+        Raises:
+            FileNotFoundError: there is no results file.
+            ValueError: it is damaged, or a detection has an unknown category or an impossible box
+                or score; the message names the detection.
+        """
+        spool = folder / "spool.bin"
+        counts: dict[int, int] = {}
+        num_zero_area = 0
+        with spool.open("wb") as file:
+            for rows in _batches(results_file, class_of, categories_file):
+                file.write(rows.tobytes())
+                num_zero_area += int((rows["box"][:, 2:] == 0).any(axis=1).sum())
+                found, times = np.unique(rows["image"], return_counts=True)
+                for image_id, count in zip(found.tolist(), times.tolist(), strict=True):
+                    counts[image_id] = counts.get(image_id, 0) + count
+        image_ids = np.array(sorted(counts), dtype=np.int64)
+        starts = np.cumsum([0] + [counts[i] for i in image_ids.tolist()])
+        first_row = dict(zip(image_ids.tolist(), starts[:-1].tolist(), strict=True))
+        _sort(spool, folder / "rows.bin", first_row)
+        spool.unlink()
+        with atomic_write(folder / "index.npz") as file:
+            np.savez(file, image_ids=image_ids, starts=starts, num_zero_area=num_zero_area)
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __contains__(self, image_id: int) -> bool:
+        return self._place(image_id) is not None
+
+    def count(self, image_id: int) -> int:
+        """How many detections an image has."""
+        place = self._place(image_id)
+        return 0 if place is None else int(self._starts[place + 1] - self._starts[place])
+
+    def of(self, image_id: int) -> Detections:
+        """The detections of an image; none if it is not in the file."""
+        place = self._place(image_id)
+        if place is None:
+            rows = np.empty(0, dtype=_ROW)
+        else:
+            start, end = self._starts[place : place + 2].tolist()
+            rows = np.fromfile(
+                self._rows_file, _ROW, count=end - start, offset=start * _ROW.itemsize
+            )
+        return Detections(rows["box"], rows["score"], rows["class"])
+
+    def _place(self, image_id: int) -> int | None:
+        place = int(np.searchsorted(self.image_ids, image_id))
+        found = place < len(self.image_ids) and self.image_ids[place] == image_id
+        return place if found else None
+
+
+def _sort(spool: Path, rows_file: Path, next_row: dict[int, int]) -> None:
+    """Write the rows image by image, in their previous order within each image.
+
+    Args:
+        next_row: image id -> position of its next row; updated.
+    """
+    with spool.open("rb") as source, rows_file.open("wb") as target:
+        while chunk := source.read(_BATCH * _ROW.itemsize):
+            rows = np.frombuffer(chunk, dtype=_ROW)
+            rows = rows[rows["image"].argsort(kind="stable")]
+            ends = np.flatnonzero(np.diff(rows["image"])) + 1
+            for run in np.split(rows, ends):
+                image_id = int(run["image"][0])
+                target.seek(next_row[image_id] * _ROW.itemsize)
+                target.write(run.tobytes())
+                next_row[image_id] += len(run)
+
+
+def _batches(
+    results_file: Path, class_of: Mapping[int, int], categories_file: Path
+) -> Iterator[np.ndarray]:
+    rows = []
+    for *row, where in _read(results_file, class_of, categories_file):
+        _, box, score, _ = row
+        if min(box[2:]) < 0:
+            raise ValueError(
+                f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels with no "
+                f"negative size. {SOURCE}"
+            )
+        if not 0 <= score <= 1:
+            raise ValueError(
+                f"{where}: 'score' is {score!r}, expected the confidence, a number from 0 to 1. "
+                f"{SOURCE}"
+            )
+        rows.append(tuple(row))
+        if len(rows) == _BATCH:
+            yield np.array(rows, dtype=_ROW)
+            rows = []
+    if rows:
+        yield np.array(rows, dtype=_ROW)
+
+
+def _read(
+    results_file: Path, class_of: Mapping[int, int], categories_file: Path
+) -> Iterator[tuple[int, list[float], float, int, str]]:
+    """For each detection of a file its image id, box, score and class, and where it stands."""
+    for number, entry in enumerate(iter_json_list(results_file, SOURCE)):
+        where = f"{results_file}: detection number {number}"
+        box, score = require(entry, "bbox", list, where), entry.get("score")
+        if len(box) != 4 or not all(map(is_finite, box)):
+            raise ValueError(
+                f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels, four "
+                f"finite numbers. {SOURCE}"
+            )
+        if not is_finite(score):
+            raise ValueError(
+                f"{where}: 'score' is {score!r}, expected the confidence, a finite number. {SOURCE}"
+            )
+        of_class = class_of_detection(entry, class_of, categories_file, where)
+        yield require(entry, "image_id", int, where), box, score, of_class, where

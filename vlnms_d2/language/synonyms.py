@@ -1,0 +1,136 @@
+"""Maps nouns to categories: "chef" to person, "SUV" to car, "hot dog" to hot dog.
+
+Word vectors place "dog" close to "cat", and "hot dog" close to both; a table of synonyms does not.
+`synonyms.json` covers the eighty categories of COCO; every category matches its own name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+TABLE = Path(__file__).parent / "synonyms.json"
+
+_SEPARATORS = re.compile(r"[\W_]+")
+_PARENTHESES = re.compile(r"\(.*?\)")
+_IRREGULAR = {
+    "brownies": "brownie",
+    "buses": "bus",
+    "busses": "bus",
+    "calves": "calf",
+    "canoes": "canoe",
+    "children": "child",
+    "cookies": "cookie",
+    "feet": "foot",
+    "geese": "goose",
+    "knives": "knife",
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "mice": "mouse",
+    "movies": "movie",
+    "oxen": "ox",
+    "people": "person",
+    "shelves": "shelf",
+    "shoes": "shoe",
+    "skis": "ski",
+    "taxis": "taxi",
+    "teeth": "tooth",
+    "toes": "toe",
+    "wives": "wife",
+    "wolves": "wolf",
+}
+
+
+class Mention(NamedTuple):
+    """Consecutive words that name one thing.
+
+    Attributes:
+        start, end: positions of the words, end exclusive.
+        classes: indices of the categories that the words are a synonym of; empty if unknown.
+    """
+
+    start: int
+    end: int
+    classes: tuple[int, ...]
+
+
+class Synonyms:
+    """Finds synonyms of the given categories among words.
+
+    Args:
+        category_names: C names, in the order of the detector's classes.
+    """
+
+    def __init__(self, category_names: Sequence[str]):
+        table = _read_table()
+        self._classes: dict[tuple[str, ...], set[int]] = {}
+        for index, name in enumerate(category_names):
+            self._classes.setdefault(_singular(words_of(name)), set()).add(index)
+        names = set(self._classes)  # a mug is a cup, unless there is a category of mugs
+        for index, name in enumerate(category_names):
+            synonyms = table.get(" ".join(words_of(name)), ())
+            for key in {_singular(words_of(synonym)) for synonym in synonyms} - names:
+                self._classes.setdefault(key, set()).add(index)
+        self._max_words = max(map(len, self._classes), default=0)
+
+    def find(self, words: Sequence[str]) -> list[Mention]:
+        """The synonyms among words, from left to right, the longest one at each position."""
+        return list(self._scan([word.lower() for word in words]))
+
+    def classes_of(self, mention: str) -> tuple[int, ...]:
+        """Indices of the categories that the whole mention is a synonym of; empty if unknown."""
+        words = mention.split()
+        return tuple(sorted(self._classes.get(_singular(words), ()))) if words else ()
+
+    def _scan(self, words: list[str]) -> Iterator[Mention]:
+        start = 0
+        while start < len(words):
+            for length in range(min(self._max_words, len(words) - start), 0, -1):
+                classes = self._classes.get(_singular(words[start : start + length]))
+                if classes:
+                    yield Mention(start, start + length, tuple(sorted(classes)))
+                    start += length
+                    break
+            else:
+                start += 1
+
+
+def words_of(name: str) -> list[str]:
+    """The lower-case words of a category name.
+
+    "dining_table" and "dining table" have the same words; text in parentheses, as in
+    "cup_(drink)", is dropped.
+    """
+    name = name.lower()
+    without = _PARENTHESES.sub(" ", name)
+    return _SEPARATORS.sub(" ", without).split() or _SEPARATORS.sub(" ", name).split()
+
+
+def _singular(words: Sequence[str]) -> tuple[str, ...]:
+    """The words with the last one in the singular."""
+    return (*words[:-1], singular(words[-1]))
+
+
+@cache
+def singular(word: str) -> str:
+    """The singular of a lower-case noun, by rule; for other words an arbitrary fixed form."""
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if word.endswith("men"):
+        return word[:-3] + "man"
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "sses", "xes", "zzes", "oes")):
+        return word[:-2]
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 2:
+        return word[:-1]
+    return word
+
+
+@cache
+def _read_table() -> dict[str, list[str]]:
+    return json.loads(TABLE.read_text(encoding="utf-8"))

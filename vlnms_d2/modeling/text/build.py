@@ -1,0 +1,109 @@
+"""Text encoders: the interface, the registry, and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ...config import lookup
+
+TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
+TEXT_ENCODER_REGISTRY.__doc__ = """
+Registry for text encoders: subclasses of :class:`TextEncoder`, built by `cls(cfg)`.
+"""
+
+
+@dataclass
+class TextFeatures:
+    """Encoded queries.
+
+    Attributes:
+        words: float [Q, L, D], one feature per word; padding rows are zero.
+        mask: bool [Q, L], True where there is a word. A row without any is an empty query.
+    """
+
+    words: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def __getitem__(self, index: Tensor | list[int] | slice) -> TextFeatures:
+        """The queries at `index`, cut to the length of the longest among them."""
+        mask = self.mask[index]
+        length = int(mask.sum(dim=1).max()) if mask.numel() else 0
+        return TextFeatures(self.words[index][:, :length], mask[:, :length])
+
+    @staticmethod
+    def cat(parts: Sequence[TextFeatures]) -> TextFeatures:
+        """The queries of several parts, padded to the longest."""
+        longest = max(part.mask.shape[1] for part in parts)
+        missing = [longest - part.mask.shape[1] for part in parts]
+        return TextFeatures(
+            torch.cat([F.pad(p.words, (0, 0, 0, n)) for p, n in zip(parts, missing, strict=True)]),
+            torch.cat([F.pad(p.mask, (0, n)) for p, n in zip(parts, missing, strict=True)]),
+        )
+
+
+class TextEncoder(nn.Module):
+    """Base class of the text encoders.
+
+    Attributes:
+        output_dim: width D of the word features.
+        uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`; the trainer builds a vocabulary
+            where that is empty.
+    """
+
+    output_dim: int
+    uses_vocabulary = False
+
+    def tokenize(self, query: str) -> list[str]:
+        """The words of `query` as the encoder splits it, truncated to its maximum length."""
+        raise NotImplementedError
+
+    def forward(self, queries: list[str]) -> TextFeatures:
+        """Encode queries; an empty or blank one is a row without words."""
+        raise NotImplementedError
+
+
+def build_text_encoder(cfg, name: str | None = None) -> TextEncoder:
+    """The text encoder of a registered name, by default `MODEL.VLNMS.TEXT_ENCODER`.
+
+    Raises:
+        ValueError: the name is not registered; the message lists those that are.
+    """
+    return text_encoder_class(name or cfg.MODEL.VLNMS.TEXT_ENCODER)(cfg)
+
+
+def text_encoder_class(name: str) -> type[TextEncoder]:
+    """The text encoder class of a registered name.
+
+    Raises:
+        ValueError: the name is not registered; the message lists those that are.
+    """
+    return lookup(TEXT_ENCODER_REGISTRY, name, "TEXT_ENCODER")
+
+
+def pad_features(words: list[Tensor], dim: int, device: torch.device) -> TextFeatures:
+    """Pad the features of queries, each float [L, dim], to the longest."""
+    features = pad_sequence([*words, torch.zeros(0, dim)], batch_first=True)[: len(words)]
+    lengths = torch.tensor([len(w) for w in words], dtype=torch.int64)
+    mask = torch.arange(features.shape[1]) < lengths[:, None]
+    return TextFeatures(features.to(device), mask.to(device))
+
+
+def pad_words(words: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Word ids of different lengths as int64 [Q, L] and bool mask [Q, L], padded with 0."""
+    lengths = torch.tensor([len(w) for w in words], dtype=torch.int64)
+    longest = int(lengths.max()) if len(words) else 0
+    ids = torch.zeros(len(words), longest, dtype=torch.int64)
+    for row, query in zip(ids, words, strict=True):
+        row[: len(query)] = torch.tensor(query, dtype=torch.int64)
+    mask = torch.arange(longest) < lengths[:, None]
+    return ids.to(device), mask.to(device)
