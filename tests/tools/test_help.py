@@ -6,7 +6,23 @@ import sys
 import pytest
 from conftest import REPO
 
-TOOLS = ["export_weights", "prepare_data", "recall_table", "train_net"]
+TOOLS = [
+    "benchmark",
+    "calibrate_words",
+    "cross_validate_category",
+    "export_weights",
+    "extract_second_stage",
+    "make_refshapes",
+    "make_refshapes_captions",
+    "prepare_data",
+    "recall_table",
+    "run_ablations",
+    "second_stage_masks",
+    "second_stage_table",
+    "train_net",
+    "train_second_stage",
+    "train_tagger",
+]
 HEAVY = {"cv2", "detectron2", "matplotlib", "numpy", "pandas", "spacy", "torch", "transformers"}
 
 

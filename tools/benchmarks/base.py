@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import platform
 import statistics
 import time
@@ -177,6 +176,8 @@ def peak_rows(
         args: picklable arguments.
         counts: numbers of queries.
     """
+    import multiprocessing
+
     rows = []
     for count in counts:
         # A process keeps memory that it has freed, which would hide the next peak.

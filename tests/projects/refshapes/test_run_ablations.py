@@ -15,6 +15,7 @@ from conftest import REPO
 
 from ablations import runner
 from ablations.runs import Run, check_settings, plan, settings
+from ablations.table import markdown
 
 _SPEC = importlib.util.spec_from_file_location("run_ablations", REPO / "tools" / "run_ablations.py")
 run_ablations = importlib.util.module_from_spec(_SPEC)
@@ -465,7 +466,7 @@ def test_the_tables_of_the_docs_follow_from_their_json(name):
     # The keys of the JSON file are sorted, so it does not have the order of data sets and rows.
     order = ("refshapes_val", "refshapes_testA", "refshapes_testB")
     summary["datasets"] = {dataset: summary["datasets"][dataset] for dataset in order}
-    again = run_ablations.markdown(summary)
+    again = markdown(summary)
     assert sorted(again.splitlines()) == sorted(stem.with_suffix(".md").read_text().splitlines())
 
 

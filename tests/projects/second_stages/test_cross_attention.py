@@ -213,5 +213,5 @@ def test_an_image_without_boxes_for_its_own_captions_is_an_error():
     keep(images, dicts[1:], lambda regions: torch.arange(len(regions)))
     images[0].sent_ids, images[0].kept = images[1].sent_ids, images[1].kept
     model = build_cross_attention(dicts, images, 0)
-    with pytest.raises(ValueError, match="image 0 has no boxes for captions of its own"):
+    with pytest.raises(ValueError, match="image 0 has no boxes for its captions"):
         train_cross_attention(model, dicts, images, 0)
