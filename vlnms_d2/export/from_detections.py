@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,81 +19,25 @@ from ..data.detections import DetectionStore
 from ..data.queries import Query, read_queries
 from ..evaluation.mention_recall import load_matches, recall_of_mentions
 from ..file_io import atomic_write
-from ..rerank import NMS_THRESH
-from . import FORMATS, check_formats
+from . import FORMATS
 from .job import Job, identity_of_files, versions
-from .reranking import COUNTS, RECALL, SCORES, Reranker, RerankImage, TextRows
-from .threshold import check_cut, threshold_for_mean
+from .reranking import (
+    COUNTS,
+    RECALL,
+    SCORES,
+    Reranker,
+    RerankImage,
+    RerankSettings,
+    TextRows,
+)
+from .threshold import threshold_for_mean
 from .workers import Processes, Workers
 
 logger = logging.getLogger(__name__)
 
 IDENTITY_VERSION = 1
 IMAGES_PER_BLOCK = 32
-TOP_N = 100
 PICTURES = "pictures"
-
-
-@dataclass(frozen=True)
-class RerankSettings:
-    """What is reranked.
-
-    Attributes:
-        detections: COCO results file.
-        annotations: file in COCO's format with the detector's categories; may have images and
-            annotations.
-        queries: see `read_queries`.
-        out: the output folder.
-        formats: names in `vlnms_d2.export.FORMATS`.
-        split: of REFER's queries; None for all.
-        top_n: proposals kept per query. At most one of this and the next two is given; without
-            any, `TOP_N`.
-        score_thresh: keep all proposals with s above this, and the best one.
-        mean_proposals: like `score_thresh`, with the threshold at which the mean number per query
-            (of queries with detections) is closest to this. It takes a pass over all queries.
-        nms_thresh: IoU of the class-wise NMS.
-        mentions: JSON list of {"caption_id", "annotation_ids"} to measure recall, or None.
-        image_dir: folder of the images, for pictures, or None.
-        pictures: number of queries to draw.
-
-    Raises:
-        ValueError: a value is impossible, or several exclude each other.
-    """
-
-    detections: Path
-    annotations: Path
-    queries: Path
-    out: Path
-    formats: tuple[str, ...] = ("jsonl",)
-    split: str | None = None
-    top_n: int | None = None
-    score_thresh: float | None = None
-    mean_proposals: float | None = None
-    nms_thresh: float = NMS_THRESH
-    mentions: Path | None = None
-    image_dir: Path | None = None
-    pictures: int = 0
-
-    def __post_init__(self):
-        check_cut(self.top_n, self.score_thresh, self.mean_proposals)
-        if not 0 <= self.nms_thresh <= 1:
-            raise ValueError(f"nms_thresh is {self.nms_thresh}, expected a number from 0 to 1")
-        check_formats(self.formats, FORMATS)
-        if self.pictures < 0 or (self.pictures > 0) != (self.image_dir is not None):
-            raise ValueError("the number of pictures and the folder of the images go together")
-
-    @property
-    def inputs(self) -> dict[str, Path]:
-        """The input files by their role."""
-        roles = ("detections", "annotations", "queries", "mentions")
-        paths = {role: getattr(self, role) for role in roles}
-        return {role: path for role, path in paths.items() if path is not None}
-
-    @property
-    def topk(self) -> int:
-        """Maximum number of proposals per query; -1 if a threshold decides."""
-        by_threshold = self.score_thresh is not None or self.mean_proposals is not None
-        return -1 if by_threshold else self.top_n or TOP_N
 
 
 def run_rerank(
