@@ -1,9 +1,9 @@
 """Query-conditioned ROI heads: Detectron2's own plus the relatedness branch, top to bottom.
 
 `VLNMSHead`, `VLNMSRes5Head` and `VLNMSCascadeHead` replace `StandardROIHeads`, `Res5ROIHeads` and
-`CascadeROIHeads`. Without a query they are those heads, to the bit. With one, the stock head
-predicts boxes and class scores for the proposals; predictions above delta become candidates; the
-branch scores each candidate against each query; and the postprocessor runs NMS on the product.
+`CascadeROIHeads`; without a query they are those heads, to the bit. With one, the stock head
+predicts boxes and class scores for the proposals, predictions above delta become candidates, the
+branch scores each against each query, and the postprocessor runs NMS on the product.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class QueryConditionedMixin(TakesQueries):
         stock_instances = stock_results(self.last_predictor, predictions, sizes, stock)
         results = dict(zip(stock, stock_instances, strict=True))
         candidates = self._select(predictions, sizes, queried)
-        self._pool(features, predictions, candidates, queried)
+        self._pool(features, predictions, queried, candidates)
         query_results = self.score_queries(
             candidates, [sizes[i] for i in queried], [batch.queries[i] for i in queried]
         )
@@ -215,8 +215,8 @@ class QueryConditionedMixin(TakesQueries):
         self,
         features: Features,
         predictions: Predictions,
-        candidates: list[Candidates],
         indices: list[int],
+        candidates: list[Candidates],
     ) -> None:
         """Pool the candidates of the images at `indices` for the visual encoder, in place."""
         if self.visual_encoder == "class":
@@ -243,8 +243,7 @@ class QueryConditionedMixin(TakesQueries):
     ) -> list[QueryResult]:
         """Everything that depends on the queries: encode, score, refine, fuse, NMS, cut.
 
-        All arguments are per image: pooled candidates, (height, width) in pixels of the network's
-        input, and queries.
+        Per image: pooled candidates, (height, width) in pixels of the network's input, queries.
         """
         with self.vlnms.autocast():
             visual = self.encode_candidates(candidates)
@@ -301,7 +300,7 @@ class QueryConditionedMixin(TakesQueries):
         sizes = [p.image_size for p in proposals]
         images = list(range(len(proposals)))
         candidates = self._select(predictions, sizes, images)
-        self._pool(features, predictions, candidates, images)
+        self._pool(features, predictions, images, candidates)
         return candidates, stock_results(self.last_predictor, predictions, sizes, images)
 
     # --- training -----------------------------------------------------------------------------
@@ -318,7 +317,7 @@ class QueryConditionedMixin(TakesQueries):
             sizes = [p.image_size for p in proposals]
             candidates = self._select(predictions, sizes, queried)
             # Pooled after sampling: only the candidates that are used.
-            pool = partial(self._pool, features, predictions, indices=queried)
+            pool = partial(self._pool, features, predictions, queried)
             losses.update(self.query_losses(candidates, [sizes[i] for i in queried], batch, pool))
         return proposals, losses
 
@@ -343,13 +342,13 @@ class QueryConditionedMixin(TakesQueries):
         ]
         candidates = [image.candidates for image in samples]
         if pool is not None:
-            pool(candidates=candidates)
+            pool(candidates)
         with self.vlnms.autocast():
             visual = self.encode_candidates(candidates)
             text = self.vlnms.encode_queries([batch.queries[i] for i in queried])
             outputs = [
-                self.vlnms.relatedness(visual_i, box_locations(image.boxes, size), text_i)
-                for visual_i, image, size, text_i in zip(
+                self.vlnms.relatedness(boxes, box_locations(image.boxes, size), queries)
+                for boxes, image, size, queries in zip(
                     visual, candidates, image_sizes, text, strict=True
                 )
             ]
