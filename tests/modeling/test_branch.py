@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from closeness import WHOLE_MODEL, assert_rounds_alike
+from closeness import assert_rounds_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_relatedness import (
@@ -108,7 +108,8 @@ def test_a_query_of_two_images_gets_the_gradients_of_both():
 @pytest.mark.parametrize("queries_per_chunk", [0, 1, 2, 3.5])
 @torch.no_grad()
 def test_scores_in_chunks_equal_those_at_once(queries_per_chunk, kind):
-    module, text = make(kind), make_text(2, 5, 0, 0, 1, 3, 4)
+    # Of seed 0, FC with a ReLU would normalise what remains of nearly equal numbers.
+    module, text = make(kind), make_text(2, 5, 0, 0, 1, 3, 4, seed=1)
     cost = module.bytes_per_query(4, 5)
     # Two fifths of the bound are for tensors.
     at_once = make_branch(module, chunk_bytes=30 * cost)
@@ -120,14 +121,13 @@ def test_scores_in_chunks_equal_those_at_once(queries_per_chunk, kind):
     chunked_r, chunked_output = score(chunked, 4, text)
     step = max(1, int(queries_per_chunk))
     assert max(calls[1:]) == step and sum(calls[1:]) == 7
-    # FC with a ReLU normalises what remains of nearly equal numbers, which amplifies rounding.
-    assert_rounds_alike(chunked_r, r, WHOLE_MODEL)
+    assert_rounds_alike(chunked_r, r)
     for name, value in vars(output).items():
         found = getattr(chunked_output, name)
         if value is None:
             assert found is None and name == "deltas"
         else:
-            assert_rounds_alike(found, value, WHOLE_MODEL, magnitude=1.0)
+            assert_rounds_alike(found, value)
     assert output.attention is not None
     assert (output.deltas is not None) == (kind in ("Trans joint", "Trans co_attention"))
 

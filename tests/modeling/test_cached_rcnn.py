@@ -107,7 +107,9 @@ def test_losses_and_gradients_are_those_of_the_plain_model(
     cfg.MODEL.VLNMS.VISUAL_ENCODER = visual_encoder
     cfg.MODEL.VLNMS.TRAIN_CANDIDATES = 25
     cfg.MODEL.VLNMS.FC.DROPOUT = 0.3
-    plain = build(cfg).train()
+    # Of a seed whose proposals have no nearly equal scores: these could change places in a batch,
+    # and others would be drawn.
+    plain = build(cfg, seed=3).train()
     ours = cached(cfg, folder, plain).train()
     inputs = [
         image_input(0, query=["red cup", "dog"], query_targets=targets(2)),
@@ -133,9 +135,8 @@ def test_losses_and_gradients_are_those_of_the_plain_model(
             learns = ".vlnms." in name
             assert (gradients[name].grad is not None) == learns, name
             if learns:
-                # A unit of a ReLU within rounding of zero may be on the other side in a batch.
                 difference = (gradients[name].grad - parameter.grad).norm()
-                assert difference <= 0.1 * parameter.grad.norm() + WHOLE_MODEL, name
+                assert difference <= 2e-3 * parameter.grad.norm() + 1e-5, name
 
 
 def test_an_image_with_an_empty_list_of_queries_gets_nothing(twins):
