@@ -138,6 +138,35 @@ def build_predictor(cfg: CfgNode, masks: bool) -> VLNMSPredictor:
     return predictor
 
 
+def picture_name(job: Job, number: int) -> str:
+    """The picture of a question, numbered from 1."""
+    return f"{job.stem}_{number:02d}_{slug(job.questions[number - 1]['query'])}.png"
+
+
+def refuse_foreign_files(output: Path, jobs: Sequence[Job]) -> None:
+    """Let only files be replaced that an earlier demonstration wrote, by its `proposals.json`.
+
+    Raises:
+        ValueError: another file, or one of the images, is where output goes.
+    """
+    records, ours = output / "proposals.json", set()
+    if records.exists():
+        try:
+            content = json.loads(records.read_bytes())
+            queries = [query for image in content["images"] for query in image["queries"]]
+            ours = {records.name, *(query["picture"] for query in queries)}
+        except (KeyError, TypeError, ValueError, RecursionError):
+            pass  # not a file of this tool
+    names = [picture_name(job, n + 1) for job in jobs for n in range(len(job.questions))]
+    inputs = {job.path.resolve() for job in jobs}
+    for path in (output / name for name in (*names, records.name)):
+        if (path.exists() and path.name not in ours) or path.resolve() in inputs:
+            raise ValueError(
+                f"{path}: this tool did not write it, or it is an input, and it would be replaced. "
+                "Give another --output."
+            )
+
+
 def answer(
     predictor: VLNMSPredictor, image: np.ndarray, job: Job, output: Path, masks: bool
 ) -> dict[str, Any]:
@@ -163,7 +192,7 @@ def answer(
         attention = aware.word_attention.numpy() if aware.has("word_attention") else None
         result = (query, encoder.tokenize(query), attention, detector, aware, class_names)
         picture = draw_comparison(image, *result, referent=box, masks=masks)
-        name = f"{job.stem}_{number:02d}_{slug(query)}.png"
+        name = picture_name(job, number)
         with atomic_write(output / name) as file:
             file.write(cv2.imencode(".png", picture)[1].tobytes())
         records.append(query_record(*result, box) | {"picture": name})
@@ -215,13 +244,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
     try:
         paths = find_images(args.input)
+        jobs = [] if paths else scene_jobs()
+        if args.query:
+            jobs = make_jobs(paths or [job.path for job in jobs], args.query)
+        refuse_foreign_files(args.output, jobs)
         predictor = build_predictor(setup(args.config_file, args.opts), args.masks)
         args.output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    jobs = [] if paths else scene_jobs()
-    if args.query:
-        jobs = make_jobs(paths or [job.path for job in jobs], args.query)
     images, failures = [], []
     for job in tqdm(jobs, unit="image", disable=not paths):
         try:

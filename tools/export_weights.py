@@ -33,6 +33,20 @@ def to_half(value: Tensor) -> Tensor:
     return half
 
 
+def is_exported(checkpoint: Path, path: Path) -> bool:
+    """Whether this tool wrote an existing file, which is not the checkpoint itself."""
+    import torch
+
+    if path.samefile(checkpoint):
+        return False
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        values = content["model"].values()
+        return content.keys() == {"model"} and all(to_half(v).dtype == v.dtype for v in values)
+    except Exception:  # no checkpoint of any kind
+        return False
+
+
 def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> int:
     """Write the weights of `checkpoint` to `destination`; returns the number of bytes written.
 
@@ -41,7 +55,8 @@ def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> 
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: the file holds no weights, or weights that half precision cannot hold.
+        ValueError: the file holds no weights, or weights that half precision cannot hold; or
+            another file is where they go.
     """
     import torch
 
@@ -49,6 +64,11 @@ def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> 
 
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no checkpoint {checkpoint}; tools/train_net.py writes them")
+    if destination.exists() and not is_exported(checkpoint, destination):
+        raise ValueError(
+            f"{destination}: this tool did not write it, and would replace it. Move it away, or "
+            "name another file."
+        )
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     if "model" not in content:
         raise ValueError(f'{checkpoint} has no entry "model"; expected a checkpoint of Detectron2')

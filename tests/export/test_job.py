@@ -2,6 +2,7 @@
 
 import multiprocessing
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,7 @@ class DoubleJob(Job):
         super().__init__(out, list(range(num_images)), 2, processes or Processes())
         self.factor = factor
         self.done = []
+        self.outputs = ["numbers.txt", "more"]
 
     def identity(self):
         return {"factor": self.factor}
@@ -38,6 +40,9 @@ class DoubleJob(Job):
     def merge(self):
         with (self.work / "numbers.txt").open("w") as file:
             file.writelines(path.read_text() for path in self.shards.paths("doubled"))
+        (self.work / "more").mkdir(exist_ok=True)
+        (self.work / "more" / f"{self.factor}.txt").touch()
+        self.publish("more")
         return {"outputs": {"numbers.txt": self.publish("numbers.txt")}}
 
 
@@ -48,7 +53,7 @@ def test_a_finished_job_is_not_begun_again(tmp_path):
     job = DoubleJob(tmp_path / "out")
     manifest = job.finish()
     assert (tmp_path / "out" / "numbers.txt").read_text() == DOUBLED
-    assert job.done == list(range(7)) and manifest["published"] == ["numbers.txt"]
+    assert job.done == list(range(7)) and manifest["published"] == ["more", "numbers.txt"]
     assert not job.work.exists()
     again = DoubleJob(tmp_path / "out")
     assert again.finish() == manifest and again.done == []
@@ -129,3 +134,144 @@ def test_two_machines_share_the_blocks(tmp_path):
     (_, first, manifest), (_, second, other) = sorted(queue.get() for _ in machines)
     assert (first, second) == ([0, 2, 4, 6], [1, 3, 5]) and manifest == other
     assert (tmp_path / "out" / "numbers.txt").read_text() == DOUBLED
+
+
+def contents(folder):
+    """Every file with its bytes, and every empty folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file() or not any(path.iterdir())
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "numbers.txt",
+        "more/diary.txt",
+        "manifest.json",
+        ".work/mine.txt",
+        "more",
+        "link",
+        "dangling",
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_others_are_refused_by_name_and_stay(tmp_path, name, overwrite):
+    out = tmp_path / "out"
+    out.mkdir()
+    if name in ("link", "dangling"):
+        (tmp_path / "link").mkdir()
+        (tmp_path / "link" / "photo.jpg").write_text("theirs")
+        (out / "more").symlink_to(tmp_path / name)
+        name = "more"
+    else:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("{}")
+    before = contents(tmp_path)
+    job = DoubleJob(out)
+    with pytest.raises(ValueError, match=rf"out/{name.split('/')[0]}.*(another|other) folder"):
+        job.finish(overwrite)
+    assert contents(tmp_path) == before and job.done == []
+
+
+def test_a_file_that_was_added_to_a_published_folder_stays(tmp_path):
+    out = tmp_path / "out"
+    DoubleJob(out).finish()
+    (out / "more" / "diary.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"out/more/diary\.txt: this tool did not write it"):
+        DoubleJob(out, factor=3).finish(overwrite=True)
+    assert (out / "more" / "2.txt").exists() and (out / "more" / "diary.txt").exists()
+    one_less = DoubleJob(out, factor=3)
+    one_less.outputs = ["numbers.txt"]
+    one_less.merge = lambda: (
+        Path(one_less.work / "numbers.txt").touch()
+        or {"outputs": {"numbers.txt": one_less.publish("numbers.txt")}}
+    )
+    one_less.finish(overwrite=True)
+    assert {*contents(out)} == {"numbers.txt", "manifest.json", "more/diary.txt"}
+
+
+def test_a_file_that_appears_during_the_work_stays(tmp_path):
+    job = DoubleJob(tmp_path / "out")
+    fill = job.fill
+    job.fill = lambda: fill() or (tmp_path / "out" / "numbers.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"numbers\.txt: this tool did not write it"):
+        job.finish()
+    assert (tmp_path / "out" / "numbers.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", ["itself", "below", "link", "dots"])
+def test_an_input_that_would_be_replaced_is_refused(tmp_path, how):
+    out = tmp_path / "out"
+    DoubleJob(out).finish()
+    before = contents(out)
+    (tmp_path / "link").symlink_to(out)
+    job = DoubleJob(out, factor=3)
+    job.inputs = {
+        "itself": [out / "numbers.txt"],
+        "below": [out / "more" / "2.txt"],
+        "link": [tmp_path / "link" / "more"],
+        "dots": [out / ".." / "out" / "manifest.json"],
+    }[how]
+    with pytest.raises(ValueError, match="is an input and would be replaced"):
+        job.finish(overwrite=True)
+    assert contents(out) == before
+
+
+def test_overwriting_clears_nothing_for_bad_input(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def bad(self):
+        raise ValueError("bad input")
+
+    DoubleJob(out).finish()
+    before = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(DoubleJob, "fill", bad)
+        with pytest.raises(ValueError, match="bad input"):
+            DoubleJob(out, factor=3).finish(overwrite=True)
+    assert contents(out) == before
+
+    # Nor is unfinished work lost.
+    with monkeypatch.context() as patch:
+        patch.setattr(DoubleJob, "merge", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            DoubleJob(tmp_path / "unfinished").finish()
+        before = contents(tmp_path / "unfinished")
+        patch.setattr(DoubleJob, "fill", bad)
+        with pytest.raises(ValueError, match="bad input"):
+            DoubleJob(tmp_path / "unfinished", factor=3).finish(overwrite=True)
+    assert contents(tmp_path / "unfinished") == before
+    job = DoubleJob(tmp_path / "unfinished")
+    job.finish()
+    assert job.done == []
+
+
+def test_an_interrupted_overwrite_resumes_and_the_old_output_is_never_announced(
+    tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    DoubleJob(out).finish()
+    for owner, method in ((DoubleJob, "merge"), (job_module.OutputFolder, "finish")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                DoubleJob(out, factor=3).finish(overwrite=True)
+    with pytest.raises(ValueError, match="factor is 3 there, 2 now"):
+        DoubleJob(out).finish()
+    again = DoubleJob(out, factor=3)
+    manifest = again.finish()
+    assert again.done == [] and manifest["identity"] == {"factor": 3}
+    assert {*contents(out)} == {"numbers.txt", "manifest.json", "more/3.txt"}
+
+
+@pytest.mark.parametrize("removed", ["numbers.txt", "more/2.txt"])
+def test_a_finished_job_without_its_output_is_made_again(tmp_path, removed):
+    DoubleJob(tmp_path / "out").finish()
+    whole = contents(tmp_path / "out")
+    (tmp_path / "out" / removed).unlink()
+    again = DoubleJob(tmp_path / "out")
+    again.finish()
+    assert again.done == list(range(7)) and contents(tmp_path / "out") == whole

@@ -189,6 +189,15 @@ def test_the_tool_writes_pairs_and_chosen_ones_for_scan(whole, make_settings, tm
         assert np.array_equal(row, features[np.arange(3) % len(features)])
     captions = (tmp_path / "scan" / "dev_caps.txt").read_text().splitlines()
     assert captions == [store.captions[j].caption for j in (0, 9)]
+    assert pairs_tool.main(words) == 0  # again
+    capsys.readouterr()
+    theirs = words.copy()
+    theirs[words.index(str(tmp_path / "scan"))] = str(tmp_path / "theirs")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "dev_ims.npy").write_text("theirs")
+    assert pairs_tool.main(theirs) == 1
+    assert "dev_ims.npy: this tool did not write it" in capsys.readouterr().err
+    assert [path.read_text() for path in (tmp_path / "theirs").iterdir()] == ["theirs"]
     words[words.index("3")] = "99"
     assert pairs_tool.main(words) == 1
     assert "99 boxes are asked for, but the store has 5" in capsys.readouterr().err

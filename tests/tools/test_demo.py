@@ -157,6 +157,25 @@ def test_help_loads_no_heavy_module():
     assert not heavy & set(done.stdout.split())
 
 
+def test_files_of_others_and_inputs_are_not_replaced(config_file, picture_folder, tmp_path, capsys):
+    output = tmp_path / "output"
+    asked = ["--input", str(picture_folder / "a.png"), "--query", "cup"]
+    assert run(config_file, output, *asked) == 0 and run(config_file, output, *asked) == 0
+    picture = output / "a_01_cup.png"
+    own = ["--input", str(picture), str(picture_folder / "a.png"), "--query", "cup"]
+    (output / "a_01_dog.png").write_text("mine")
+    for more in (own, [*asked, "--query", "dog"], [*asked[:-1], "dog"]):
+        before = {path: path.read_bytes() for path in output.iterdir()}
+        with pytest.raises(SystemExit):
+            run(config_file, output, *more)
+        assert "would be replaced" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in output.iterdir()} == before
+        (output / "a_02_dog.png").write_text("mine")
+    (output / "proposals.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        run(config_file, output, *asked)
+
+
 # --- what the user may get wrong -----------------------------------------------------------------
 
 

@@ -31,6 +31,25 @@ def test_the_detector_can_be_taken_out(config, tmp_path):
     assert names == {name for name in model.state_dict() if ".vlnms." not in name}
 
 
+def test_no_file_of_others_is_replaced(config, tmp_path):
+    checkpoint, link = tmp_path / "a.pth", tmp_path / "link.pth"
+    model = build(config()).state_dict()
+    torch.save({"model": model, "optimizer": torch.zeros(9)}, checkpoint)
+    link.symlink_to(checkpoint)
+    (tmp_path / "hard.pth").hardlink_to(checkpoint)
+    torch.save({"model": model}, tmp_path / "other.pth")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for path in before:
+        with pytest.raises(ValueError, match=rf"{path.name}: this tool did not write it"):
+            export(checkpoint, path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    export(checkpoint, tmp_path / "small.pth")
+    export(checkpoint, tmp_path / "small.pth")
+    with pytest.raises(ValueError, match="did not write it"):
+        export(tmp_path / "small.pth", tmp_path / "small.pth", detector_only=True)
+
+
 def test_what_cannot_be_exported_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*absent\.pth"):
         export(tmp_path / "absent.pth", tmp_path / "out.pth")

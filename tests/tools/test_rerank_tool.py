@@ -132,7 +132,7 @@ def check_same(out, whole):
 
 def test_the_defaults_are_those_of_the_package(folder, tmp_path):
     args = rerank_tool.parse_args(arguments(folder, tmp_path))
-    assert args.nms_thresh == from_detections.NMS_THRESH and from_detections.TOP_N == 100
+    assert args.nms_thresh == reranking.NMS_THRESH and reranking.TOP_N == 100
 
 
 def test_it_is_what_the_function_gives(folder, whole):
@@ -448,3 +448,34 @@ def test_two_cuts_at_once_are_refused(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(folder, tmp_path, "--top-n", "3", "--score-thresh", "0.1")
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_input_photos_where_the_pictures_would_go_stay(folder, tmp_path, capsys):
+    out = tmp_path / "c2"
+    (out / "pictures").mkdir(parents=True)
+    for path in folder.glob("*.png"):
+        (out / "pictures" / path.name).write_bytes(path.read_bytes())
+    photos = sorted(path.name for path in (out / "pictures").iterdir())
+    for more in ([], ["--overwrite"]):
+        pictures = ["--image-dir", str(out / "pictures"), "--pictures", "2", *more]
+        run(folder, out, *pictures, status=1)
+        assert "1.png: this tool did not write it, and would replace it" in capsys.readouterr().err
+        assert sorted(path.name for path in (out / "pictures").iterdir()) == photos
+        assert [path.name for path in out.iterdir()] == ["pictures"]
+
+
+def test_earlier_output_that_is_the_input_of_an_overwrite_stays(folder, tmp_path, capsys):
+    out = run(folder, tmp_path / "out", "--format", "coco")
+    content = (out / "results.json").read_bytes()
+    run(folder, out, "--overwrite", detections=out / "results.json", status=1)
+    assert "results.json: is an input and would be replaced" in capsys.readouterr().err
+    assert (out / "results.json").read_bytes() == content and (out / "manifest.json").exists()
+
+
+def test_overwriting_with_a_damaged_file_keeps_the_finished_output(folder, tmp_path, capsys):
+    out = run(folder, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (folder / "cut.json").write_text((folder / "results.json").read_text()[:-100])
+    run(folder, out, "--overwrite", detections="cut.json", status=1)
+    assert "cut.json: not valid JSON" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

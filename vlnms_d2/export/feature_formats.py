@@ -90,6 +90,7 @@ class Scan(ProposalFormat):
 
     name = "scan"
     output = "scan"
+    files = ("ims.npy", "caps.txt", "num_boxes.npy", "query_ids.txt")
 
     def __init__(self, num_boxes: int = 36):
         self.num_boxes = num_boxes

@@ -82,6 +82,11 @@ class _Rerank(Job):
         self.row_of: dict[str, int] = {}  # of each distinct text
         images = [self._image(by_image[image_id]) for image_id in sorted(by_image)]
         super().__init__(settings.out, images, IMAGES_PER_BLOCK, processes)
+        self.outputs = [FORMATS[name].output for name in settings.formats]
+        self.inputs = list(settings.inputs.values())
+        if settings.image_dir is not None:
+            self.outputs.append(PICTURES)
+            self.inputs.append(settings.image_dir)
 
     def _image(self, queries: Sequence[Query]) -> RerankImage:
         image_id = queries[0].image_id
@@ -114,12 +119,8 @@ class _Rerank(Job):
         }
 
     def fill(self) -> None:
-        try:
-            self.store = self._open_store()
-            self._check_images()
-        except ValueError:
-            self.output.discard()
-            raise
+        self.store = self._open_store()
+        self._check_images()
         self.drawn = self._queries_to_draw()
         texts = TextRows(self.work / "texts", self.annotations.category_names)
         with tqdm(total=len(self.row_of), desc="texts", disable=None) as bar:

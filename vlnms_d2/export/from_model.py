@@ -137,6 +137,8 @@ class _ModelExport(Job):
         self.cfg = settings.config(processes.device)
         images = settings.model.images()
         super().__init__(settings.out, images, settings.block_size, processes)
+        self.outputs = [each.output for each in settings.make_formats()]
+        self.inputs = settings.model.files(self.cfg)
         self.classes = detector_classes(self.cfg, settings.model.dataset, settings.categories_of)
         self.threshold = self.cfg.MODEL.VLNMS.FINAL_SCORE_THRESH
 

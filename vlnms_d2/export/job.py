@@ -11,11 +11,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import platform
 import shutil
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from .workers import Processes, Workers
 
 MANIFEST = "manifest.json"
 WORK = ".work"
+_IDENTITY, _OURS, _PREVIOUS = "identity.json", "ours.json", "previous"
+_STAY = ("lock", _OURS, _PREVIOUS)  # in the folder of the work, whichever job it is of
 _CHUNK = 1 << 20
 _READ_AHEAD = 128  # images per task on a GPU, enough for the data loader to read ahead
 
@@ -87,7 +90,12 @@ class Job(ABC):
     Attributes:
         work: folder of the unfinished work.
         shards: of the blocks.
+        outputs: names of what `merge` publishes; set by a subclass.
+        inputs: files and folders that the job reads; set by a subclass.
     """
+
+    outputs: Sequence[str] = ()
+    inputs: Sequence[Path] = ()
 
     def __init__(self, out: Path, images: Sequence[Any], block_size: int, processes: Processes):
         self.images = images
@@ -125,7 +133,9 @@ class Job(ABC):
         """
         is_main = self.processes.is_main
         with self.processes.connected():
-            begun = self.output.begin(self.identity(), overwrite) if is_main else nullcontext()
+            begun = nullcontext()
+            if is_main:
+                begun = self.output.begin(self.identity(), overwrite, self.outputs, self.inputs)
             with begun as manifest:
                 if not self.processes.from_main(manifest is not None):
                     self.shards.folder.mkdir(exist_ok=True)
@@ -179,6 +189,9 @@ class Job(ABC):
 class OutputFolder:
     """The output of one job: finished files with a manifest, or unfinished work.
 
+    Only files that an earlier job wrote into the folder are replaced or removed: those of its
+    manifest, or of the unfinished work.
+
     Args:
         out: created if it does not exist.
 
@@ -191,25 +204,36 @@ class OutputFolder:
         self.work = out / WORK
         self._identity: dict[str, Any] = {}
         self._published: list[str] = []
+        self._ours: dict[str, list[str]] = {}  # name -> its files; see `_files_in`
 
     @contextmanager
     def begin(
-        self, identity: Mapping[str, Any], overwrite: bool = False
+        self,
+        identity: Mapping[str, Any],
+        overwrite: bool = False,
+        outputs: Iterable[str] = (),
+        inputs: Iterable[Path] = (),
     ) -> Iterator[dict[str, Any] | None]:
-        """Lock the folder while the block runs.
+        """Lock the folder while the block runs. If the block raises ValueError or FileNotFoundError
+        before any block is finished, the folder is left as it was.
 
         Args:
             identity: everything that the output depends on. Work that was begun with another
                 identity is not resumed.
-            overwrite: remove the output of another identity.
+            overwrite: replace the output of another identity, once the new one is complete.
+            outputs: names of the files and folders that will be published.
+            inputs: files and folders that the job reads.
 
         Yields:
             The manifest if a job of this identity is finished; else None.
 
         Raises:
-            ValueError: the folder is of another identity, or in use by another process.
+            ValueError: the folder is of another identity, or in use by another process; or a file
+                that no job wrote, or an input, would be replaced.
         """
         self._identity = json.loads(json.dumps(identity))
+        outputs, inputs = list(outputs), list(inputs)
+        self._check(outputs, inputs)
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("w") as lock:
             try:
@@ -219,68 +243,174 @@ class OutputFolder:
                     f"{self.out}: another process is at work in this folder. Wait for it, or give "
                     "another one."
                 ) from error
-            manifest = self._read(self.out / MANIFEST)
-            begun = self._read(self.work / "identity.json")
-            before = manifest.get("identity") if manifest else begun
-            if before is not None and before != self._identity:
-                if not overwrite:
-                    raise ValueError(
-                        f"{self.out}: holds a run of other input or settings "
-                        f"({_difference(before, self._identity)}). Give another folder, or "
-                        "--overwrite."
-                    )
-                self._clear(manifest or {})
-                manifest = None
-            if manifest is None:
-                write_json(self.work / "identity.json", self._identity)
-            yield manifest
+            manifest, begun = self._check(outputs, inputs)
+            done = manifest is not None and self._is_done(manifest)
+            try:
+                if not done:
+                    for before in (manifest and manifest["identity"], begun):
+                        if before not in (None, self._identity) and not overwrite:
+                            raise ValueError(
+                                f"{self.out}: holds a run of other input or settings "
+                                f"({_difference(before, self._identity)}). Give another folder, "
+                                "or --overwrite."
+                            )
+                    if begun not in (None, self._identity):
+                        self._move(self.work, self.work / _PREVIOUS)
+                    write_json(self.work / _IDENTITY, self._identity)
+                yield manifest if done else None
+            except (FileNotFoundError, ValueError):
+                if not any((self.work / "shards").glob("*")):
+                    self._discard()
+                raise
         # Not after an exception, which leaves the work to be resumed.
-        shutil.rmtree(self.work, ignore_errors=True)
-
-    def discard(self) -> None:
-        """Remove the unfinished work: if the input is damaged, there is nothing to resume."""
-        shutil.rmtree(self.work, ignore_errors=True)
-        if not any(self.out.iterdir()):
-            self.out.rmdir()
+        if not done or begun in (None, self._identity):
+            shutil.rmtree(self.work, ignore_errors=True)
 
     def publish(self, name: str) -> None:
-        """Move a finished file or folder from `work` to its place, replacing what is there."""
-        target = self.out / name
-        if target.is_dir():
-            shutil.rmtree(target)
+        """Move a finished file or folder from `work` to its place, replacing what earlier jobs
+        left there.
+
+        Raises:
+            ValueError: no job wrote what is there.
+        """
+        target, files = self.out / name, _files_in(self.work / name)
+        self._refuse_foreign(name)
+        # Before the move, so that a job that resumes knows them; both, as either may be there.
+        self._ours[name] = sorted({*self._ours.get(name, ()), *files})
+        write_json(self.work / _OURS, self._ours)
+        if name != MANIFEST:
+            (self.out / MANIFEST).unlink(missing_ok=True)
+        self._remove(name)
         (self.work / name).replace(target)
         self._published.append(name)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, with "identity" and, as "published", the names of the other files.
-        With it the job is finished."""
-        more = {"identity": self._identity, "published": list(self._published)}
+        """Write the manifest, with "identity", as "published" the names of the other files and
+        folders, and as "files" those of the folders. With it the job is finished."""
+        for name in {*self._ours} - {*self._published, MANIFEST}:
+            self._remove(name)
+        folders = [name for name in self._published if (self.out / name).is_dir()]
+        more = {
+            "identity": self._identity,
+            "published": list(self._published),
+            "files": {name: _files_in(self.out / name) for name in folders},
+        }
         write_json(self.work / MANIFEST, {**manifest, **more})
         self.publish(MANIFEST)
 
+    def _check(
+        self, outputs: Sequence[str], inputs: Sequence[Path]
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Read the manifest and the identity of the unfinished work, and refuse to harm files that
+        no job wrote, or the input."""
+        manifest, begun = self._read(self.out / MANIFEST), self._read(self.work / _IDENTITY)
+        names = [] if manifest is None else manifest.get("published")
+        files = {} if manifest is None else manifest.get("files", {})
+        if not (
+            isinstance(names, list)
+            and all(_is_name(name) for name in names)
+            and isinstance(files, dict)
+            and (manifest is None or isinstance(manifest.get("identity"), dict))
+        ):
+            raise ValueError(
+                f"{self.out / MANIFEST}: not a manifest of this tool, which would replace it. Move "
+                "it away, or give another folder."
+            )
+        if begun is None and {*_files_in(self.work)} - {"lock", "."}:
+            raise ValueError(
+                f"{self.work}: holds files that this tool did not write. Move them away, or give "
+                "another folder."
+            )
+        self._ours = {name: files.get(name, ["."]) for name in names}
+        if manifest is not None:
+            self._ours[MANIFEST] = ["."]
+        for name, more in (self._read(self.work / _OURS) or {}).items():
+            self._ours[name] = [*self._ours.get(name, ()), *more]
+        if manifest is None or not self._is_done(manifest):
+            for name in (*outputs, MANIFEST):
+                self._refuse_foreign(name)
+            places = [(self.out / name).resolve() for name in (*outputs, *self._ours, WORK)]
+            for path in inputs:
+                if any(place in (path.resolve(), *path.resolve().parents) for place in places):
+                    raise ValueError(
+                        f"{path}: is an input and would be replaced by output in {self.out}. Give "
+                        "another output folder."
+                    )
+        return manifest, begun
+
+    def _is_done(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether a job of this identity is finished and its output is still there."""
+        return manifest.get("identity") == self._identity and all(
+            {*manifest.get("files", {}).get(name, ["."])} <= {*_files_in(self.out / name)}
+            for name in manifest["published"]
+        )
+
     @staticmethod
     def _read(path: Path) -> dict[str, Any] | None:
-        if not path.is_file():
+        if not os.path.lexists(path):
             return None
         try:
             content = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (OSError, RecursionError, ValueError) as error:
             raise ValueError(
                 f"{path}: not valid JSON ({error}). Remove it, or give another folder."
             ) from error
-        return content if isinstance(content, dict) else None
+        return content if isinstance(content, dict) else {}
 
-    def _clear(self, manifest: Mapping[str, Any]) -> None:
-        """Remove the work and the output of another job, and nothing else."""
+    def _refuse_foreign(self, name: str) -> None:
+        foreign = {*_files_in(self.out / name)} - {*self._ours.get(name, ())}
+        if foreign:
+            raise ValueError(
+                f"{self.out / name / min(foreign)}: this tool did not write it, and would replace "
+                "it. Move it away, or give another folder."
+            )
+
+    def _remove(self, name: str) -> None:
+        target = self.out / name
+        for file in {*_files_in(target)} & {*self._ours[name]}:
+            (target / file).unlink()
+        if target.is_dir() and not _files_in(target):
+            shutil.rmtree(target)
+
+    def _discard(self) -> None:
+        """Remove the new work, and put the earlier one back."""
+        previous = self.work / _PREVIOUS
         for path in self.work.iterdir():
-            if path.name != "lock":
+            if path.name not in _STAY:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for name in [*manifest.get("published", []), MANIFEST]:
-            path = self.out / Path(name).name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        if previous.is_dir():
+            self._move(previous, self.work)
+            previous.rmdir()
+        elif not (self.work / _OURS).exists():
+            shutil.rmtree(self.work, ignore_errors=True)
+            if not any(self.out.iterdir()):
+                self.out.rmdir()
+
+    @staticmethod
+    def _move(source: Path, target: Path) -> None:
+        if target.name == _PREVIOUS:
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
+        for path in source.iterdir():
+            if path.name not in _STAY:
+                path.replace(target / path.name)
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", "..", WORK) and Path(name).name == name
+
+
+def _files_in(path: Path) -> list[str]:
+    """The files of a folder, relative to it; "." for a file; nothing if it does not exist.
+
+    A link is named so that it is never taken for one of ours.
+    """
+    if path.is_symlink():
+        return ["(a link)"]
+    if path.is_dir():
+        files = (each for each in path.rglob("*") if each.is_symlink() or not each.is_dir())
+        return sorted(str(each.relative_to(path)) for each in files)
+    return ["."] if path.exists() else []
 
 
 def sha256_of(path: Path, pattern: str = "*.txt") -> str:

@@ -64,6 +64,11 @@ class ModelSettings:
         cfg.MODEL.DEVICE = device
         return cfg
 
+    def files(self, cfg: CfgNode) -> list[Path]:
+        """The files of the model with this config."""
+        names = (self.config_file, cfg.MODEL.WEIGHTS, cfg.MODEL.VLNMS.VOCAB)
+        return [Path(name) for name in names if name]
+
     def images(self) -> list[dict[str, Any]]:
         """The images of the data set that have expressions, as in Detectron2's catalog.
 

@@ -4,7 +4,6 @@ candidates of each image once, and for each pair the indices of those that it ke
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .feature_formats import Scan
+from .job import OutputFolder
 
 PADDING = np.iinfo(np.uint16).max
 """In the index, after the last proposal of a pair."""
@@ -153,11 +153,12 @@ def write_scan(
         store: with at least `num_boxes` proposals per pair.
         pairs: ids of image and caption, in the order of the rows.
         num_boxes: per pair.
-        folder: the output; replaced if it exists.
+        folder: the output; an earlier one of this function is replaced.
         split: first part of the file names.
 
     Raises:
-        ValueError: the store has fewer proposals per pair, or lacks an image or a caption.
+        ValueError: the store has fewer proposals per pair, or lacks an image or a caption; or the
+            folder has files of these names that this function did not write.
     """
     if not 1 <= num_boxes <= store.index.shape[2]:
         raise ValueError(
@@ -165,9 +166,25 @@ def write_scan(
             "make it with a larger --top-n"
         )
     scan = Scan(num_boxes)
-    work = folder.with_name(f".{folder.name}.tmp")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "pairs").open("wb") as shard:
+    names = [f"{split}_{name}" for name in Scan.files]
+    output = OutputFolder(folder)
+    with output.begin({"scan": split, "boxes": num_boxes}, overwrite=True, outputs=names):
+        _write_pairs(scan, store, pairs, output.work / "pairs", split)
+        scan.merge([output.work / "pairs"], output.work / "scan")
+        for name in names:
+            (output.work / "scan" / name).replace(output.work / name)
+            output.publish(name)
+        output.finish({})
+
+
+def _write_pairs(
+    scan: Scan,
+    store: PairStore,
+    pairs: Iterable[tuple[int, int | str]],
+    path: Path,
+    split: str,
+) -> None:
+    with path.open("wb") as shard:
         for image_id, caption_id in pairs:
             try:
                 numbers = store.image_number(image_id), store.caption_number(caption_id)
@@ -178,8 +195,3 @@ def write_scan(
                 ) from error
             caption = store.captions[numbers[1]].caption
             scan.write_pair(shard, split, caption_id, caption, store.proposals(*numbers).features)
-    scan.merge([work / "pairs"], work / folder.name)
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    (work / folder.name).replace(folder)
-    shutil.rmtree(work)

@@ -113,6 +113,8 @@ class _PairExport(Job):
         self.settings = settings
         self.cfg = settings.config(processes.device)
         super().__init__(settings.out, settings.model.images(), 1, processes)
+        self.outputs = (POOLS, IMAGES, CAPTIONS, INDEX, *([SCORES] if settings.with_scores else []))
+        self.inputs = settings.model.files(self.cfg)
         self.captions = [
             PairCaption(e["sent_id"], e["query"], image["image_id"], e["split"])
             for image in self.images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ CONTEXTS_FILE_NAME = "contexts.json"
 CONTEXTS_VERSION = 1
 PICKLE_PROTOCOL = 2  # as in the files that REFER distributes
 _JPEG_QUALITY = 90
+_IMAGE_NAME = re.compile(r"refshapes_\d+\.jpg")
+_ANNOTATIONS_NAME = re.compile(rf"instances_({'|'.join(SPLITS)})\.json")
 _OUTPUTS = ("images", "annotations", "instances.json", MANIFEST_NAME)
 
 
@@ -78,7 +81,8 @@ def prepare_folder(out_dir: Path, overwrite: bool) -> None:
     """Create the folder; an existing data set in it is removed, or an error without `overwrite`.
 
     Raises:
-        FileExistsError: the folder is not empty and `overwrite` is false.
+        FileExistsError: the folder is not empty and `overwrite` is false, or it has files of
+            others where the data set goes.
         NotADirectoryError: the path is a file.
     """
     if out_dir.exists() and not out_dir.is_dir():
@@ -87,6 +91,20 @@ def prepare_folder(out_dir: Path, overwrite: bool) -> None:
         raise FileExistsError(
             f"{out_dir} is not empty and does not hold this data set finished: name another "
             "folder, or pass --overwrite to replace it."
+        )
+    first, manifest = out_dir / "images" / image_file_name(1), out_dir / MANIFEST_NAME
+    foreign = [
+        path
+        for folder, ours in (("images", _IMAGE_NAME), ("annotations", _ANNOTATIONS_NAME))
+        for path in sorted((out_dir / folder).rglob("*"))
+        if not ours.fullmatch(path.name)
+    ]
+    if (out_dir / "instances.json").exists() and not (first.exists() or manifest.exists()):
+        foreign.append(out_dir / "instances.json")
+    if foreign:
+        raise FileExistsError(
+            f"{foreign[0]}: this tool did not write it, and would remove it. Move it away, or name "
+            "another folder."
         )
     out_dir.mkdir(parents=True, exist_ok=True)
     for name in _OUTPUTS:

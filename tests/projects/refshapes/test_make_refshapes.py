@@ -154,6 +154,16 @@ def test_overwriting_keeps_files_that_are_not_of_the_data_set(tmp_path):
     assert [p.name for p in (tmp_path / "annotations").iterdir()] == ["instances_train.json"]
 
 
+@pytest.mark.parametrize("name", ["images/diary.txt", "annotations/x.json", "instances.json"])
+def test_files_of_others_are_not_overwritten(tmp_path, capsys, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    assert tool.main(arguments(tmp_path, "--overwrite")) == 2
+    assert f"{path}: this tool did not write it" in capsys.readouterr().err
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
+
+
 def test_out_is_a_file(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert tool.main(arguments(tmp_path / "file", "--overwrite")) == 2
