@@ -86,4 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from interrupts import exit_with
+
+    exit_with(main)

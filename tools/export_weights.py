@@ -97,4 +97,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from interrupts import exit_with
+
+    exit_with(main)

@@ -64,15 +64,18 @@ def setup(args: argparse.Namespace):
 
 def run(args: argparse.Namespace):
     """Train or evaluate, in each process."""
-    from detectron2.checkpoint import DetectionCheckpointer
-
+    from vlnms_d2.engine.checkpoint import SafeCheckpointer, load_weights
     from vlnms_d2.engine.trainer import VLNMSTrainer
 
     cfg = setup(args)
     if args.eval_only:
         model = VLNMSTrainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        if args.resume and checkpointer.has_checkpoint():
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.WEIGHTS = checkpointer.get_checkpoint_file()
+        load_weights(cfg, model)
         return VLNMSTrainer.test(cfg, model)
     trainer = VLNMSTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
@@ -96,4 +99,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from interrupts import exit_with
+
+    exit_with(main)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.registry import Registry
 
+from .file_io import shown
 from .language.matching import RULES
 
 
@@ -113,6 +115,8 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # in stock Detectron2; "shared": a `vlnms_d2.modeling.SharedMasks`, which stores the mask of
     # each distinct box once and pastes on demand; "auto": pasted for one query, shared for several.
     vlnms.MASKS = "auto"
+    # False: answer also with weights that are missing in MODEL.WEIGHTS, of other shapes, or NaN.
+    vlnms.CHECK_WEIGHTS = True
     # Add the field `word_attention` [n, words] to the output, for visualization.
     vlnms.OUTPUT_ATTENTION = False
 
@@ -202,17 +206,58 @@ def default_config() -> CfgNode:
 def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """The default config, updated from a config file and KEY VALUE pairs.
 
-    Paths may be relative to the file; see `resolve_paths`.
+    Paths may be relative to the file; see `resolve_paths`. Nothing in the files is run: they are
+    read without the YAML tags of Python, which `merge_from_file` alone allows.
 
     Raises:
         AssertionError, KeyError, ValueError: a key, a value or the number of `opts` is wrong, as in
             Detectron2's configs.
     """
     cfg = default_config()
-    cfg.merge_from_file(str(config_file))
-    cfg.merge_from_list(list(opts))
+    _SafeReader.load_yaml_with_base(str(config_file))  # for clear errors
+    for key, value in zip(opts[::2], opts[1::2], strict=False):
+        if str(value).lstrip().startswith("!!"):
+            raise ValueError(f"{key} is {shown(value)}: YAML tags are not allowed")
+    try:
+        cfg.merge_from_file(str(config_file), allow_unsafe=False)
+        cfg.merge_from_list(list(opts))
+    except (MemoryError, RecursionError) as error:
+        raise ValueError(f"a value of {shown(' '.join(opts[::2]))} is nested too deeply") from error
+    except (KeyError, ValueError) as error:
+        raise type(error)(_shortened(error)) from error
     resolve_paths(cfg, config_file)
     return cfg
+
+
+class _ConfigError(ValueError):
+    pass
+
+
+class _SafeReader(CfgNode):
+    """Reads a config file and its `_BASE_` files; errors name the file."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        reason = "the file holds none"
+        try:
+            loaded = super().load_yaml_with_base(filename)
+            if isinstance(loaded, dict):
+                return loaded
+        except (_ConfigError, OSError):
+            raise
+        except RecursionError:
+            reason = "nested too deeply, or a _BASE_ that leads back here"
+        except Exception as error:  # YAMLError, TypeError, AttributeError, ValueError, ...
+            reason = _shortened(error)
+        raise _ConfigError(
+            f"{filename}: expected KEY: VALUE pairs and, as _BASE_, files of them ({reason}). Tags "
+            "such as !!python/object/apply run code and are not allowed."
+        )
+
+
+def _shortened(error: Exception) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    return text if len(text) < 400 else f"{text[:200]} ... {text[-100:]}"
 
 
 def resolve_paths(cfg: CfgNode, config_file: str | Path) -> None:

@@ -1,9 +1,10 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and how messages show what files hold."""
 
 from __future__ import annotations
 
 import json
 import os
+import reprlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,3 +38,20 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Writes an object as JSON with sorted keys, so that equal objects give equal bytes."""
     with atomic_write(path) as file:
         file.write(json.dumps(obj, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+
+
+class _Shortened(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return (
+            super().repr_int(x, level) if abs(x) < 1 << 999 else "an integer of 300 digits or more"
+        )
+
+
+def shown(value: Any) -> str:
+    """A value for a message: its repr, shortened whatever its size and nesting."""
+    text = _Shortened().repr(value)
+    return text if len(text) <= 240 else f"{text[:240]} ..."

@@ -149,6 +149,7 @@ def test_nothing_but_damaged_images(config_file, picture_folder, tmp_path, capsy
 
 def test_help_loads_no_heavy_module():
     script = "import runpy, sys; sys.argv[1:] = ['--help']\n"
+    script += f"sys.path.insert(0, {str(Path(demo.__file__).parent)!r})\n"
     script += f"try: runpy.run_path({demo.__file__!r}, run_name='__main__')\n"
     script += "except SystemExit: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..file_io import atomic_write
+from ..file_io import atomic_write, shown
 from .datasets.coco import class_of_detection, read_categories
 from .entries import is_finite, iter_json_list, require
 
@@ -203,13 +203,13 @@ def _batches(
         _, box, score, _ = row
         if min(box[2:]) < 0:
             raise ValueError(
-                f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels with no "
-                f"negative size. {SOURCE}"
+                f"{where}: 'bbox' is {shown(box)}, expected [x, y, width, height] in pixels with "
+                f"no negative size. {SOURCE}"
             )
         if not 0 <= score <= 1:
             raise ValueError(
-                f"{where}: 'score' is {score!r}, expected the confidence, a number from 0 to 1. "
-                f"{SOURCE}"
+                f"{where}: 'score' is {shown(score)}, expected the confidence, a number from 0 to "
+                f"1. {SOURCE}"
             )
         rows.append(tuple(row))
         if len(rows) == _BATCH:
@@ -228,12 +228,13 @@ def _read(
         box, score = require(entry, "bbox", list, where), entry.get("score")
         if len(box) != 4 or not all(map(is_finite, box)):
             raise ValueError(
-                f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels, four "
+                f"{where}: 'bbox' is {shown(box)}, expected [x, y, width, height] in pixels, four "
                 f"finite numbers. {SOURCE}"
             )
         if not is_finite(score):
             raise ValueError(
-                f"{where}: 'score' is {score!r}, expected the confidence, a finite number. {SOURCE}"
+                f"{where}: 'score' is {shown(score)}, expected the confidence, a finite number. "
+                f"{SOURCE}"
             )
         of_class = class_of_detection(entry, class_of, categories_file, where)
         yield require(entry, "image_id", int, where), box, score, of_class, where

@@ -6,10 +6,14 @@ import codecs
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..file_io import shown
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # alone it is no character
 _TYPES = {int: "an integer", str: "a string", list: "a list", dict: "a dictionary"}
 
 
@@ -27,7 +31,7 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
     check_exists(path, source)
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(
             f"{path}: not valid JSON ({error}). The file may have been cut short: fetch it again. "
             f"{source}"
@@ -67,7 +71,8 @@ def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
             for entry in ijson.items(file, "item", use_float=True):
                 if not isinstance(entry, dict):
                     raise ValueError(
-                        f"{path}: entry number {number} is {entry!r}, expected an object. {source}"
+                        f"{path}: entry number {number} is {shown(entry)}, expected an object. "
+                        f"{source}"
                     )
                 yield entry
                 number += 1
@@ -128,17 +133,18 @@ def require(entry: Any, key: str, kind: type, where: str) -> Any:
             "again."
         )
     value = entry[key]
-    if not (is_integer(value) if kind is int else isinstance(value, kind)):
+    good = is_integer(value) if kind is int else isinstance(value, kind)
+    if not good or (kind is str and _SURROGATE.search(value)):
         raise ValueError(
-            f"{where}: '{key}' is {value!r}, expected {_TYPES[kind]}. Repair the entry or fetch "
-            "the file again."
+            f"{where}: '{key}' is {shown(value)}, expected {_TYPES[kind]}. Repair the entry or "
+            "fetch the file again."
         )
     return value
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer and not a boolean."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value is an integer of 64 bits and not a boolean."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def is_finite(value: Any) -> bool:

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from pycocotools.mask import iou as box_iou
 
-from ..file_io import write_json
+from ..file_io import shown, write_json
 from ..language.matching import CategoryMatcher
 from .builtin import datasets_root
 from .datasets.refer import merge_by_image
@@ -173,7 +173,7 @@ def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[s
     content = read_json(path, _SOURCE)
     if content.get("version") != VERSION:
         raise ValueError(
-            f"{path}: 'version' is {content.get('version')!r}, expected {VERSION}. {_SOURCE}"
+            f"{path}: 'version' is {shown(content.get('version'))}, expected {VERSION}. {_SOURCE}"
         )
     key = "boxes" if "boxes" in content else "contexts"
     known = require(content, key, dict, str(path))
@@ -188,7 +188,7 @@ def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[s
             valid = isinstance(objects, list) and all(map(is_entry, objects))
             if not valid or (key == "contexts" and not ann_ids.issuperset(objects)):
                 raise ValueError(
-                    f"{path}: '{key}' has {objects!r} for sentence {expression['sent_id']} of "
+                    f"{path}: '{key}' has {shown(objects)} for sentence {expression['sent_id']} of "
                     f"image {image['image_id']}, expected a list of "
                     + ("boxes [x, y, width, height]" if key == "boxes" else "its annotation ids")
                     + ". Make the file again for this data set: tools/prepare_data.py --redo."

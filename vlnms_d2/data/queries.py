@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..file_io import shown
 from .datasets.flickr30k import SOURCE as FLICKR30K_SOURCE
 from .datasets.flickr30k import read_sentences
 from .datasets.refer import read_refs
@@ -69,8 +70,8 @@ def read_queries(path: str | Path, split: str | None = None) -> list[Query]:
     for where, query in entries:
         if query.query_id in ids:
             raise ValueError(
-                f"{where}: the id {query.query_id!r} is used twice, expected distinct ids. Number "
-                "the queries again."
+                f"{where}: the id {shown(query.query_id)} is used twice, expected distinct ids. "
+                "Number the queries again."
             )
         ids.add(query.query_id)
         queries.append(query)
@@ -111,7 +112,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Query]]:
                 continue
             try:
                 entry = json.loads(line)
-            except ValueError as error:
+            except (RecursionError, ValueError) as error:
                 raise ValueError(
                     f"{where}: not valid JSON ({error}). The file may have been cut short: make it "
                     f"again. {FORMATS}"
@@ -121,7 +122,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Query]]:
             query_id = entry.get("query_id")
             if not isinstance(query_id, (int, str)) or isinstance(query_id, bool):
                 raise ValueError(
-                    f"{where}: 'query_id' is {query_id!r}, expected an integer or a string. "
+                    f"{where}: 'query_id' is {shown(query_id)}, expected an integer or a string. "
                     f"{FORMATS}"
                 )
             yield where, Query(image_id, query_id, _single_spaces(text))

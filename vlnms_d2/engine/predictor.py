@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 
 from ..modeling.postprocessing import split_by_query
 from ..modeling.queries import as_query_list
+from .checkpoint import load_weights
 
 
 class VLNMSPredictor(DefaultPredictor):
@@ -22,6 +24,18 @@ class VLNMSPredictor(DefaultPredictor):
         predictor = VLNMSPredictor(cfg)
         red, left = predictor(cv2.imread("input.jpg"), ["red cup", "the left chair"])
     """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: with the weights; see `load_weights` for what they have to hold.
+        """
+        without = cfg.clone()
+        without.defrost()
+        without.MODEL.WEIGHTS = ""
+        super().__init__(without)
+        self.cfg = cfg.clone()
+        load_weights(cfg, self.model)
 
     def __call__(self, image: np.ndarray, queries: str | Sequence[str]) -> list[Instances]:
         """Proposals for each query.

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetMapper,
@@ -40,12 +39,13 @@ from ..evaluation.recall import predict_with_detector
 from ..file_io import atomic_write
 from ..modeling.relatedness import text_encoder_name
 from ..modeling.text import BiGRU, Vocabulary, text_encoder_class
+from .checkpoint import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
 
 
-class AtomicCheckpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` that writes to a temporary file and renames it, so that no
+class AtomicCheckpointer(SafeCheckpointer):
+    """`SafeCheckpointer` that writes to a temporary file and renames it, so that no
     interruption leaves an incomplete checkpoint."""
 
     def save(self, name: str, **kwargs) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..file_io import write_json
+from ..file_io import shown, write_json
 from .base import ProposalFormat
 from .workers import Processes, Workers
 
@@ -316,7 +316,7 @@ class OutputFolder:
                 f"{self.out / MANIFEST}: not a manifest of this tool, which would replace it. Move "
                 "it away, or give another folder."
             )
-        if begun is None and {*_files_in(self.work)} - {"lock", "."}:
+        if begun is None and {file.split("/")[0] for file in _files_in(self.work)} - {*_STAY}:
             raise ValueError(
                 f"{self.work}: holds files that this tool did not write. Move them away, or give "
                 "another folder."
@@ -446,4 +446,4 @@ def _difference(old: Any, new: Any, name: str = "") -> str:
         for key in [*new, *old]:
             if old.get(key) != new.get(key):
                 return _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-    return f"{name} is {old!r} there, {new!r} now"
+    return f"{name} is {shown(old)} there, {shown(new)} now"

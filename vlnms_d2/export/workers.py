@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -205,6 +206,7 @@ _arguments: tuple[Any, ...] = ()
 def _begin(device: str, ranks: Any, *arguments: Any) -> None:
     """Start a process of a pool."""
     global _arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _arguments = (device, ranks.get(), *arguments)
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from benchmarks.base import describe_machine
 from vlnms_d2.data import GroundingMapper
+from vlnms_d2.engine.checkpoint import load_weights
 from vlnms_d2.file_io import write_json
 
 from .runs import Run, settings
@@ -178,7 +178,7 @@ def measure_extra_time(cfg: CfgNode, num_images: int) -> dict[str, Any]:
         Medians over the images in ms, and a description of the machine.
     """
     model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    load_weights(cfg, model)
     model.roi_heads.mask_on = False
     mapper = GroundingMapper(cfg, is_train=False)
     images = [mapper(d) for d in DatasetCatalog.get(cfg.DATASETS.TEST[-1])[:num_images]]

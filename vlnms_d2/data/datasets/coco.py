@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...file_io import shown
 from ..entries import is_finite, is_integer, iter_json_list, read_json, require
 
 SOURCE = (
@@ -159,7 +160,8 @@ def read_mentioned(
         caption_id = entry.get("caption_id")
         if not isinstance(caption_id, (int, str)):
             raise ValueError(
-                f"{where}: 'caption_id' is {caption_id!r}, expected the id of a query. {source}"
+                f"{where}: 'caption_id' is {shown(caption_id)}, expected the id of a query. "
+                f"{source}"
             )
         if caption_id not in image_of or not ids:
             continue
@@ -170,9 +172,9 @@ def read_mentioned(
             known = objects.get(ann_id) if is_integer(ann_id) else None
             if known is None or known[0] != image_of[caption_id]:
                 raise ValueError(
-                    f"{where}: 'annotation_ids' has {ann_id!r}, which is no annotation of image "
-                    f"{image_of[caption_id]} in {annotations.path}. Use the annotations that the "
-                    "mentions were made with."
+                    f"{where}: 'annotation_ids' has {shown(ann_id)}, which is no annotation of "
+                    f"image {image_of[caption_id]} in {annotations.path}. Use the annotations that "
+                    "the mentions were made with."
                 )
             boxes.append(known[2])
             classes.add(known[1])
@@ -196,7 +198,8 @@ def _read_objects(annotations: Annotations) -> dict[int, tuple[int, int, list[fl
         box = require(entry, "bbox", list, where)
         if len(box) != 4 or not all(map(is_finite, box)):
             raise ValueError(
-                f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels. Repair it."
+                f"{where}: 'bbox' is {shown(box)}, expected [x, y, width, height] in pixels. "
+                "Repair it."
             )
         category_id = require(entry, "category_id", int, where)
         if category_id not in class_of:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ...file_io import shown
 from ..entries import check_exists, is_finite, is_integer, read_json, require
 
 logger = logging.getLogger(__name__)
@@ -229,15 +231,15 @@ def _read_contexts(path: Path) -> Mapping[str, list[int]]:
     content = read_json(path, SOURCE)
     if content.get("version") != CONTEXTS_VERSION:
         raise ValueError(
-            f"{path}: 'version' is {content.get('version')!r}, expected {CONTEXTS_VERSION}. Make "
-            "RefShapes again with this version of vlnms_d2."
+            f"{path}: 'version' is {shown(content.get('version'))}, expected {CONTEXTS_VERSION}. "
+            "Make RefShapes again with this version of vlnms_d2."
         )
     contexts = require(content, "contexts", dict, str(path))
     for sent_id, ids in contexts.items():
         if not isinstance(ids, list) or not all(is_integer(one) for one in ids):
             raise ValueError(
-                f"{path}: 'contexts', entry '{sent_id}' is {ids!r}, expected a list of annotation "
-                "ids. Repair the entry or make the file again."
+                f"{path}: 'contexts', entry '{sent_id}' is {shown(ids)}, expected a list of "
+                "annotation ids. Repair the entry or make the file again."
             )
     return contexts
 
@@ -290,7 +292,8 @@ def _annotation(
     box = require(annotation, "bbox", list, where)
     if len(box) != 4 or not all(is_finite(value) for value in box):
         raise ValueError(
-            f"{where}: 'bbox' is {box}, expected [x, y, width, height] in pixels. Repair the entry."
+            f"{where}: 'bbox' is {shown(box)}, expected [x, y, width, height] in pixels. "
+            "Repair the entry."
         )
     x1, y1 = max(box[0], 0), max(box[1], 0)
     x2 = min(box[0] + box[2], image["width"])
@@ -335,25 +338,39 @@ class _GlobalRequested(Exception):
     pass
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(pickle.Unpickler):
     """An unpickler without globals. Whatever a pickle can do, from creating an array to running a
     command, it does by calling a global; lists, tuples, dicts, sets, strings, bytes and numbers
-    need none."""
+    need none.
+
+    Attributes:
+        allowed: (module, name) of the globals that a subclass allows.
+    """
+
+    allowed: frozenset[tuple[str, str]] = frozenset()
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.allowed:
+            return super().find_class(module, name)
         raise _GlobalRequested(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _GlobalRequested(f"persistent object {pid!r}")
+        raise _GlobalRequested(f"persistent object {shown(pid)}")
 
 
-def load_plain_pickle(path: str | Path) -> Any:
+def load_plain_pickle(
+    path: str | Path,
+    unpickler: type[PlainUnpickler] = PlainUnpickler,
+    encodings: Sequence[str] = ("utf-8", "latin1"),
+) -> Any:
     """Reads a pickle of lists, tuples, dicts, sets, strings, bytes, numbers, booleans and None.
 
     Byte strings written by Python 2 become text: UTF-8 if the whole file is, otherwise Latin-1.
 
     Args:
         path: a pickle of any protocol.
+        unpickler: what else may be in it.
+        encodings: of Python 2's byte strings, tried in this order.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -366,10 +383,10 @@ def load_plain_pickle(path: str | Path) -> Any:
     if not data:
         raise RefusedPickle(f"{path}: the file is empty, expected a pickle. Fetch it again.")
     try:
-        try:
-            return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
-        except UnicodeDecodeError:
-            return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+        for encoding in encodings[:-1]:
+            with suppress(UnicodeDecodeError):
+                return unpickler(io.BytesIO(data), encoding=encoding).load()
+        return unpickler(io.BytesIO(data), encoding=encodings[-1]).load()
     except _GlobalRequested as request:
         raise RefusedPickle(
             f"{path}: refused, as it asks for '{request}'; expected plain data only (lists, dicts, "

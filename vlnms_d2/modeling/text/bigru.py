@@ -16,7 +16,7 @@ from detectron2.config import configurable
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ...file_io import write_json
+from ...file_io import shown, write_json
 from ...language.word_vectors import read_word_vectors
 from .build import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
 
@@ -48,7 +48,7 @@ class Vocabulary:
         self._ids = {word: i for i, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             repeated = next(word for word, n in Counter(self.words).items() if n > 1)
-            raise ValueError(f"the vocabulary holds {repeated!r} more than once")
+            raise ValueError(f"the vocabulary holds {shown(repeated)} more than once")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -94,14 +94,14 @@ class Vocabulary:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version, words = content["version"], content["words"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f'{path} is not a vocabulary: expected JSON {{"version": {VOCABULARY_VERSION}, '
-                f'"words": [...]}}, got an error reading it ({error!r})'
+                f'"words": [...]}}, got an error reading it ({shown(error)})'
             ) from error
         if version != VOCABULARY_VERSION:
             raise ValueError(
-                f"{path} is a vocabulary of version {version!r}; this release reads "
+                f"{path} is a vocabulary of version {shown(version)}; this release reads "
                 f"{VOCABULARY_VERSION}"
             )
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):

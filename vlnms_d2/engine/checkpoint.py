@@ -1,0 +1,120 @@
+"""Weights: read without running code, and checked before anything is answered with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..data.datasets.refer import PlainUnpickler, load_plain_pickle
+
+_FLAG = "MODEL.VLNMS.CHECK_WEIGHTS False uses them nevertheless."
+
+
+class ArrayUnpickler(PlainUnpickler):
+    """Also makes NumPy arrays, of which the `.pkl` files of Detectron2's model zoo consist."""
+
+    allowed = frozenset(
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        )
+    ) | {
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("collections", "OrderedDict"),
+        ("_codecs", "encode"),
+    }
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` that runs no code of the files that it reads.
+
+    Attributes:
+        incompatible: missing keys and wrong shapes of the last weights that were loaded.
+    """
+
+    incompatible: Any = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not filename.endswith(".pkl"):
+            if filename.endswith(".pyth"):
+                self._torch_load(filename)  # Detectron2 reads it again, as it likes
+            loaded = super()._load_file(filename)
+        else:
+            loaded = load_plain_pickle(filename, ArrayUnpickler, ("latin1",))
+            if isinstance(loaded, dict) and not {"model", "__author__"} <= loaded.keys():
+                # As in Detectron2: of Detectron or Caffe2.
+                blobs = loaded.get("blobs", loaded)
+                blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+                loaded = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("model"), dict):
+            raise ValueError(f"{filename}: expected weights, a dictionary of tensors or arrays")
+        return loaded
+
+    def _torch_load(self, f: str) -> Any:
+        return torch.load(f, map_location="cpu", weights_only=True)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        self.incompatible = super()._load_model(checkpoint)
+        return self.incompatible
+
+
+def load_weights(cfg: CfgNode, model: nn.Module) -> None:
+    """Load `MODEL.WEIGHTS` and, unless `MODEL.VLNMS.CHECK_WEIGHTS` is False, check them.
+
+    Raises:
+        ValueError: the file is damaged or asks to run code; or weights that the model answers with
+            are not in it, have other shapes, or are not finite.
+    """
+    path = cfg.MODEL.WEIGHTS
+    checkpointer = SafeCheckpointer(model)
+    try:
+        checkpointer.load(path)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # torch raises all kinds of errors for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path}: not weights that can be read without running code ({reason}). Fetch or make "
+            "the file again."
+        ) from error
+    if cfg.MODEL.VLNMS.CHECK_WEIGHTS:
+        _check(path, model, checkpointer.incompatible)
+
+
+def _check(path: str, model: nn.Module, incompatible: Any) -> None:
+    name = Path(path).name if path else "MODEL.WEIGHTS, which is empty"
+    wrong = getattr(incompatible, "incorrect_shapes", [])
+    if wrong:
+        key, found, expected = wrong[0]
+        raise ValueError(
+            f"{path}: {key} has the shape {list(found)}, the config's model {list(expected)}, and "
+            f"{len(wrong) - 1} more differ. Use the config that the weights were trained with. "
+            f"{_FLAG}"
+        )
+    needed = [key for key, _ in model.named_parameters()]
+    needed += [key for key, _ in model.named_buffers() if "running_" in key]
+    if incompatible is not None:
+        needed = [key for key in needed if key in {*incompatible.missing_keys}]
+    if needed:
+        branch = all(".vlnms." in key for key in needed)
+        advice = (
+            "They are a detector's: train the relatedness branch with tools/train_net.py."
+            if branch
+            else "Use the weights of the whole model."
+        )
+        raise ValueError(
+            f"{name} lacks {len(needed)} of the weights that the model answers with, as "
+            f"{needed[0]}. {advice} {_FLAG}"
+        )
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{path}: {key} has values that are NaN or infinite. {_FLAG}")
