@@ -64,7 +64,7 @@ def cut(weights):
 
 UNSUITABLE = {
     "detector only": (keep(lambda key: ".vlnms." not in key), r"lacks \d+ .*train the relatedness"),
-    "branch only": (keep(lambda key: ".vlnms." in key), r"lacks \d+ .*whole model"),
+    "branch only": (keep(lambda key: ".vlnms." in key), r"lacks \d+ .*whole model\. "),
     "foreign": (lambda weights: weights.update(x=weights.clear() or torch.ones(1)), r"lacks \d+"),
     "one is missing": (keep(lambda key: "mlp" not in key or "bias" not in key), r"lacks \d+ "),
     "cut": (cut, r"has the shape \["),
@@ -85,7 +85,7 @@ def test_unsuitable_weights_are_refused_and_the_flag_allows_them(case, what):
 
 
 def test_no_weights_at_all(config):
-    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS, which is empty lacks"):
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS, which is empty,: lacks"):
         VLNMSPredictor(config())
 
 

@@ -19,4 +19,5 @@ if "KILL_AT_MOVE" in os.environ:
     kill_at_move(Path(path), int(number))
 register_refshapes(os.environ["TINY_REFSHAPES"], name="tiny")
 sys.argv[0] = str(Path(__file__).resolve().parents[2] / "tools" / "train_net.py")
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,26 +11,21 @@ from torch import nn
 
 from ..data.datasets.refer import PlainUnpickler, load_plain_pickle
 
-_FLAG = "MODEL.VLNMS.CHECK_WEIGHTS False uses them nevertheless."
-
 
 class ArrayUnpickler(PlainUnpickler):
     """Also makes NumPy arrays, of which the `.pkl` files of Detectron2's model zoo consist."""
 
     allowed = frozenset(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    ) | {
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("collections", "OrderedDict"),
-        ("_codecs", "encode"),
-    }
+        (module, name)
+        for module, names in {
+            "numpy": ("dtype", "ndarray"),
+            "collections": ("OrderedDict",),
+            "_codecs": ("encode",),
+            **{f"numpy.{core}.numeric": ("_frombuffer",) for core in ("core", "_core")},
+            **{f"numpy.{c}.multiarray": ("_reconstruct", "scalar") for c in ("core", "_core")},
+        }.items()
+        for name in names
+    )
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -91,30 +85,30 @@ def load_weights(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def _check(path: str, model: nn.Module, incompatible: Any) -> None:
-    name = Path(path).name if path else "MODEL.WEIGHTS, which is empty"
-    wrong = getattr(incompatible, "incorrect_shapes", [])
-    if wrong:
-        key, found, expected = wrong[0]
-        raise ValueError(
-            f"{path}: {key} has the shape {list(found)}, the config's model {list(expected)}, and "
-            f"{len(wrong) - 1} more differ. Use the config that the weights were trained with. "
-            f"{_FLAG}"
-        )
     needed = [key for key, _ in model.named_parameters()]
     needed += [key for key, _ in model.named_buffers() if "running_" in key]
-    if incompatible is not None:
-        needed = [key for key in needed if key in {*incompatible.missing_keys}]
-    if needed:
-        branch = all(".vlnms." in key for key in needed)
-        advice = (
-            "They are a detector's: train the relatedness branch with tools/train_net.py."
-            if branch
-            else "Use the weights of the whole model."
+    absent = set(needed if incompatible is None else incompatible.missing_keys)
+    missing = [key for key in needed if key in absent]
+    if wrong := getattr(incompatible, "incorrect_shapes", []):
+        key, found, expected = wrong[0]
+        problem = (
+            f"{key} has the shape {list(found)}, the config's model {list(expected)} (as have "
+            f"{len(wrong) - 1} others). Use the config that the weights were trained with"
         )
-        raise ValueError(
-            f"{name} lacks {len(needed)} of the weights that the model answers with, as "
-            f"{needed[0]}. {advice} {_FLAG}"
+    elif missing:
+        problem = (
+            f"lacks {len(missing)} of the weights that the model answers with, as {missing[0]}. "
+            "Give the weights of a whole model"
         )
-    for key, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{path}: {key} has values that are NaN or infinite. {_FLAG}")
+        if all(".vlnms." in key for key in missing):
+            problem += "; these are a detector's: train the relatedness branch (tools/train_net.py)"
+    else:
+        values = ((k, v) for k, v in model.state_dict().items() if v.is_floating_point())
+        key = next((key for key, value in values if not value.isfinite().all()), None)
+        if key is None:
+            return
+        problem = f"{key} has values that are NaN or infinite. Give weights of finite numbers"
+    raise ValueError(
+        f"{path or 'MODEL.WEIGHTS, which is empty,'}: {problem}. MODEL.VLNMS.CHECK_WEIGHTS False "
+        "uses them nevertheless."
+    )

@@ -255,7 +255,9 @@ class OutputFolder:
                                 "or --overwrite."
                             )
                     if begun not in (None, self._identity):
-                        self._move(self.work, self.work / _PREVIOUS)
+                        shutil.rmtree(self.work / _PREVIOUS, ignore_errors=True)
+                        (self.work / _PREVIOUS).mkdir()
+                        _move(self.work, self.work / _PREVIOUS)
                     write_json(self.work / _IDENTITY, self._identity)
                 yield manifest if done else None
             except (FileNotFoundError, ValueError):
@@ -318,8 +320,7 @@ class OutputFolder:
             )
         if begun is None and {file.split("/")[0] for file in _files_in(self.work)} - {*_STAY}:
             raise ValueError(
-                f"{self.work}: holds files that this tool did not write. Move them away, or give "
-                "another folder."
+                f"{self.work}: not of this tool. Move it away, or give another folder."
             )
         self._ours = {name: files.get(name, ["."]) for name in names}
         if manifest is not None:
@@ -379,21 +380,19 @@ class OutputFolder:
             if path.name not in _STAY:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if previous.is_dir():
-            self._move(previous, self.work)
+            _move(previous, self.work)
             previous.rmdir()
         elif not (self.work / _OURS).exists():
             shutil.rmtree(self.work, ignore_errors=True)
             if not any(self.out.iterdir()):
                 self.out.rmdir()
 
-    @staticmethod
-    def _move(source: Path, target: Path) -> None:
-        if target.name == _PREVIOUS:
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir()
-        for path in source.iterdir():
-            if path.name not in _STAY:
-                path.replace(target / path.name)
+
+def _move(source: Path, target: Path) -> None:
+    """Move unfinished work from one folder to another."""
+    for path in list(source.iterdir()):
+        if path.name not in _STAY:
+            path.replace(target / path.name)
 
 
 def _is_name(name: Any) -> bool:
