@@ -8,6 +8,11 @@
     python tools/export_proposals.py --config-file ... --dataset refcoco_unc_val \\
         --format mattnet --mean-proposals 8 --num-gpus 4 --out refcoco_val
 
+    # all splits in one file, under the name that the Ref-NMS fork of MAttNet reads
+    python tools/export_proposals.py --config-file ... --format per-expression --mean-proposals 8 \\
+        --dataset refcoco_unc_val refcoco_unc_testA refcoco_unc_testB \\
+        --matt-dets att_vanilla 0 refcoco unc --out refcoco
+
     # with features, for DDPN and SCAN
     python tools/export_proposals.py --config-file ... --dataset flickr30k_entities_test \\
         --format ddpn --top-n 100 --features relatedness --out ddpn
@@ -46,7 +51,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--masks", action="store_true", help="add masks, in jsonl and coco")
     add("--categories-of", metavar="NAME", help="data set that has the detector's classes")
     add("--block-size", type=int, default=8, metavar="B", help="images that an interruption loses")
-    add_model_options(parser)
+    name = ("MODEL", "ID", "DATASET", "SPLITBY")
+    matt_dets = "name the file of per-expression matt_dets_MODEL_ID_DATASET_SPLITBY_0.json"
+    add("--matt-dets", nargs=4, metavar=name, help=matt_dets)
+    add_model_options(parser, several=True)
     return parser.parse_args(argv)
 
 
@@ -57,8 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from vlnms_d2.export.from_model import ExportSettings, run_export
 
+        matt_dets = args.pop("matt_dets")
         model, processes = take_model_options(args)
-        settings = ExportSettings(model=model, formats=formats, **args)
+        settings = ExportSettings(
+            model=model, formats=formats, matt_dets=matt_dets and tuple(matt_dets), **args
+        )
         manifest = run_export(settings, processes, overwrite)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"export_proposals: {error}", file=sys.stderr)

@@ -54,10 +54,28 @@ def test_a_command_line(words, tmp_path, capsys):
     assert {p.name for p in out.iterdir()} == {"proposals.jsonl", "manifest.json"}
 
 
+def test_several_data_sets_under_the_name_of_the_forks(words, tmp_path):
+    [image, *_] = DatasetCatalog.get(exported.DATASET)
+    more = image | {"image_id": 7, "expressions": [image["expressions"][0] | {"sent_id": 99}]}
+    DatasetCatalog.register("exported_more", lambda: [more])
+    try:
+        names = ["--dataset", exported.DATASET, "exported_more"]
+        name = ["--matt-dets", "att_vanilla", "0", "refcoco", "unc"]
+        assert tool.main([*words, *names, "--format", "per-expression", *name]) == 0
+    finally:
+        DatasetCatalog.remove("exported_more")
+    entries = json.loads(
+        (tmp_path / "out" / "matt_dets_att_vanilla_0_refcoco_unc_0.json").read_text()
+    )
+    assert len({entry["sent_id"] for entry in entries}) == 11
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--dataset", "nothing"], "'nothing' is no registered data set"),
+        (["--dataset", exported.DATASET, "nothing"], "'nothing' is no registered data set"),
+        (["--matt-dets", "m", "0", "refcoco", "unc"], "matt_dets names the file of per-expression"),
         (["--processes", "0"], "processes is 0"),
         (["--format", "scan"], "give top_n"),
         (["--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth: no such weights file"),

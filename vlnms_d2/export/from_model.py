@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ class ExportSettings:
     """What is exported.
 
     Attributes:
-        model: the model and the data set.
+        model: the model and the data sets.
         out: the output folder, which all machines can read and write.
         formats: names in `vlnms_d2.export.FORMATS` and `FEATURE_FORMATS`.
         top_n: proposals kept per query. At most one of this and the next two is given; without
@@ -44,11 +46,14 @@ class ExportSettings:
         score_thresh: of the proposals that the config leaves, keep those with s above this, and
             the best one.
         mean_proposals: like `score_thresh`, with the threshold at which the mean number per query
-            (of queries with proposals) is closest to this.
+            (of queries with proposals) is closest to this; of several data sets in the first, and
+            the others are cut at the same threshold.
         layer: of the box features, for formats that need them; see `box_features`.
         masks: add masks, in `MASK_FORMATS`.
         categories_of: see `detector_classes`.
         block_size: images per block, which is what an interruption loses at most.
+        matt_dets: model, id, data set and splitBy, of which the Ref-NMS forks make the name of the
+            file of per-expression; None for our name.
 
     Raises:
         ValueError: a value is impossible, or several exclude each other.
@@ -64,6 +69,7 @@ class ExportSettings:
     masks: bool = False
     categories_of: str | None = None
     block_size: int = 8
+    matt_dets: tuple[str, str, str, str] | None = None
 
     def __post_init__(self):
         check_cut(self.top_n, self.score_thresh, self.mean_proposals)
@@ -76,6 +82,10 @@ class ExportSettings:
             )
         if "scan" in self.formats and self.top_n is None:
             raise ValueError("scan has the same number of boxes for each caption: give top_n")
+        if self.matt_dets is not None and "per-expression" not in self.formats:
+            raise ValueError("matt_dets names the file of per-expression: add that format")
+        if any(not part or "/" in part for part in self.matt_dets or ()):
+            raise ValueError(f"matt_dets is {self.matt_dets}, expected parts of a file name")
         if self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}, expected at least 1")
 
@@ -105,6 +115,9 @@ class ExportSettings:
         known = {**FORMATS, **{name: make() for name, make in FEATURE_FORMATS.items()}}
         if self.top_n is not None:
             known["scan"] = Scan(self.top_n)
+        if self.matt_dets is not None:
+            known["per-expression"] = copy(known["per-expression"])
+            known["per-expression"].output = f"matt_dets_{'_'.join(self.matt_dets)}_0.json"
         return [known[name] for name in self.formats]
 
 
@@ -142,7 +155,7 @@ class _ModelExport(Job):
 
     def identity(self) -> dict[str, Any]:
         settings = {
-            "dataset": self.settings.model.dataset,
+            "dataset": " ".join(self.settings.model.datasets),
             "formats": list(self.settings.formats),
             "mean_proposals": self.settings.mean_proposals,
             "features": self.settings.feature_layer,
@@ -150,6 +163,8 @@ class _ModelExport(Job):
             "categories_of": self.settings.categories_of,
             "block_size": self.settings.block_size,
         }
+        if self.settings.matt_dets is not None:
+            settings["matt_dets"] = list(self.settings.matt_dets)
         return model_identity(self.cfg, self.images, settings)
 
     def fill(self) -> None:
@@ -188,7 +203,8 @@ class _Answerer:
             with atomic_write(self.shards.path(number, PROPOSALS)) as file:
                 for image, image_input in images:
                     proposals = self.model(image_input, image_input["query"])
-                    scores += [proposals.scores[query] for query in proposals.queries()]
+                    of_first = islice(proposals.queries(), image.get("num_of_first"))
+                    scores += [proposals.scores[query] for query in of_first]
                     write_record(file, {"image_id": image["image_id"]}, proposals.to_bytes())
                 if self.with_scores:  # before the file that says that the block is finished
                     save_scores(self.shards.path(number, SCORES), scores)
