@@ -43,6 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
     retrieval = commands.add_parser("retrieval", help="the retrieval model of images and captions")
     retrieval.add_argument("--num-boxes", type=int, default=10, help="default %(default)s")
     retrieval.add_argument(
+        "--captions-per-image",
+        type=int,
+        metavar="N",
+        help="rank the first N captions of each image, 5 as published (default all)",
+    )
+    retrieval.add_argument(
         "--train-boxes",
         choices=("gt", "own"),
         default="gt",
@@ -109,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.command == "rec":
             experiment.run_rec(args.phrases, args.mean_proposals)
         else:
-            experiment.run_retrieval(args.num_boxes, args.train_boxes == "gt")
+            experiment.run_retrieval(
+                args.num_boxes, args.train_boxes == "gt", args.captions_per_image
+            )
     except (OSError, KeyError, ValueError) as error:
         parser.error(str(error))
 
