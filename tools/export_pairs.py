@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from export_options import LAYERS, add_model_options, make_parser, show, take_model_options
+from import_option import add_import_option
 
 DTYPES = ("float32", "float16")
 
@@ -38,6 +39,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--boxes", type=int, metavar="B", help="of each pair; default: --top-n")
     add("--split", default="test", help="first part of the file names; default: %(default)s")
     add_model_options(parser)
+    add_import_option(parser)
     args = parser.parse_args(argv)
     if (args.scan is None) != (args.scan_out is None):
         parser.error("--scan and --scan-out go together")

@@ -38,6 +38,7 @@ from export_options import (
     show,
     take_model_options,
 )
+from import_option import add_import_option
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,6 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     matt_dets = "name the file of per-expression matt_dets_MODEL_ID_DATASET_SPLITBY_0.json"
     add("--matt-dets", nargs=4, metavar=name, help=matt_dets)
     add_model_options(parser, several=True)
+    add_import_option(parser)
     return parser.parse_args(argv)
 
 

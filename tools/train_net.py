@@ -18,6 +18,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from import_option import add_import_option
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of `detectron2.engine.default_argument_parser`, which takes seconds to import."""
@@ -39,6 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dist-url", default=url, metavar="URL", help="of rank 0; default: %(default)s")
     rest = argparse.REMAINDER
     add("opts", nargs=rest, default=None, metavar="KEY VALUE", help="override the config; last")
+    add_import_option(parser)
     return parser.parse_args(argv)
 
 

@@ -26,6 +26,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from import_option import add_import_option
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))
 
 
@@ -56,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default %(default)s)",
     )
     for command in (rec, retrieval):
+        add_import_option(command)
         add = command.add_argument
         add("--cache", type=Path, required=True, metavar="FOLDER")
         add("--train", required=True, metavar="NAME", help="data set")

@@ -110,8 +110,8 @@ class ModelSettings:
 def _with_expressions(dataset: str) -> list[dict[str, Any]]:
     if dataset not in DatasetCatalog.list():
         raise ValueError(
-            f"{dataset!r} is no registered data set; those of datasets/README.md are, and what "
-            "your own code registers"
+            f"{dataset!r} is no registered data set; those of datasets/README.md are, and those "
+            "that your own module registers: name it with --import"
         )
     images = [image for image in DatasetCatalog.get(dataset) if image.get("expressions")]
     if not images:
