@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
 from import_option import add_import_option
 
 if TYPE_CHECKING:

@@ -23,6 +23,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
 from import_option import add_import_option
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))

@@ -90,12 +90,9 @@ class ModelSettings:
             num_of_first = {image["image_id"]: len(image["expressions"]) for image in images}
             images = merge_by_image(images, *others)
             for image in images:
-                all_of_image = image["expressions"]
                 image["num_of_first"] = num_of_first.get(image["image_id"], 0)
                 # RefCLEF's split testAB belongs to testA and to testB.
-                image["expressions"] = [
-                    e for i, e in enumerate(all_of_image) if e not in all_of_image[:i]
-                ]
+                image["expressions"] = list({repr(e): e for e in image["expressions"]}.values())
         ids = Counter(e["sent_id"] for image in images for e in image["expressions"])
         [(twice, times)] = ids.most_common(1)
         if times > 1:
