@@ -180,18 +180,18 @@ class QueryConditionedMixin(TakesQueries):
         predictions = self.predict(features, proposals)
         sizes = [p.image_size for p in proposals]
         queried = [i for i, queries in enumerate(batch.queries) if queries is not None]
-        stock = [i for i in range(len(proposals)) if i not in queried]
-        stock_instances = stock_results(self.last_predictor, predictions, sizes, stock)
-        results = dict(zip(stock, stock_instances, strict=True))
+        unqueried = [i for i in range(len(proposals)) if i not in queried]
+        stock_instances = stock_results(self.last_predictor, predictions, sizes, unqueried)
+        instances = dict(zip(unqueried, stock_instances, strict=True))  # image index -> Instances
         candidates = self._select(predictions, sizes, queried)
         self._pool(features, predictions, queried, candidates)
         query_results = self.score_queries(
             candidates, [sizes[i] for i in queried], [batch.queries[i] for i in queried]
         )
         for i, result in zip(queried, query_results, strict=True):
-            results[i] = result.distinct_instances(sizes[i])
-        # Masks and keypoints: once per distinct box, whatever the number of queries.
-        results = self.add_masks_and_keypoints(features, [results[i] for i in range(len(sizes))])
+            instances[i] = result.distinct_instances(sizes[i])
+        # Before the boxes are repeated for each query that keeps them: one mask per distinct box.
+        results = self.add_masks_and_keypoints(features, [instances[i] for i in range(len(sizes))])
         for i, result in zip(queried, query_results, strict=True):
             results[i] = result.per_query(results[i])
         return results, {}
