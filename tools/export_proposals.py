@@ -22,13 +22,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from export_options import (
+    DDPN_NAMES,
     FEATURE_FORMATS,
     FORMATS,
     LAYERS,
     add_cut_options,
     add_model_options,
+    add_test_split_option,
     make_parser,
     show,
     take_model_options,
@@ -42,7 +45,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     formats = [*FORMATS, *FEATURE_FORMATS]
     add("--format", nargs="+", choices=formats, default=["jsonl"], dest="formats")
     add_cut_options(parser)
-    add("--features", choices=LAYERS, default="detector", dest="layer", help="of ddpn and scan")
+    add(
+        "--features",
+        choices=LAYERS,
+        default="detector",
+        dest="layer",
+        help="of ddpn, scan and imram",
+    )
+    add("--ddpn-names", choices=DDPN_NAMES, default=DDPN_NAMES[0], help="with COCO's prefix?")
+    annotations = "DDPN's, to copy with iids of the queries"
+    add("--ddpn-annotations", nargs="+", type=Path, default=[], metavar="FILE", help=annotations)
+    add_test_split_option(parser)
     add("--masks", action="store_true", help="add masks, in jsonl and coco")
     add("--categories-of", metavar="NAME", help="data set that has the detector's classes")
     add("--block-size", type=int, default=8, metavar="B", help="images that an interruption loses")
@@ -53,12 +66,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = vars(parse_args(argv))
-    overwrite, formats = args.pop("overwrite"), tuple(args.pop("formats"))
+    overwrite = args.pop("overwrite")
+    for name in ("formats", "ddpn_annotations"):
+        args[name] = tuple(args[name])
     try:
         from vlnms_d2.export.from_model import ExportSettings, run_export
 
         model, processes = take_model_options(args)
-        settings = ExportSettings(model=model, formats=formats, **args)
+        settings = ExportSettings(model=model, **args)
         manifest = run_export(settings, processes, overwrite)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"export_proposals: {error}", file=sys.stderr)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from .base import ListFormat, ProposalFormat, QueryProposals
-from .feature_formats import DDPN, Scan
+from .feature_formats import DDPN, Imram, Scan
 from .json_formats import CocoResults, JsonLines, MAttNet, NMTree, PerExpression
 from .pair_store import PairStore
 
@@ -12,7 +12,7 @@ FORMATS: dict[str, ProposalFormat] = {
 }
 """Formats without box features, by name."""
 
-FEATURE_FORMATS: dict[str, type[ProposalFormat]] = {each.name: each for each in (DDPN, Scan)}
+FEATURE_FORMATS: dict[str, type[ProposalFormat]] = {each.name: each for each in (DDPN, Scan, Imram)}
 """Formats with box features, by name."""
 
 
@@ -35,6 +35,7 @@ __all__ = [
     "FEATURE_FORMATS",
     "FORMATS",
     "CocoResults",
+    "Imram",
     "JsonLines",
     "ListFormat",
     "MAttNet",

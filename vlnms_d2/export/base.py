@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
+from torchvision.ops import batched_nms
 
 from ..file_io import atomic_write
+
+NEAR_COPY_IOU = 0.9
+"""Boxes of a class that overlap more are copies of one object; see `without_near_copies`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class QueryProposals:
         relatedness: float32 [K], r.
         candidate_index: int64 [K], index into the detections of the image.
         image_size: (height, width) in pixels; None if no format needs it.
-        image_suffix: suffix of the image file, such as ".jpg".
+        image_name: name of the image file, without its folder.
         features: float32 [K, D], box features for `FEATURE_FORMATS`; else None.
         masks: K masks of the size of the image in COCO's compressed RLE ({"size", "counts"}), or
             None.
@@ -54,7 +59,7 @@ class QueryProposals:
     relatedness: np.ndarray
     candidate_index: np.ndarray
     image_size: tuple[int, int] | None = None
-    image_suffix: str = ""
+    image_name: str = ""
     features: np.ndarray | None = None
     masks: Sequence[dict[str, Any]] | None = None
 
@@ -70,7 +75,7 @@ def union(proposals: Sequence[QueryProposals]) -> list[tuple[QueryProposals, int
 
     Returns:
         For each proposal its `QueryProposals` and its index there, in descending order of the
-        confidence c, then by candidate.
+        confidence c, then by candidate, then in descending order of the score s.
     """
     distinct: dict[tuple[int, bytes], tuple[QueryProposals, int]] = {}
     for query in proposals:
@@ -78,8 +83,27 @@ def union(proposals: Sequence[QueryProposals]) -> list[tuple[QueryProposals, int
             distinct.setdefault((candidate, query.corners[place].tobytes()), (query, place))
     return sorted(
         distinct.values(),
-        key=lambda item: (-item[0].cls_scores[item[1]], item[0].candidate_index[item[1]]),
+        key=lambda item: (
+            -item[0].cls_scores[item[1]],
+            item[0].candidate_index[item[1]],
+            -item[0].scores[item[1]],
+        ),
     )
+
+
+def without_near_copies(
+    kept: Sequence[tuple[QueryProposals, int]],
+) -> list[tuple[QueryProposals, int]]:
+    """What `union` returned, without boxes whose IoU with an earlier one of the same class is
+    above `NEAR_COPY_IOU`. Such copies, of which box refinement leaves one per query, would crowd
+    out the other objects of an image."""
+    if not kept:
+        return []
+    corners = np.array([query.corners[place] for query, place in kept], dtype=np.float64)
+    classes = torch.tensor([int(query.category_ids[place]) for query, place in kept])
+    order = -torch.arange(len(kept), dtype=torch.float64)
+    places = batched_nms(torch.from_numpy(corners), order, classes, NEAR_COPY_IOU)
+    return [kept[place] for place in places.tolist()]
 
 
 class ProposalFormat(ABC):
@@ -92,6 +116,16 @@ class ProposalFormat(ABC):
 
     name: str
     output: str
+
+    def check(self, images: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
+        """Check that the format can hold a data set, before the model runs.
+
+        Args:
+            images: with "expressions", as in Detectron2's catalog.
+
+        Raises:
+            ValueError: it cannot.
+        """
 
     @abstractmethod
     def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
@@ -116,10 +150,10 @@ class ListFormat(ProposalFormat):
     """A format that is a single JSON list. A shard has one entry per line.
 
     Attributes:
-        numbered: key that numbers the entries of the whole list from 0; None for no numbers.
+        numbered: keys that number the entries of the whole list from 0.
     """
 
-    numbered: str | None = None
+    numbered: tuple[str, ...] = ()
 
     @abstractmethod
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
@@ -134,14 +168,10 @@ class ListFormat(ProposalFormat):
             file.write(b"[")
             for number, line in enumerate(_lines(shards)):
                 file.write(b",\n" if number else b"\n")
-                if self.numbered is not None:
-                    line = self._number(line, number)
-                file.write(line)
+                numbers = "".join(f'"{key}": {number}, ' for key in self.numbered)
+                # Every line is an object that is not empty.
+                file.write(line[:1] + numbers.encode() + line[1:])
             file.write(b"\n]\n")
-
-    def _number(self, line: bytes, number: int) -> bytes:
-        # Every line is an object that is not empty.
-        return b'{"%s": %d, %s' % (self.numbered.encode(), number, line[1:])
 
 
 def json_line(entry: dict[str, Any]) -> bytes:

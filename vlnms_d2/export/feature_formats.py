@@ -2,47 +2,94 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..data.datasets.refer import load_plain_pickle
+from ..data.entries import read_json, require
 from .base import ProposalFormat, QueryProposals, npz_bytes, read_records, union, write_record
+
+DDPN_NAMES = ("auto", "coco", "plain")
+SPLITS = {"train": "train", "restval": "train", "val": "dev", "dev": "dev", "test": "test"}
+"""The names of splits that SCAN and IMRAM read, by the names of Karpathy's splits."""
+CAPTIONS_PER_IMAGE = 5
+"""What SCAN and IMRAM assume."""
+TEST_SPLIT = (
+    "SCAN and IMRAM would compare all captions with the boxes of each image's first caption, which "
+    "is another, easier protocol."
+)
+"""Why an export of a test split is refused."""
 
 
 class DDPN(ProposalFormat):
-    """Two folders: `queries`, with `<query id>.npz` for each query, and `images`, with
-    `<image id><suffix of the image file>.npz` for each image: everything that any of its queries
-    keeps, without duplicates, in descending order of confidence.
+    """Two folders: `queries`, with a file for each query, and `images`, with a file for each image:
+    everything that any of its queries keeps, without duplicates, the `MAX_BOXES` of the highest
+    confidence.
 
-    A file has `x`, float32 [boxes, D], the features; `bbox`, float32 [boxes, 4], xyxy in pixels;
+    DDPN makes the name of a file from the `iid` of a query in its annotation file: `<iid>.jpg.npz`
+    or `COCO_train2014_<iid, 12 digits>.jpg.npz`, whatever the name of the image file. The iid of a
+    file in `images` is the id of the image, in `queries` the id of the query.
+
+    A file has `x`, float32 [D, boxes], the features; `bbox`, float32 [boxes, 4], xyxy in pixels;
     `num_bbox`, `image_h` and `image_w`, int64.
+
+    Args:
+        names: "coco" for names with the prefix, as DDPN's configs of REFER data sets expect them;
+            "plain"; or "auto": with the prefix for images whose file is named as COCO's are.
+        annotations: annotation files of DDPN, pickled or JSON, {qid: {"qstr", "iid", ...}}. The
+            output has a copy of each that refers to the files in `queries`.
     """
 
     name = "ddpn"
     output = "ddpn"
+    MAX_BOXES = 100  # RPN_TOPN of DDPN
+
+    def __init__(self, names: str = "auto", annotations: Sequence[Path] = ()):
+        if names not in DDPN_NAMES:
+            raise ValueError(f"ddpn names are {names!r}, expected {', '.join(DDPN_NAMES)}")
+        self.names, self.annotations = names, annotations
+
+    def check(self, images: Sequence[Mapping[str, Any]]) -> None:
+        iids = {}
+        for image in images:
+            for expression in image["expressions"]:
+                _check_iid(expression["sent_id"], image["image_id"])
+                key = _query_key(image["image_id"], expression["query"])
+                iids[key] = expression["sent_id"]
+        for path in self.annotations:
+            _with_iids(path, iids)
 
     def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
         for query in proposals:
-            if "/" in str(query.query_id):
+            _check_iid(query.query_id, query.image_id)
+            if len(query) > self.MAX_BOXES:
                 raise ValueError(
-                    f"query id {query.query_id!r} of image {query.image_id} has a '/', but ddpn "
-                    "uses ids as file names. Number the queries anew."
+                    f"query {query.query_id} of image {query.image_id} has {len(query)} boxes, but "
+                    f"DDPN has room for {self.MAX_BOXES} (its RPN_TOPN). Keep fewer (--top-n)."
                 )
-            content = _ddpn_file(query, query.features, query.corners)
-            write_record(shard, {"name": f"queries/{query.query_id}.npz"}, content)
+            header = {
+                "name": f"queries/{self._file_name(query, query.query_id)}",
+                "key": _query_key(query.image_id, query.query),
+                "iid": query.query_id,
+            }
+            write_record(shard, header, _ddpn_file(query, query.features, query.corners))
         if proposals:
-            query, kept = proposals[0], union(proposals)
+            query, kept = proposals[0], union(proposals)[: self.MAX_BOXES]
             content = _ddpn_file(
                 query,
                 _rows([of.features[place] for of, place in kept], query.features),
                 _rows([of.corners[place] for of, place in kept], query.corners),
             )
-            name = f"images/{query.image_id}{query.image_suffix}.npz"
+            name = f"images/{self._file_name(query, query.image_id)}"
             write_record(shard, {"name": name}, content)
 
     def merge(self, shards: Iterable[Path], path: Path) -> None:
@@ -50,15 +97,62 @@ class DDPN(ProposalFormat):
             shutil.rmtree(path)
         for folder in ("queries", "images"):
             (path / folder).mkdir(parents=True)
+        iids = {}
         for header, body in read_records(shards):
             (path / header["name"]).write_bytes(body)
+            if self.annotations and "key" in header:
+                iids[header["key"]] = header["iid"]
+        for source in self.annotations:
+            (path / source.name).write_bytes(_with_iids(source, iids))
+
+    def _file_name(self, query: QueryProposals, iid: int) -> str:
+        is_coco = re.match(r"(COCO_\w+_)?\d{12}\.", query.image_name)
+        if self.names == "coco" or (self.names == "auto" and is_coco):
+            return f"COCO_train2014_{iid:012d}.jpg.npz"
+        return f"{iid}.jpg.npz"
+
+
+def _check_iid(query_id: int | str, image_id: int) -> None:
+    if not isinstance(query_id, int):
+        raise ValueError(
+            f"query id {query_id!r} of image {image_id} is no integer, which DDPN expects of the "
+            "iid of a query. Number the queries anew."
+        )
+
+
+def _query_key(image_id: int | str, query: str) -> str:
+    """Queries of an image with the same words have the same proposals."""
+    return " ".join([str(image_id), *re.findall(r"[^\W_]+", query.lower())])
+
+
+def _with_iids(path: Path, iids: Mapping[str, int]) -> bytes:
+    """A copy of an annotation file of DDPN with the iids of our files, by `_query_key`."""
+    source = "It is a file of DDPN's ANNO_PATH."
+    is_json = path.suffix == ".json"
+    queries = read_json(path, source) if is_json else load_plain_pickle(path)
+    if not isinstance(queries, dict):
+        raise ValueError(f"{path}: expected a dictionary, found {type(queries).__name__}. {source}")
+    copy, unknown = {}, []
+    for qid, query in queries.items():
+        words = require(query, "qstr", str, f"{path}: query {qid!r}")
+        key = _query_key(query.get("iid"), words)
+        copy[qid] = {**query, "iid": iids.get(key)}
+        unknown += [] if key in iids else [(qid, query.get("iid"), words)]
+    if unknown:
+        qid, iid, words = unknown[0]
+        raise ValueError(
+            f"{path}: {len(unknown)} of {len(copy)} queries are not in the data set (the first is "
+            f"{qid!r}: image {iid}, {words!r}). Give the annotation file of the data set's split."
+        )
+    # Python 2, which DDPN runs on, reads protocol 2.
+    return json.dumps(copy).encode() if is_json else pickle.dumps(copy, protocol=2)
 
 
 def _ddpn_file(query: QueryProposals, features: np.ndarray, corners: np.ndarray) -> bytes:
     height, width = query.image_size
     return npz_bytes(
         {
-            "x": features.astype(np.float32),
+            "x": np.ascontiguousarray(features.T, dtype=np.float32),  # [D, boxes]
             "bbox": corners.astype(np.float32),
             "num_bbox": np.int64(len(corners)),
             "image_h": np.int64(height),
@@ -72,33 +166,69 @@ def _rows(rows: Sequence[np.ndarray], like: np.ndarray) -> np.ndarray:
 
 
 class Scan(ProposalFormat):
-    """A folder with, for each split:
+    """A folder with, for each of the splits train, dev and test:
 
-    * `{split}_ims.npy`: float32 [pairs, boxes, D], the features of a pair's proposals in
-      descending score order. If there are fewer than `boxes`, they are repeated from the first
+    * `{split}_ims.npy`: float32 [captions, boxes, D], the features of the proposals of each caption
+      in descending score order. If there are fewer than `boxes`, they are repeated from the first
       one; all zeros if there are none;
-    * `{split}_caps.txt`: the captions, one pair per line;
-    * `{split}_num_boxes.npy`: int64 [pairs], the number of boxes before repetition;
-    * `{split}_query_ids.txt`: the ids of the captions, one pair per line.
+    * `{split}_caps.txt`: the captions, one per line, exactly five per image: the first ones;
+    * `{split}_num_boxes.npy`: int64 [captions], the number of boxes before repetition;
+    * `{split}_query_ids.txt`: the ids of the captions, one per line.
 
     The proposals depend on the caption, so there are as many rows as captions. SCAN and IMRAM
-    accept that: they divide by 5 only if there are fewer.
+    accept that: they divide by 5 only if there are fewer. But their evaluation compares the boxes
+    of an image's first caption with all captions.
 
     Args:
-        num_boxes: per pair; 36 and 10 are common.
+        num_boxes: per caption; 36 and 10 are common.
+        allow_test: also write test splits.
     """
 
     name = "scan"
     output = "scan"
+    array = "ims"
 
-    def __init__(self, num_boxes: int = 36):
-        self.num_boxes = num_boxes
+    def __init__(self, num_boxes: int = 36, allow_test: bool = False):
+        self.num_boxes, self.allow_test = num_boxes, allow_test
+
+    def check(self, images: Sequence[Mapping[str, Any]]) -> None:
+        for image in images:
+            self.split_of(image["image_id"], [e["split"] for e in image["expressions"]])
+
+    def split_of(self, image_id: int, splits: Sequence[str | None]) -> str:
+        """The split of an image, as SCAN names it.
+
+        Args:
+            image_id: of the image.
+            splits: of each of its captions.
+
+        Raises:
+            ValueError: there are fewer than five captions, they have no split that SCAN reads, or
+                it is a test split, which is not allowed.
+        """
+        where = f"{self.name}: image {image_id} has"
+        if len(splits) < CAPTIONS_PER_IMAGE:
+            raise ValueError(
+                f"{where} {len(splits)} captions, but the reader takes {CAPTIONS_PER_IMAGE} lines "
+                "for each image. Leave the image out of the data set, or add captions."
+            )
+        names = {SPLITS.get(split) for split in splits}
+        name = names.pop()
+        if name is None or names:
+            raise ValueError(f"{where} the splits {set(splits)}, expected one of {[*SPLITS]}")
+        if name == "test" and not self.allow_test:
+            raise ValueError(
+                f"{where} the split 'test'. {TEST_SPLIT} Export all pairs (tools/export_pairs.py), "
+                "or give --allow-test-split."
+            )
+        return name
 
     def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
-        for query in proposals:
-            self.write_pair(
-                shard, query.split or "all", query.query_id, query.query, query.features
-            )
+        if not proposals:
+            return
+        split = self.split_of(proposals[0].image_id, [query.split for query in proposals])
+        for query in proposals[:CAPTIONS_PER_IMAGE]:
+            self.write_pair(shard, split, query.query_id, query.query, query.features)
 
     def write_pair(
         self, shard: BinaryIO, split: str, query_id: int | str, caption: str, features: np.ndarray
@@ -137,22 +267,37 @@ class Scan(ProposalFormat):
             dim = header["dim"]
         with ExitStack() as stack:
             splits = {
-                split: _SplitFiles(path, split, (count, self.num_boxes, dim), stack)
+                split: _SplitFiles(path, split, self.array, (count, self.num_boxes, dim), stack)
                 for split, count in counts.items()
             }
             for header, body in read_records(shards):
                 splits[header["split"]].add(header, body)
 
 
+class Imram(Scan):
+    """The files of `Scan`, but `{split}_feat.npy` in place of `{split}_ims.npy`."""
+
+    name = "imram"
+    output = "imram"
+    array = "feat"
+
+
 class _SplitFiles:
     """The files of a split, filled pair by pair."""
 
-    def __init__(self, folder: Path, split: str, shape: tuple[int, int, int], stack: ExitStack):
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        array: str,
+        shape: tuple[int, int, int],
+        stack: ExitStack,
+    ):
         def memory_map(name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
             path = folder / f"{split}_{name}.npy"
             return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
-        self.features = memory_map("ims", np.float32, shape)
+        self.features = memory_map(array, np.float32, shape)
         self.num_boxes = memory_map("num_boxes", np.int64, shape[:1])
         files = [(folder / f"{split}_{name}.txt").open("wb") for name in ("caps", "query_ids")]
         self.captions, self.query_ids = map(stack.enter_context, files)

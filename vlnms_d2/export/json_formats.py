@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..file_io import atomic_write
-from .base import ListFormat, ProposalFormat, QueryProposals, decimals, json_line, union
+from .base import (
+    ListFormat,
+    ProposalFormat,
+    QueryProposals,
+    decimals,
+    json_line,
+    union,
+    without_near_copies,
+)
 
 
 class JsonLines(ProposalFormat):
@@ -86,7 +94,7 @@ class PerExpression(ListFormat):
 
     name = "per-expression"
     output = "per_expression_dets.json"
-    numbered = "det_id"
+    numbered = ("det_id", "h5_id")
 
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
         for query in proposals:
@@ -106,14 +114,12 @@ class PerExpression(ListFormat):
                     "split": query.split,
                 }
 
-    def _number(self, line: bytes, number: int) -> bytes:
-        return super()._number(b'{"h5_id": %d, %s' % (number, line[1:]), number)
-
 
 class MAttNet(ListFormat):
-    """Detections per image, for MAttNet and CM-A-E: `det_id`, `box` [x, y, width, height] in
-    pixels, `image_id`, `category_id`, `category_name` and `score` of everything that any query of
-    the image keeps, without duplicates.
+    """Detections per image, for MAttNet and CM-A-E: `det_id`, `h5_id` (the same), `box` [x, y,
+    width, height] in pixels, `image_id`, `category_id`, `category_name` and `score` of everything
+    that any query of the image keeps, without near-copies: these readers compare a box with the
+    nearest ones of its class.
 
     The score is the detector's confidence c, which does not depend on the query; the entries of an
     image are in descending order of it.
@@ -121,10 +127,10 @@ class MAttNet(ListFormat):
 
     name = "mattnet"
     output = "mattnet_dets.json"
-    numbered = "det_id"
+    numbered = ("det_id", "h5_id")
 
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
-        for query, place in union(proposals):
+        for query, place in without_near_copies(union(proposals)):
             yield {
                 "box": decimals(query.boxes[place]),
                 "image_id": query.image_id,
