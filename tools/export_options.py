@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 # As in vlnms_d2.export and vlnms_d2.modeling, which take seconds to import.
-FORMATS = ("jsonl", "coco", "per-expression", "mattnet", "nmtree")
-FEATURE_FORMATS = ("ddpn", "scan", "imram")
+FORMATS = ("jsonl", "coco", "per-expression", "mattnet", "nmtree", "albef")
+FEATURE_FORMATS = ("ddpn", "bottom-up", "scan", "imram")
 DDPN_NAMES = ("auto", "coco", "plain")
+TSV_COLUMNS = ("bottom-up", "lxmert")
 LAYERS = ("detector", "relatedness")
 
 

@@ -29,6 +29,7 @@ from export_options import (
     FEATURE_FORMATS,
     FORMATS,
     LAYERS,
+    TSV_COLUMNS,
     add_cut_options,
     add_model_options,
     add_test_split_option,
@@ -50,11 +51,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=LAYERS,
         default="detector",
         dest="layer",
-        help="of ddpn, scan and imram",
+        help="of formats with features",
     )
     add("--ddpn-names", choices=DDPN_NAMES, default=DDPN_NAMES[0], help="with COCO's prefix?")
     annotations = "DDPN's, to copy with iids of the queries"
     add("--ddpn-annotations", nargs="+", type=Path, default=[], metavar="FILE", help=annotations)
+    columns = "of bottom-up; default: %(default)s"
+    add("--tsv-columns", choices=TSV_COLUMNS, default=TSV_COLUMNS[0], help=columns)
+    counts = "fewest and most per line of bottom-up; default: %(default)s"
+    add("--tsv-boxes", nargs=2, type=int, default=(10, 100), metavar=("MIN", "MAX"), help=counts)
+    add("--tsv-per-query", action="store_true", help="in bottom-up a line per query, by its id")
     add_test_split_option(parser)
     add("--masks", action="store_true", help="add masks, in jsonl and coco")
     add("--categories-of", metavar="NAME", help="data set that has the detector's classes")
@@ -67,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = vars(parse_args(argv))
     overwrite = args.pop("overwrite")
-    for name in ("formats", "ddpn_annotations"):
+    for name in ("formats", "ddpn_annotations", "tsv_boxes"):
         args[name] = tuple(args[name])
     try:
         from vlnms_d2.export.from_model import ExportSettings, run_export

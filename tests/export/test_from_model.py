@@ -1,5 +1,6 @@
 """Exports of a model: each format, read back by a reader of its own, against `VLNMSPredictor`."""
 
+import base64
 import dataclasses
 import json
 
@@ -294,6 +295,27 @@ def test_ddpn_scan_and_imram_have_the_features_of_the_boxes(make_settings, layer
             assert int(own["num_bbox"]) == len(own["bbox"]) == own["x"].shape[1] == len(union)
             found = np.concatenate([own["bbox"], own["x"].T], axis=1).tolist()
             assert sorted(found) == sorted([*key[:4], *x.tolist()] for key, x in union.items())
+
+
+def test_the_tsv_has_the_features_of_ddpns_files(make_settings):
+    given = {"tsv_boxes": (1, 3), "tsv_per_query": True, "top_n": TOP_N}
+    settings = make_settings(formats=("ddpn", "bottom-up", "albef"), **given)
+    run_export(settings)
+    lines = (settings.out / "bottom_up.tsv").read_text().splitlines()
+    assert len(lines) == 10
+    for line in lines:
+        query_id, *_, num_boxes, boxes, features = line.split("\t")
+        boxes, features = (
+            np.frombuffer(base64.b64decode(column), np.float32).reshape(int(num_boxes), -1)
+            for column in (boxes, features)
+        )
+        name = f"COCO_train2014_{int(query_id):012d}.jpg.npz"
+        with np.load(settings.out / "ddpn" / "queries" / name) as own:
+            x_of = dict(zip(map(tuple, own["bbox"].tolist()), own["x"].T.tolist(), strict=True))
+        assert 1 <= len(boxes) <= 3
+        assert [x_of[tuple(box)] for box in boxes.tolist()] == features.tolist()
+    dets = json.loads((settings.out / "dets.json").read_text())
+    assert [int(i) for i in dets] == [i["image_id"] for i in DatasetCatalog.get(exported.DATASET)]
 
 
 def test_what_retrieval_cannot_read_is_refused_before_the_model_runs(make_settings, monkeypatch):

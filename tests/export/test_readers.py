@@ -4,6 +4,8 @@ The readers below follow the public code of the second stages, line by line wher
 none of them calls a function of `vlnms_d2`. They return what the second stage computes with.
 """
 
+import base64
+import csv
 import io
 import json
 import pickle
@@ -11,7 +13,7 @@ import pickle
 import numpy as np
 import pytest
 
-from vlnms_d2.export import DDPN, FORMATS, Imram, QueryProposals, Scan
+from vlnms_d2.export import DDPN, FORMATS, BottomUp, Imram, QueryProposals, Scan
 
 CATS, DOGS = [0, 1], [2, 3, 4]  # objects by class
 NAMES = {17: "cat", 18: "dog"}
@@ -331,6 +333,117 @@ def test_what_ddpn_cannot_look_up_is_refused(tmp_path):
     path.write_bytes(pickle.dumps({"q1": np.float32}))
     with pytest.raises(ValueError, match=r"format_val\.pkl: refused"):
         DDPN(annotations=[path]).check(catalog)
+
+
+# --- bottom-up-attention, LXMERT, ALBEF -----------------------------------------------------------
+
+
+def read_bottom_up(path):
+    """tools/read_tsv.py of bottom-up-attention."""
+    fields = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
+    with path.open() as file:
+        items = list(csv.DictReader(file, delimiter="\t", fieldnames=fields))
+    for item in items:
+        for field in ("image_id", "image_w", "image_h", "num_boxes"):
+            item[field] = int(item[field])
+        for field in ("boxes", "features"):
+            content = np.frombuffer(base64.b64decode(item[field]), np.float32)
+            item[field] = content.reshape(item["num_boxes"], -1)
+    return {item["image_id"]: item for item in items}
+
+
+def read_lxmert(path):
+    """src/utils.py of LXMERT, and its check that boxes lie in the image."""
+    fields = ["img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf",
+              "num_boxes", "boxes", "features"]  # fmt: skip
+    with path.open() as file:
+        items = list(csv.DictReader(file, fields, delimiter="\t"))
+    for item in items:
+        for key in ("img_h", "img_w", "num_boxes"):
+            item[key] = int(item[key])
+        n = item["num_boxes"]
+        for key, shape, dtype in (
+            ("objects_id", (n,), np.int64), ("objects_conf", (n,), np.float32),
+            ("attrs_id", (n,), np.int64), ("attrs_conf", (n,), np.float32),
+            ("boxes", (n, 4), np.float32), ("features", (n, -1), np.float32),
+        ):  # fmt: skip
+            item[key] = np.frombuffer(base64.b64decode(item[key]), dtype=dtype).reshape(shape)
+        scaled = item["boxes"] / np.array([item["img_w"], item["img_h"]] * 2)
+        assert (scaled < 1 + 1e-5).all() and (scaled > -1e-5).all()
+    return {item["img_id"]: item for item in items}
+
+
+def test_bottom_up_has_a_line_an_image_without_near_copies(tmp_path):
+    image = [make_query(11, [2, 0]), make_query(12, [2, 1], shift=0.2), make_query(13, [])]
+    path = export(BottomUp(boxes=(5, 100)), tmp_path, image, [make_query(14, [], image_id=2)])
+    found = read_bottom_up(path)
+    assert list(found) == [1]  # a line without boxes would stop the reader
+    item = found[1]
+    assert (item["image_w"], item["image_h"], item["num_boxes"]) == (90, 60, 5)
+    distinct = np.concatenate([image[0].corners[[1]], image[1].corners[[1]], image[0].corners[[0]]])
+    assert np.array_equal(item["boxes"], distinct[[0, 1, 2, 0, 1]])
+    expected = np.concatenate(
+        [features_of([0]), features_of([1]) + np.float32(0.2), features_of([2])]
+    )
+    assert np.array_equal(item["features"], expected[[0, 1, 2, 0, 1]])
+    path = export(BottomUp(boxes=(1, 2)), tmp_path, image)
+    assert np.array_equal(read_bottom_up(path)[1]["boxes"], distinct[:2])
+
+
+def test_bottom_up_has_a_line_a_query_by_its_id(tmp_path):
+    image = [make_query(11, [2, 0]), make_query(12, [3])]
+    found = read_bottom_up(export(BottomUp(boxes=(1, 100), per_query=True), tmp_path, image))
+    assert list(found) == [11, 12]
+    assert np.array_equal(found[11]["features"], features_of([0, 2]))
+    assert np.array_equal(found[12]["boxes"], image[1].corners)
+    catalog = [{"image_id": 1, "expressions": [{"sent_id": "a"}]}]
+    with pytest.raises(ValueError, match="query id 'a' of image 1 is no integer"):
+        BottomUp(per_query=True).check(catalog)
+
+
+def test_lxmert_reads_its_ten_columns(tmp_path):
+    image = [make_query(11, [2, 0])]
+    [item] = read_lxmert(export(BottomUp("lxmert", (2, 36)), tmp_path, image)).values()
+    assert (item["img_id"], item["img_h"], item["img_w"]) == ("1", 60, 90)
+    assert item["objects_id"].tolist() == [17, 18]
+    assert np.array_equal(item["objects_conf"], image[0].cls_scores[[1, 0]])
+    assert not item["attrs_id"].any() and not item["attrs_conf"].any()
+    assert np.array_equal(item["boxes"], image[0].corners[[1, 0]])
+    assert np.array_equal(item["features"], features_of([0, 2]))
+
+
+def read_albef(path, maps):
+    """`grounding_eval` in dataset/utils.py of ALBEF: the best box of each image.
+
+    Args:
+        maps: attention [H, W] by image id.
+    """
+    dets, best = json.loads(path.read_bytes()), {}
+    for image_id, attention in maps.items():
+        max_score, box = 0, None
+        for det in dets[str(image_id)]:
+            rows = slice(int(det[1]), int(det[1] + det[3]))
+            score = attention[rows, int(det[0]) : int(det[0] + det[2])].sum()
+            score = score / (det[2] * det[3]) ** 0.5
+            if score > max_score:
+                max_score, box = score, det[:4]
+        best[image_id] = box
+    return dets, best
+
+
+def test_albef_finds_a_box_in_each_image(tmp_path):
+    image = [make_query(11, [2, 0]), make_query(12, [2, 1], shift=0.2)]
+    thin = np.array([[10.2, 3, 10.8, 20]], np.float32)  # no pixel from int(10.2) to int(10.8)
+    boxes = np.array([[10.2, 3, 0.6, 17]], np.float32)
+    other = [make_query(13, [0], image_id=2, corners=thin, boxes=boxes)]
+    path = export(FORMATS["albef"], tmp_path, image, other, [make_query(14, [], image_id=3)])
+    attention = np.zeros((60, 90))
+    attention[10:40, 25:45] = 1
+    dets, best = read_albef(path, {1: attention, 2: np.ones((60, 90)), 3: attention})
+    expected = boxes_of(image[0], [1]) + boxes_of(image[1], [1]) + boxes_of(image[0], [0])
+    assert np.allclose(dets["1"], expected)
+    assert best == {1: dets["1"][2], 2: [0, 0, 90, 60], 3: [0, 0, 90, 60]}
+    assert export(FORMATS["albef"], tmp_path).read_bytes() == b"{\n}\n"
 
 
 # --- SCAN and IMRAM -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 
 import export_options
 from vlnms_d2.export import FEATURE_FORMATS, FORMATS
-from vlnms_d2.export.feature_formats import DDPN_NAMES
+from vlnms_d2.export.feature_formats import DDPN_NAMES, TSV_COLUMNS
 from vlnms_d2.modeling.feature_extraction import LAYERS
 
 _SPEC = importlib.util.spec_from_file_location("export", REPO / "tools" / "export_proposals.py")
@@ -23,6 +23,7 @@ def test_the_options_are_those_of_the_package():
     assert tuple(FEATURE_FORMATS) == export_options.FEATURE_FORMATS
     assert export_options.LAYERS == LAYERS
     assert export_options.DDPN_NAMES == DDPN_NAMES
+    assert tuple(TSV_COLUMNS) == export_options.TSV_COLUMNS
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def test_a_command_line(words, tmp_path, capsys):
         (["--format", "scan"], "give top_n"),
         (["--format", "imram", "--top-n", "2"], "has 2 captions, but the reader takes 5"),
         (["--format", "ddpn", "--top-n", "200"], "DDPN has room for 100 boxes"),
+        (["--format", "bottom-up", "--tsv-boxes", "9", "8"], "boxes are (9, 8), expected"),
         (["--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth: no such weights file"),
     ],
 )

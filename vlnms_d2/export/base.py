@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,11 @@ from torchvision.ops import batched_nms
 from ..file_io import atomic_write
 
 NEAR_COPY_IOU = 0.9
-"""Boxes of a class that overlap more are copies of one object; see `without_near_copies`."""
+"""Boxes of a class that overlap more are copies of one object; see `union`."""
+_COLUMNS = (
+    *("boxes", "corners", "category_ids", "category_names", "scores", "cls_scores"),
+    *("relatedness", "candidate_index", "features"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,43 +72,37 @@ class QueryProposals:
         return len(self.scores)
 
 
-def union(proposals: Sequence[QueryProposals]) -> list[tuple[QueryProposals, int]]:
+def union(proposals: Sequence[QueryProposals], near_copies: bool = True) -> QueryProposals:
     """Everything that any query of an image keeps, without duplicates.
 
     A candidate that several queries keep is a duplicate if its box is the same; box refinement
     gives each query its own box.
 
+    Args:
+        proposals: of all queries of the image, at least one.
+        near_copies: keep boxes whose IoU with a better one of the same class is above
+            `NEAR_COPY_IOU`. Readers that compare boxes of a class would find copies of one object.
+
     Returns:
-        For each proposal its `QueryProposals` and its index there, in descending order of the
-        confidence c, then by candidate, then in descending order of the score s.
+        In descending order of the confidence c, then by candidate, then in descending order of the
+        score s. Without masks; ids and query are those of the first query.
     """
-    distinct: dict[tuple[int, bytes], tuple[QueryProposals, int]] = {}
-    for query in proposals:
-        for place, candidate in enumerate(query.candidate_index.tolist()):
-            distinct.setdefault((candidate, query.corners[place].tobytes()), (query, place))
-    return sorted(
-        distinct.values(),
-        key=lambda item: (
-            -item[0].cls_scores[item[1]],
-            item[0].candidate_index[item[1]],
-            -item[0].scores[item[1]],
-        ),
-    )
-
-
-def without_near_copies(
-    kept: Sequence[tuple[QueryProposals, int]],
-) -> list[tuple[QueryProposals, int]]:
-    """What `union` returned, without boxes whose IoU with an earlier one of the same class is
-    above `NEAR_COPY_IOU`. Such copies, of which box refinement leaves one per query, would crowd
-    out the other objects of an image."""
-    if not kept:
-        return []
-    corners = np.array([query.corners[place] for query, place in kept], dtype=np.float64)
-    classes = torch.tensor([int(query.category_ids[place]) for query, place in kept])
-    order = -torch.arange(len(kept), dtype=torch.float64)
-    places = batched_nms(torch.from_numpy(corners), order, classes, NEAR_COPY_IOU)
-    return [kept[place] for place in places.tolist()]
+    columns = {}
+    for name in _COLUMNS:
+        if getattr(proposals[0], name) is not None:
+            columns[name] = np.concatenate([getattr(query, name) for query in proposals])
+    scores, candidates = columns["scores"], columns["candidate_index"]
+    order = np.lexsort((-scores, candidates, -columns["cls_scores"]))
+    corners = columns["corners"][order].astype(np.float64)
+    keys = np.column_stack([candidates[order], corners])
+    keep = np.sort(np.unique(keys, axis=0, return_index=True)[1])
+    if not near_copies:
+        classes = torch.from_numpy(columns["category_ids"][order[keep]])
+        ranks = -torch.arange(len(keep), dtype=torch.float64)
+        boxes = torch.from_numpy(corners[keep])
+        keep = keep[batched_nms(boxes, ranks, classes, NEAR_COPY_IOU).numpy()]
+    kept = {name: column[order[keep]] for name, column in columns.items()}
+    return replace(proposals[0], masks=None, **kept)
 
 
 class ProposalFormat(ABC):
@@ -150,9 +149,11 @@ class ListFormat(ProposalFormat):
     """A format that is a single JSON list. A shard has one entry per line.
 
     Attributes:
+        brackets: of the list.
         numbered: keys that number the entries of the whole list from 0.
     """
 
+    brackets = b"[]"
     numbered: tuple[str, ...] = ()
 
     @abstractmethod
@@ -165,13 +166,21 @@ class ListFormat(ProposalFormat):
 
     def merge(self, shards: Iterable[Path], path: Path) -> None:
         with atomic_write(path) as file:
-            file.write(b"[")
+            file.write(self.brackets[:1])
             for number, line in enumerate(_lines(shards)):
                 file.write(b",\n" if number else b"\n")
                 numbers = "".join(f'"{key}": {number}, ' for key in self.numbered)
                 # Every line is an object that is not empty.
                 file.write(line[:1] + numbers.encode() + line[1:])
-            file.write(b"\n]\n")
+            file.write(b"\n" + self.brackets[1:] + b"\n")
+
+
+def concatenate(shards: Iterable[Path], path: Path) -> None:
+    """Make a file of the bytes of all shards."""
+    with atomic_write(path) as file:
+        for shard in shards:
+            with shard.open("rb") as source:
+                shutil.copyfileobj(source, file)
 
 
 def json_line(entry: dict[str, Any]) -> bytes:

@@ -1,7 +1,9 @@
-"""Formats with the features of the boxes: DDPN's files, and the arrays of SCAN and IMRAM."""
+"""Formats with the features of the boxes: DDPN's files, the TSV of bottom-up-attention, and the
+arrays of SCAN and IMRAM."""
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 import re
@@ -16,35 +18,38 @@ import numpy as np
 
 from ..data.datasets.refer import load_plain_pickle
 from ..data.entries import read_json, require
-from .base import ProposalFormat, QueryProposals, npz_bytes, read_records, union, write_record
+from .base import (
+    ProposalFormat,
+    QueryProposals,
+    concatenate,
+    npz_bytes,
+    read_records,
+    union,
+    write_record,
+)
 
 DDPN_NAMES = ("auto", "coco", "plain")
+TSV_COLUMNS = {
+    "bottom-up": ("id", "w", "h", "num", "boxes", "features"),
+    "lxmert": ("id", "h", "w", "class", "conf", "attr", "attr_conf", "num", "boxes", "features"),
+}
 SPLITS = {"train": "train", "restval": "train", "val": "dev", "dev": "dev", "test": "test"}
 """The names of splits that SCAN and IMRAM read, by the names of Karpathy's splits."""
 CAPTIONS_PER_IMAGE = 5
 """What SCAN and IMRAM assume."""
-TEST_SPLIT = (
-    "SCAN and IMRAM would compare all captions with the boxes of each image's first caption, which "
-    "is another, easier protocol."
-)
-"""Why an export of a test split is refused."""
 
 
 class DDPN(ProposalFormat):
     """Two folders: `queries`, with a file for each query, and `images`, with a file for each image:
-    everything that any of its queries keeps, without duplicates, the `MAX_BOXES` of the highest
-    confidence.
-
-    DDPN makes the name of a file from the `iid` of a query in its annotation file: `<iid>.jpg.npz`
-    or `COCO_train2014_<iid, 12 digits>.jpg.npz`, whatever the name of the image file. The iid of a
-    file in `images` is the id of the image, in `queries` the id of the query.
+    the union of its queries, the `MAX_BOXES` of the highest confidence.
 
     A file has `x`, float32 [D, boxes], the features; `bbox`, float32 [boxes, 4], xyxy in pixels;
-    `num_bbox`, `image_h` and `image_w`, int64.
+    `num_bbox`, `image_h` and `image_w`, int64. Its name is what DDPN makes of an `iid`, which is
+    the id of the image or of the query.
 
     Args:
-        names: "coco" for names with the prefix, as DDPN's configs of REFER data sets expect them;
-            "plain"; or "auto": with the prefix for images whose file is named as COCO's are.
+        names: "coco" for `COCO_train2014_<iid, 12 digits>.jpg.npz`, as DDPN's configs of REFER data
+            sets expect; "plain" for `<iid>.jpg.npz`; "auto": as the image files are named.
         annotations: annotation files of DDPN, pickled or JSON, {qid: {"qstr", "iid", ...}}. The
             output has a copy of each that refers to the files in `queries`.
     """
@@ -62,7 +67,7 @@ class DDPN(ProposalFormat):
         iids = {}
         for image in images:
             for expression in image["expressions"]:
-                _check_iid(expression["sent_id"], image["image_id"])
+                _check_number(expression["sent_id"], image["image_id"])
                 key = _query_key(image["image_id"], expression["query"])
                 iids[key] = expression["sent_id"]
         for path in self.annotations:
@@ -70,7 +75,7 @@ class DDPN(ProposalFormat):
 
     def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
         for query in proposals:
-            _check_iid(query.query_id, query.image_id)
+            _check_number(query.query_id, query.image_id)
             if len(query) > self.MAX_BOXES:
                 raise ValueError(
                     f"query {query.query_id} of image {query.image_id} has {len(query)} boxes, but "
@@ -81,16 +86,11 @@ class DDPN(ProposalFormat):
                 "key": _query_key(query.image_id, query.query),
                 "iid": query.query_id,
             }
-            write_record(shard, header, _ddpn_file(query, query.features, query.corners))
+            write_record(shard, header, _ddpn_file(query))
         if proposals:
-            query, kept = proposals[0], union(proposals)[: self.MAX_BOXES]
-            content = _ddpn_file(
-                query,
-                _rows([of.features[place] for of, place in kept], query.features),
-                _rows([of.corners[place] for of, place in kept], query.corners),
-            )
-            name = f"images/{self._file_name(query, query.image_id)}"
-            write_record(shard, {"name": name}, content)
+            kept = union(proposals)
+            name = f"images/{self._file_name(kept, kept.image_id)}"
+            write_record(shard, {"name": name}, _ddpn_file(kept))
 
     def merge(self, shards: Iterable[Path], path: Path) -> None:
         if path.is_dir():
@@ -112,11 +112,11 @@ class DDPN(ProposalFormat):
         return f"{iid}.jpg.npz"
 
 
-def _check_iid(query_id: int | str, image_id: int) -> None:
+def _check_number(query_id: int | str, image_id: int) -> None:
     if not isinstance(query_id, int):
         raise ValueError(
-            f"query id {query_id!r} of image {image_id} is no integer, which DDPN expects of the "
-            "iid of a query. Number the queries anew."
+            f"query id {query_id!r} of image {image_id} is no integer, which readers of ddpn and "
+            "bottom-up expect. Number the queries anew."
         )
 
 
@@ -148,8 +148,9 @@ def _with_iids(path: Path, iids: Mapping[str, int]) -> bytes:
     return json.dumps(copy).encode() if is_json else pickle.dumps(copy, protocol=2)
 
 
-def _ddpn_file(query: QueryProposals, features: np.ndarray, corners: np.ndarray) -> bytes:
+def _ddpn_file(query: QueryProposals) -> bytes:
     height, width = query.image_size
+    features, corners = (each[: DDPN.MAX_BOXES] for each in (query.features, query.corners))
     return npz_bytes(
         {
             "x": np.ascontiguousarray(features.T, dtype=np.float32),  # [D, boxes]
@@ -161,8 +162,63 @@ def _ddpn_file(query: QueryProposals, features: np.ndarray, corners: np.ndarray)
     )
 
 
-def _rows(rows: Sequence[np.ndarray], like: np.ndarray) -> np.ndarray:
-    return np.array(rows, dtype=like.dtype).reshape(-1, like.shape[1])
+class BottomUp(ProposalFormat):
+    """The TSV file of bottom-up-attention: `image_id`, `image_w`, `image_h`, `num_boxes`, `boxes`
+    and `features`, the last two base64 of float32 [boxes, 4], xyxy in pixels, and [boxes, D].
+
+    A line has everything that any query of an image keeps, without near-copies, in descending order
+    of the confidence; images without boxes, which readers reject, have no line.
+
+    Args:
+        columns: "bottom-up", or "lxmert" for the ten columns of LXMERT, where objects_id are
+            category ids and attributes are 0.
+        boxes: fewest and most per line. If there are fewer, they are repeated from the first one.
+        per_query: a line for each query, with its id as image_id.
+    """
+
+    name = "bottom-up"
+    output = "bottom_up.tsv"
+
+    def __init__(
+        self, columns: str = "bottom-up", boxes: Sequence[int] = (10, 100), per_query: bool = False
+    ):
+        if not 1 <= boxes[0] <= boxes[1]:
+            raise ValueError(f"boxes are {boxes}, expected the fewest and the most, from 1")
+        self.columns, self.boxes, self.per_query = TSV_COLUMNS[columns], boxes, per_query
+
+    def check(self, images: Sequence[Mapping[str, Any]]) -> None:
+        for image in images if self.per_query else ():
+            for expression in image["expressions"]:
+                _check_number(expression["sent_id"], image["image_id"])
+
+    def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
+        for part in [[query] for query in proposals] if self.per_query else [proposals]:
+            if any(map(len, part)):
+                self._write_line(union(part, near_copies=False), shard)
+
+    def _write_line(self, kept: QueryProposals, shard: BinaryIO) -> None:
+        fewest, most = self.boxes
+        places = np.arange(min(max(len(kept), fewest), most)) % len(kept)
+        values = {
+            "id": kept.query_id if self.per_query else kept.image_id,
+            "h": kept.image_size[0],
+            "w": kept.image_size[1],
+            "num": len(places),
+            "boxes": kept.corners[places].astype(np.float32),
+            "features": kept.features[places].astype(np.float32),
+            "class": kept.category_ids[places],
+            "conf": kept.cls_scores[places].astype(np.float32),
+            "attr": np.zeros(len(places), np.int64),
+            "attr_conf": np.zeros(len(places), np.float32),
+        }
+        line = (values[column] for column in self.columns)
+        encoded = (
+            base64.b64encode(v.tobytes()) if isinstance(v, np.ndarray) else b"%d" % v for v in line
+        )
+        shard.write(b"\t".join(encoded) + b"\n")
+
+    def merge(self, shards: Iterable[Path], path: Path) -> None:
+        concatenate(shards, path)
 
 
 class Scan(ProposalFormat):
@@ -175,9 +231,8 @@ class Scan(ProposalFormat):
     * `{split}_num_boxes.npy`: int64 [captions], the number of boxes before repetition;
     * `{split}_query_ids.txt`: the ids of the captions, one per line.
 
-    The proposals depend on the caption, so there are as many rows as captions. SCAN and IMRAM
-    accept that: they divide by 5 only if there are fewer. But their evaluation compares the boxes
-    of an image's first caption with all captions.
+    There are as many rows as captions, whose proposals differ. SCAN and IMRAM accept that: they
+    divide by 5 only if there are fewer. But their evaluation uses every fifth row only.
 
     Args:
         num_boxes: per caption; 36 and 10 are common.
@@ -193,19 +248,10 @@ class Scan(ProposalFormat):
 
     def check(self, images: Sequence[Mapping[str, Any]]) -> None:
         for image in images:
-            self.split_of(image["image_id"], [e["split"] for e in image["expressions"]])
+            self._split_of(image["image_id"], [e["split"] for e in image["expressions"]])
 
-    def split_of(self, image_id: int, splits: Sequence[str | None]) -> str:
-        """The split of an image, as SCAN names it.
-
-        Args:
-            image_id: of the image.
-            splits: of each of its captions.
-
-        Raises:
-            ValueError: there are fewer than five captions, they have no split that SCAN reads, or
-                it is a test split, which is not allowed.
-        """
+    def _split_of(self, image_id: int, splits: Sequence[str | None]) -> str:
+        """The split of an image, as SCAN names it, by the splits of its captions."""
         where = f"{self.name}: image {image_id} has"
         if len(splits) < CAPTIONS_PER_IMAGE:
             raise ValueError(
@@ -218,15 +264,16 @@ class Scan(ProposalFormat):
             raise ValueError(f"{where} the splits {set(splits)}, expected one of {[*SPLITS]}")
         if name == "test" and not self.allow_test:
             raise ValueError(
-                f"{where} the split 'test'. {TEST_SPLIT} Export all pairs (tools/export_pairs.py), "
-                "or give --allow-test-split."
+                f"{where} the split 'test'. The reader would compare all captions with the boxes "
+                "of each image's first caption, which is another, easier protocol. Use "
+                "tools/export_pairs.py, or give --allow-test-split."
             )
         return name
 
     def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
         if not proposals:
             return
-        split = self.split_of(proposals[0].image_id, [query.split for query in proposals])
+        split = self._split_of(proposals[0].image_id, [query.split for query in proposals])
         for query in proposals[:CAPTIONS_PER_IMAGE]:
             self.write_pair(shard, split, query.query_id, query.query, query.features)
 
@@ -267,7 +314,7 @@ class Scan(ProposalFormat):
             dim = header["dim"]
         with ExitStack() as stack:
             splits = {
-                split: _SplitFiles(path, split, self.array, (count, self.num_boxes, dim), stack)
+                split: _SplitFiles(path / split, self.array, (count, self.num_boxes, dim), stack)
                 for split, count in counts.items()
             }
             for header, body in read_records(shards):
@@ -285,22 +332,14 @@ class Imram(Scan):
 class _SplitFiles:
     """The files of a split, filled pair by pair."""
 
-    def __init__(
-        self,
-        folder: Path,
-        split: str,
-        array: str,
-        shape: tuple[int, int, int],
-        stack: ExitStack,
-    ):
+    def __init__(self, stem: Path, array: str, shape: tuple[int, int, int], stack: ExitStack):
         def memory_map(name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-            path = folder / f"{split}_{name}.npy"
-            return np.lib.format.open_memmap(path, "w+", dtype, shape)
+            return np.lib.format.open_memmap(f"{stem}_{name}.npy", "w+", dtype, shape)
 
         self.features = memory_map(array, np.float32, shape)
         self.num_boxes = memory_map("num_boxes", np.int64, shape[:1])
-        files = [(folder / f"{split}_{name}.txt").open("wb") for name in ("caps", "query_ids")]
-        self.captions, self.query_ids = map(stack.enter_context, files)
+        paths = (Path(f"{stem}_{name}.txt") for name in ("caps", "query_ids"))
+        self.captions, self.query_ids = (stack.enter_context(each.open("wb")) for each in paths)
         self.count = 0
 
     def add(self, header: dict, body: bytes) -> None:

@@ -20,7 +20,7 @@ from ..file_io import atomic_write, write_json
 from ..modeling.feature_extraction import LAYERS
 from . import FEATURE_FORMATS, FORMATS, check_formats
 from .base import ProposalFormat, QueryProposals, read_records, write_record
-from .feature_formats import DDPN, Imram, Scan
+from .feature_formats import DDPN, BottomUp, Imram, Scan
 from .job import Block, Job, Shards, sha256_of
 from .model import ModelSettings, detector_classes, model_identity, read_images
 from .proposals import ImageProposals, ProposalModel
@@ -50,6 +50,7 @@ class ExportSettings:
         categories_of: see `detector_classes`.
         block_size: images per block, which is what an interruption loses at most.
         ddpn_names, ddpn_annotations: see `DDPN`.
+        tsv_columns, tsv_boxes, tsv_per_query: see `BottomUp`.
         allow_test_split: in scan and imram; see `Scan`.
 
     Raises:
@@ -68,6 +69,9 @@ class ExportSettings:
     block_size: int = 8
     ddpn_names: str = "auto"
     ddpn_annotations: tuple[Path, ...] = ()
+    tsv_columns: str = "bottom-up"
+    tsv_boxes: tuple[int, int] = (10, 100)
+    tsv_per_query: bool = False
     allow_test_split: bool = False
 
     def __post_init__(self):
@@ -116,6 +120,7 @@ class ExportSettings:
         known: dict[str, ProposalFormat] = {
             **FORMATS,
             "ddpn": DDPN(self.ddpn_names, self.ddpn_annotations),
+            "bottom-up": BottomUp(self.tsv_columns, self.tsv_boxes, self.tsv_per_query),
             "scan": Scan(self.top_n, self.allow_test_split),
             "imram": Imram(self.top_n, self.allow_test_split),
         }
@@ -166,6 +171,11 @@ class _ModelExport(Job):
             "categories_of": self.settings.categories_of,
             "block_size": self.settings.block_size,
             "ddpn_names": self.settings.ddpn_names,
+            "tsv": [
+                self.settings.tsv_columns,
+                self.settings.tsv_boxes,
+                self.settings.tsv_per_query,
+            ],
             "ddpn_annotations": [sha256_of(path) for path in self.settings.ddpn_annotations],
         }
         return model_identity(self.cfg, self.images, settings)

@@ -1,22 +1,22 @@
-"""Formats of JSON: every detail (jsonl), COCO results, and the lists of MAttNet, CM-A-E and NMTree
-and of their Ref-NMS forks."""
+"""Formats of JSON: every detail (jsonl), COCO results, the lists of MAttNet, CM-A-E and NMTree and
+of their Ref-NMS forks, and the detections of ALBEF."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..file_io import atomic_write
+import numpy as np
+
 from .base import (
     ListFormat,
     ProposalFormat,
     QueryProposals,
+    concatenate,
     decimals,
     json_line,
     union,
-    without_near_copies,
 )
 
 
@@ -49,10 +49,7 @@ class JsonLines(ProposalFormat):
             shard.write(json_line(line | {"proposals": entries}))
 
     def merge(self, shards: Iterable[Path], path: Path) -> None:
-        with atomic_write(path) as file:
-            for shard in shards:
-                with shard.open("rb") as source:
-                    shutil.copyfileobj(source, file)
+        concatenate(shards, path)
 
 
 class CocoResults(ListFormat):
@@ -130,13 +127,16 @@ class MAttNet(ListFormat):
     numbered = ("det_id", "h5_id")
 
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
-        for query, place in without_near_copies(union(proposals)):
+        if not proposals:
+            return
+        kept = union(proposals, near_copies=False)
+        for place in range(len(kept)):
             yield {
-                "box": decimals(query.boxes[place]),
-                "image_id": query.image_id,
-                "category_id": int(query.category_ids[place]),
-                "category_name": query.category_names[place],
-                "score": decimals(query.cls_scores[place]),
+                "box": decimals(kept.boxes[place]),
+                "image_id": kept.image_id,
+                "category_id": int(kept.category_ids[place]),
+                "category_name": kept.category_names[place],
+                "score": decimals(kept.cls_scores[place]),
             }
 
 
@@ -145,3 +145,31 @@ class NMTree(MAttNet):
 
     name = "nmtree"
     output = "nmtree_dets.json"
+
+
+class Albef(ListFormat):
+    """`{image_id: [[x, y, width, height], ...]}`, in pixels, for the grounding evaluation of ALBEF:
+    everything that any query of the image keeps, without near-copies.
+
+    ALBEF scores the pixels from int(x) to int(x + width). Boxes without such a pixel are left out;
+    if none remains, the whole image is the only box.
+    """
+
+    name = "albef"
+    output = "dets.json"
+    brackets = b"{}"
+
+    def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
+        for entry in self.entries(proposals):
+            shard.write(json_line(entry)[1:-2] + b"\n")
+
+    def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
+        if not proposals:
+            return
+        kept = union(proposals, near_copies=False)
+        starts, ends = (np.trunc(kept.boxes[:, :2] + part) for part in (0, kept.boxes[:, 2:]))
+        boxes = decimals(kept.boxes[(ends > starts).all(axis=1)])
+        if not boxes and kept.image_size is not None:
+            boxes = [[0, 0, kept.image_size[1], kept.image_size[0]]]
+        if boxes:
+            yield {str(kept.image_id): boxes}
