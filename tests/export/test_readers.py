@@ -338,39 +338,56 @@ def test_what_ddpn_cannot_look_up_is_refused(tmp_path):
 # --- bottom-up-attention, LXMERT, ALBEF -----------------------------------------------------------
 
 
+def read_tsv(path, columns):
+    """Lines of TSV as dicts: csv.DictReader of both readers, the numbers and arrays as they decode
+    them.
+
+    Args:
+        columns: names with the type of the column; a NumPy type for base64.
+    """
+    with path.open(newline="") as file:
+        for line in csv.reader(file, delimiter="\t"):
+            item = dict(zip(columns, line, strict=True))
+            for name, kind in columns.items():
+                content = item[name]
+                if kind in (int, str):
+                    item[name] = kind(content)
+                else:
+                    item[name] = np.frombuffer(base64.b64decode(content), kind)
+            yield item
+
+
 def read_bottom_up(path):
-    """tools/read_tsv.py of bottom-up-attention."""
-    fields = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
-    with path.open() as file:
-        items = list(csv.DictReader(file, delimiter="\t", fieldnames=fields))
-    for item in items:
-        for field in ("image_id", "image_w", "image_h", "num_boxes"):
-            item[field] = int(item[field])
-        for field in ("boxes", "features"):
-            content = np.frombuffer(base64.b64decode(item[field]), np.float32)
-            item[field] = content.reshape(item["num_boxes"], -1)
-    return {item["image_id"]: item for item in items}
+    """tools/read_tsv.py of bottom-up-attention: by image id, two matrices of float32."""
+    columns = dict.fromkeys(("image_id", "image_w", "image_h", "num_boxes"), int)
+    items = {}
+    for item in read_tsv(path, columns | dict.fromkeys(("boxes", "features"), np.float32)):
+        for name in ("boxes", "features"):
+            item[name] = item[name].reshape(item["num_boxes"], -1)
+        items[item["image_id"]] = item
+    return items
+
+
+LXMERT = {
+    "img_id": str, "img_h": int, "img_w": int, "objects_id": np.int64, "objects_conf": np.float32,
+    "attrs_id": np.int64, "attrs_conf": np.float32, "num_boxes": int, "boxes": np.float32,
+    "features": np.float32,
+}  # fmt: skip
 
 
 def read_lxmert(path):
-    """src/utils.py of LXMERT, and its check that boxes lie in the image."""
-    fields = ["img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf",
-              "num_boxes", "boxes", "features"]  # fmt: skip
-    with path.open() as file:
-        items = list(csv.DictReader(file, fields, delimiter="\t"))
+    """load_obj_tsv of LXMERT, and the check of its tasks that boxes lie in the image."""
+    items = list(read_tsv(path, LXMERT))
     for item in items:
-        for key in ("img_h", "img_w", "num_boxes"):
-            item[key] = int(item[key])
         n = item["num_boxes"]
-        for key, shape, dtype in (
-            ("objects_id", (n,), np.int64), ("objects_conf", (n,), np.float32),
-            ("attrs_id", (n,), np.int64), ("attrs_conf", (n,), np.float32),
-            ("boxes", (n, 4), np.float32), ("features", (n, -1), np.float32),
-        ):  # fmt: skip
-            item[key] = np.frombuffer(base64.b64decode(item[key]), dtype=dtype).reshape(shape)
+        item["boxes"], item["features"] = (
+            item["boxes"].reshape(n, 4),
+            item["features"].reshape(n, -1),
+        )
+        assert all(len(item[name]) == n for name in LXMERT if LXMERT[name] not in (int, str))
         scaled = item["boxes"] / np.array([item["img_w"], item["img_h"]] * 2)
-        assert (scaled < 1 + 1e-5).all() and (scaled > -1e-5).all()
-    return {item["img_id"]: item for item in items}
+        assert scaled.min() >= 0 and scaled.max() < 1 + 1e-5
+    return items
 
 
 def test_bottom_up_has_a_line_an_image_without_near_copies(tmp_path):
@@ -403,7 +420,7 @@ def test_bottom_up_has_a_line_a_query_by_its_id(tmp_path):
 
 def test_lxmert_reads_its_ten_columns(tmp_path):
     image = [make_query(11, [2, 0])]
-    [item] = read_lxmert(export(BottomUp("lxmert", (2, 36)), tmp_path, image)).values()
+    [item] = read_lxmert(export(BottomUp("lxmert", (2, 36)), tmp_path, image))
     assert (item["img_id"], item["img_h"], item["img_w"]) == ("1", 60, 90)
     assert item["objects_id"].tolist() == [17, 18]
     assert np.array_equal(item["objects_conf"], image[0].cls_scores[[1, 0]])

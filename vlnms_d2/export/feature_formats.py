@@ -280,15 +280,8 @@ class Scan(ProposalFormat):
     def write_pair(
         self, shard: BinaryIO, split: str, query_id: int | str, caption: str, features: np.ndarray
     ) -> None:
-        """Append a pair to a shard.
-
-        Args:
-            shard: open for writing bytes.
-            split: first part of the file names.
-            query_id, caption: of the pair.
-            features: [K, D], of its proposals in descending score order; the first `num_boxes` are
-                used.
-        """
+        """Append a caption, or a pair of any image and caption, with the features [K, D]
+        of its proposals in descending score order; the first `num_boxes` are used."""
         features = features[: self.num_boxes].astype(np.float32)
         rows = np.zeros((self.num_boxes, features.shape[1]), dtype=np.float32)
         if len(features):

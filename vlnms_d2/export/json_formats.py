@@ -63,18 +63,13 @@ class CocoResults(ListFormat):
 
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
         for query in proposals:
-            columns = zip(
-                query.category_ids.tolist(),
-                decimals(query.boxes),
-                decimals(query.scores),
-                strict=True,
-            )
-            for place, (category_id, box, score) in enumerate(columns):
+            scores = decimals(query.scores)
+            for place, box in enumerate(decimals(query.boxes)):
                 entry = {
                     "image_id": query.image_id,
-                    "category_id": category_id,
+                    "category_id": int(query.category_ids[place]),
                     "bbox": box,
-                    "score": score,
+                    "score": scores[place],
                     "sent_id": query.query_id,
                 }
                 if query.masks is not None:
@@ -95,19 +90,14 @@ class PerExpression(ListFormat):
 
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
         for query in proposals:
-            for box, category_id, name in zip(
-                decimals(query.boxes),
-                query.category_ids.tolist(),
-                query.category_names,
-                strict=True,
-            ):
+            for place, box in enumerate(decimals(query.boxes)):
                 yield {
                     "ref_id": query.ref_id,
                     "sent_id": query.query_id,
                     "image_id": query.image_id,
                     "box": box,
-                    "category_id": category_id,
-                    "category_name": name,
+                    "category_id": int(query.category_ids[place]),
+                    "category_name": query.category_names[place],
                     "split": query.split,
                 }
 
@@ -130,9 +120,9 @@ class MAttNet(ListFormat):
         if not proposals:
             return
         kept = union(proposals, near_copies=False)
-        for place in range(len(kept)):
+        for place, box in enumerate(decimals(kept.boxes)):
             yield {
-                "box": decimals(kept.boxes[place]),
+                "box": box,
                 "image_id": kept.image_id,
                 "category_id": int(kept.category_ids[place]),
                 "category_name": kept.category_names[place],
