@@ -21,7 +21,7 @@ from ..config import load_config
 from ..data import GroundingMapper
 from .job import Block, identity_of_files, versions
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 
 
 @dataclass(frozen=True)
