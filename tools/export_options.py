@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 # As in vlnms_d2.export and vlnms_d2.modeling, which take seconds to import.
-FORMATS = ("jsonl", "coco", "per-expression", "mattnet", "nmtree")
-FEATURE_FORMATS = ("ddpn", "scan")
+FORMATS = ("jsonl", "coco", "per-expression", "mattnet", "nmtree", "albef")
+FEATURE_FORMATS = ("ddpn", "bottom-up", "scan", "imram")
+DDPN_NAMES = ("auto", "coco", "plain")
+TSV_COLUMNS = ("bottom-up", "lxmert")
 LAYERS = ("detector", "relatedness")
 
 
@@ -36,6 +38,12 @@ def add_cut_options(
     add("--score-thresh", type=float, metavar="T", help="keep s above it, and the best")
     mean = f"keep s above the threshold that leaves this many per query on average{mean}"
     add("--mean-proposals", type=float, metavar="M", help=mean)
+
+
+def add_test_split_option(parser: argparse.ArgumentParser) -> None:
+    """Add the consent to files that SCAN and IMRAM would test in another protocol."""
+    text = "in scan and imram, which compare all captions with the boxes of an image's first one"
+    parser.add_argument("--allow-test-split", action="store_true", help=text)
 
 
 def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:

@@ -132,7 +132,7 @@ def check_same(out, whole):
 
 def test_the_defaults_are_those_of_the_package(folder, tmp_path):
     args = rerank_tool.parse_args(arguments(folder, tmp_path))
-    assert args.nms_thresh == from_detections.NMS_THRESH and from_detections.TOP_N == 100
+    assert args.nms_thresh == reranking.NMS_THRESH and reranking.TOP_N == 100
 
 
 def test_it_is_what_the_function_gives(folder, whole):

@@ -26,7 +26,7 @@ from .job import Block, identity_of_files, versions
 
 logger = logging.getLogger(__name__)
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 
 
 @dataclass(frozen=True)
