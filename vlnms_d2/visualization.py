@@ -1,4 +1,4 @@
-"""Query-aware proposals beside those of the detector alone, as pictures, JSON and a table.
+"""Query-aware proposals beside those of the detector alone, as pictures.
 
 The pictures are drawn with Pillow. Detectron2's Visualizer puts every label at a corner of its box,
 over other labels and across the border of the image. Proposals lie on top of each other (boxes of
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from PIL import Image, ImageDraw, ImageFont
-from tabulate import tabulate
 
 IOU_THRESHOLD = 0.5
 """Two boxes show the same object, and a proposal hits the referent, above this IoU."""
@@ -28,7 +27,6 @@ PANEL_WIDTH, PANEL_MAX_HEIGHT, PANEL_MIN_HEIGHT = 640, 720, 120
 TITLE_HEIGHT, MARGIN = 48, 12
 MAX_LABELS = 20  # per panel; more would hide the image
 MAX_NAME = 20  # characters of a class name
-MAX_QUERY, QUERY_COLUMN = 120, 30  # characters of a query in the table, and in one line of it
 
 Box = tuple[int, int, int, int]  # xyxy in pixels of a panel
 
@@ -202,7 +200,7 @@ def _draw_labels(
         if len(placed) == MAX_LABELS:
             break
         others = [other for j, other in enumerate(boxes) if j != i]
-        name = _truncate(record["class"], MAX_NAME)
+        name = truncate(record["class"], MAX_NAME)
         scores = [f"{key}={short_number(record[key])}" for key in "scr" if key in record]
         # Where all scores have no room, the first one may have.
         for text in (f"{name} {' '.join(scores)}", f"{name} {scores[0]}"):
@@ -314,7 +312,7 @@ def _draw_legend(width: int, with_referent: bool) -> Image.Image:
     return legend
 
 
-# --- records and table -------------------------------------------------------------------------
+# --- records -----------------------------------------------------------------------------------
 
 
 def proposal_records(instances: Instances, class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -333,64 +331,6 @@ def proposal_records(instances: Instances, class_names: Sequence[str]) -> list[d
         | {key: column[i] for key, column in columns.items()}
         for i, (box, c) in enumerate(zip(boxes, classes, strict=True))
     ]
-
-
-def query_record(
-    query: str,
-    words: Sequence[str],
-    attention: np.ndarray | None,
-    detector: Instances,
-    aware: Instances,
-    class_names: Sequence[str],
-    referent: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """The result of one query, ready for JSON; arguments as for `draw_comparison`.
-
-    Returns:
-        `query`, `words`, `attention` (one number per word, or None), `proposals`; and if the
-        referent is known `referent`: its `box`, whether it is `hit_by_proposals`, and whether it
-        is `hit_by_detector` with the same number of proposals.
-    """
-    weights, _ = word_weights(attention, len(words))
-    record = {
-        "query": query,
-        "words": list(words),
-        "attention": None if weights is None else weights.tolist(),
-        "proposals": proposal_records(aware, class_names),
-    }
-    if referent is not None:
-        record["referent"] = {
-            "box": list(referent),
-            "hit_by_detector": hits(detector[: len(aware)], referent),
-            "hit_by_proposals": hits(aware, referent),
-        }
-    return record
-
-
-def result_table(images: Sequence[dict[str, Any]]) -> str:
-    """One row per image and query, with whether the referent is hit where it is known.
-
-    Args:
-        images: for each image its `file` and, as `queries`, what `query_record` returned.
-    """
-    headers, rows, verdicts = ["image", "query", "kept", "best three (class, s)"], [], []
-    for image in images:
-        for record in image["queries"]:
-            proposals = record["proposals"]
-            best = ", ".join(f"{p['class']} {short_number(p['s'])}" for p in proposals[:3])
-            query = _truncate(" ".join(record["query"].split()), MAX_QUERY)
-            rows.append([Path(image["file"]).name, query, len(proposals), best])
-            if "referent" in record:
-                referent = record["referent"]
-                verdicts.append((referent["hit_by_detector"], referent["hit_by_proposals"]))
-                rows[-1] += ["yes" if hit else "no" for hit in verdicts[-1]]
-    headers += ["detector\nfinds it", "with query\nfinds it"] if verdicts else []
-    text = tabulate(rows, headers, disable_numparse=True, maxcolwidths=[None, QUERY_COLUMN])
-    if verdicts:
-        detector, aware = (sum(column) for column in zip(*verdicts, strict=True))
-        text += "\n\nObjects found with the same number of proposals: "
-        text += f"{detector} of {len(verdicts)} by the detector alone, {aware} with the query"
-    return text
 
 
 def word_weights(attention: np.ndarray | None, num_words: int) -> tuple[np.ndarray | None, bool]:
@@ -420,7 +360,7 @@ def short_number(value: float) -> str:
     return text[1:] if text.startswith("0") else text[:3]
 
 
-def _truncate(text: str, length: int) -> str:
+def truncate(text: str, length: int) -> str:
     """The text in at most `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
