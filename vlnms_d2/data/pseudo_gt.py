@@ -19,12 +19,14 @@ from ..file_io import write_json
 from ..language.matching import CategoryMatcher
 from .builtin import datasets_root
 from .datasets.refer import merge_by_image
-from .entries import is_finite, is_integer, read_json, require
+from .entries import is_box, is_integer, read_json, require
 
 VERSION = 1
 SAME_IOU = 0.9
 """A box whose IoU with the referent is above this is the referent, not context."""
 
+ImageMask = tuple[dict[str, Any], np.ndarray]
+"""An image, and an array with a row per expression."""
 _SOURCE = "tools/prepare_data.py makes such files."
 
 
@@ -50,7 +52,7 @@ def text_similarity(
 
 def mentioned_objects(
     images: Sequence[dict[str, Any]], matcher: CategoryMatcher, gamma: float
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+) -> Iterator[ImageMask]:
     """Each image with a mask of the objects whose category its expressions mention, bool [E, A],
     referents included. Arguments as in `text_similarity`."""
     for image, cosines in with_cosines(images, matcher):
@@ -58,9 +60,7 @@ def mentioned_objects(
         yield image, (cosines[:, classes] > gamma) & (classes >= 0)
 
 
-def contexts_of(
-    mentioned: Iterable[tuple[dict[str, Any], np.ndarray]],
-) -> dict[int, list[int]]:
+def contexts_of(mentioned: Iterable[ImageMask]) -> dict[int, list[int]]:
     """The mentioned objects that are not the referent; see `text_similarity`."""
     contexts = {}
     for image, is_mentioned in mentioned:
@@ -72,7 +72,7 @@ def contexts_of(
     return contexts
 
 
-def referent_misses(mentioned: Iterable[tuple[dict[str, Any], np.ndarray]]) -> float:
+def referent_misses(mentioned: Iterable[ImageMask]) -> float:
     """Share of expressions without a noun that matches the category of their own referent, among
     those whose referent has a known category; 0 if there are none."""
     misses = []
@@ -111,9 +111,7 @@ def weakly_supervised(
     return pseudo
 
 
-def with_cosines(
-    images: Sequence[dict[str, Any]], matcher: CategoryMatcher
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+def with_cosines(images: Sequence[dict[str, Any]], matcher: CategoryMatcher) -> Iterator[ImageMask]:
     """Each image with the cosines [E, C] of its expressions; all texts are matched in one call."""
     queries = [e["query"] for image in images for e in image["expressions"]]
     texts = {text: i for i, text in enumerate(dict.fromkeys(queries))}
@@ -127,7 +125,10 @@ def same_box(annotations: list[dict[str, Any]], referents: list[int | None]) -> 
     if not annotations:
         return np.zeros((len(referents), 0), dtype=bool)
     row_of = {annotation["id"]: i for i, annotation in enumerate(annotations)}
-    boxes = np.array([_xywh(annotation) for annotation in annotations], dtype=np.float64)
+    boxes = np.array(
+        [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for a in annotations],
+        dtype=np.float64,
+    )
     # pycocotools is the fastest for a few boxes at a time.
     same = box_iou(boxes, boxes, [False] * len(boxes)) > SAME_IOU
     np.fill_diagonal(same, True)
@@ -136,21 +137,9 @@ def same_box(annotations: list[dict[str, Any]], referents: list[int | None]) -> 
     return np.concatenate([same, no_referent])[rows]
 
 
-def _xywh(annotation: dict[str, Any]) -> list[float]:
-    box, mode = annotation["bbox"], annotation["bbox_mode"]
-    return box if mode == BoxMode.XYWH_ABS else BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
-
-
 def save_pseudo_gt(path: str | Path, dataset: str, settings: dict[str, Any], **content) -> None:
-    """Writes pseudo ground truth as JSON, atomically.
-
-    Args:
-        path: the file.
-        dataset: name of its data set.
-        settings: how it was made.
-        content: `contexts` of `text_similarity` or `boxes` of `weakly_supervised`, and
-            `statistics`.
-    """
+    """Writes the pseudo ground truth of a data set as JSON, atomically: `contexts` of
+    `text_similarity` or `boxes` of `weakly_supervised`, and `statistics`."""
     write_json(path, {"version": VERSION, "dataset": dataset, "settings": settings} | content)
 
 
@@ -177,7 +166,7 @@ def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[s
         )
     key = "boxes" if "boxes" in content else "contexts"
     known = require(content, key, dict, str(path))
-    is_entry = _is_box if key == "boxes" else is_integer
+    is_entry = is_box if key == "boxes" else is_integer
     field = "pseudo_boxes" if key == "boxes" else "context_ann_ids"
     added = []
     for image in images:
@@ -196,10 +185,6 @@ def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[s
             expressions.append(expression | {field: objects})
         added.append(image | {"expressions": expressions})
     return added
-
-
-def _is_box(entry: Any) -> bool:
-    return isinstance(entry, list) and len(entry) == 4 and all(map(is_finite, entry))
 
 
 def prepared_folder(folder: str | Path = "") -> Path:
