@@ -82,15 +82,14 @@ def draw_comparison(
     """
     detector, aware = detector[: len(aware)].to("cpu"), aware.to("cpu")
     same = pairwise_iou(detector.pred_boxes, aware.pred_boxes) > IOU_THRESHOLD  # [K, K]
+    common = {"class_names": class_names, "referent": referent, "masks": masks}
     title = f"Detector alone: its {_plural(len(detector), 'best proposal')}"
     styles = [IN_BOTH if kept else DROPPED for kept in same.any(dim=1)]
-    left = _draw_panel(
-        image, title, "ranked by class confidence c", detector, styles, class_names, referent, masks
-    )
+    left = _draw_panel(image, title, "ranked by class confidence c", detector, styles, **common)
     title = f"With the query: {_plural(len(aware), 'proposal')} kept"
     subtitle = "ranked by s, the fusion of class confidence c and relatedness r"
     styles = [IN_BOTH if known else GAINED for known in same.any(dim=0)]
-    right = _draw_panel(image, title, subtitle, aware, styles, class_names, referent, masks)
+    right = _draw_panel(image, title, subtitle, aware, styles, **common)
     width = 2 * PANEL_WIDTH + 3 * MARGIN
     header = _draw_header(query, words, *word_weights(attention, len(words)), width)
     legend = _draw_legend(width, referent is not None)
@@ -222,11 +221,9 @@ def place_label(
     placed: Sequence[Box],
     others: Sequence[Box],
 ) -> Box | None:
-    """The rectangle of a label (width, height) at a box, all in pixels of the panel.
-
-    It lies inside the panel and overlaps no label of `placed`; among the possible positions it is
-    the one that covers least of the boxes in `others`. None if there is none.
-    """
+    """The rectangle of a label of some size (width, height) at a box, all in pixels of the panel:
+    inside the panel, over no label of `placed`, and over as little of the boxes in `others` as
+    possible. None if there is none."""
     x1, y1, x2, y2 = box
     width, height = size
     columns, rows = (x1, x2 - width, (x1 + x2 - width) // 2), (y1, y2 - height)
@@ -316,11 +313,9 @@ def _draw_legend(width: int, with_referent: bool) -> Image.Image:
 
 
 def proposal_records(instances: Instances, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each proposal its `box` (xyxy in pixels), `class` and scores.
-
-    The scores are `s` (fused), `c` (class confidence) and `r` (relatedness); a proposal of the
-    detector alone has only `c`. A class beyond `class_names` is given as its number.
-    """
+    """For each proposal its `box` (xyxy in pixels), `class` (a number if it has no name), and its
+    scores `s` (fused), `c` (class confidence) and `r` (relatedness); one of the detector alone has
+    only `c`."""
     fields = {"c": "scores"}
     if instances.has("relatedness"):
         fields = {"s": "scores", "c": "cls_scores", "r": "relatedness"}

@@ -94,8 +94,7 @@ def weakly_supervised(
 
     Args:
         images: dataset dicts in the standard format, with `expressions`.
-        detections: image id -> boxes of any detector, float [D, 4], [x, y, width, height] in
-            pixels, and their classes, int64 [D].
+        detections: see `CategorisedDetections.by_image`.
         matcher: with the names of the detector's categories; compares the heads of noun chunks.
         gamma: threshold of the cosine, exclusive.
 
@@ -144,15 +143,11 @@ def save_pseudo_gt(path: str | Path, dataset: str, settings: dict[str, Any], **c
 
 
 def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[str, Any]]:
-    """Adds the pseudo ground truth of a file to expressions.
-
-    Args:
-        images: dataset dicts in the standard format; left unchanged.
-        path: what `save_pseudo_gt` wrote.
+    """Adds the pseudo ground truth of a file (see `save_pseudo_gt`) to expressions.
 
     Returns:
-        The images with "context_ann_ids" or, for boxes of a detector, "pseudo_boxes" in each
-        expression.
+        Copies of the images, dataset dicts in the standard format, with "context_ann_ids" or, for
+        boxes of a detector, "pseudo_boxes" in each expression.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -164,10 +159,13 @@ def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[s
         raise ValueError(
             f"{path}: 'version' is {content.get('version')!r}, expected {VERSION}. {_SOURCE}"
         )
-    key = "boxes" if "boxes" in content else "contexts"
+    if "boxes" in content:
+        key, field, is_entry = "boxes", "pseudo_boxes", is_box
+        expected = "boxes [x, y, width, height]"
+    else:
+        key, field, is_entry = "contexts", "context_ann_ids", is_integer
+        expected = "its annotation ids"
     known = require(content, key, dict, str(path))
-    is_entry = is_box if key == "boxes" else is_integer
-    field = "pseudo_boxes" if key == "boxes" else "context_ann_ids"
     added = []
     for image in images:
         ann_ids = {annotation["id"] for annotation in image["annotations"]}
@@ -178,9 +176,8 @@ def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[s
             if not valid or (key == "contexts" and not ann_ids.issuperset(objects)):
                 raise ValueError(
                     f"{path}: '{key}' has {objects!r} for sentence {expression['sent_id']} of "
-                    f"image {image['image_id']}, expected a list of "
-                    + ("boxes [x, y, width, height]" if key == "boxes" else "its annotation ids")
-                    + ". Make the file again for this data set: tools/prepare_data.py --redo."
+                    f"image {image['image_id']}, expected a list of {expected}. Make the file "
+                    "again for this data set: tools/prepare_data.py --redo."
                 )
             expressions.append(expression | {field: objects})
         added.append(image | {"expressions": expressions})
@@ -200,13 +197,10 @@ def pseudo_gt_file(folder: Path, dataset_name: str) -> Path:
 def load_expressions(
     dataset_names: Iterable[str], pseudo_gt_dir: str | Path = "", required: bool = False
 ) -> list[dict]:
-    """Loads data sets with their pseudo ground truth.
-
-    An image of several data sets appears once, with all its expressions.
+    """Loads registered data sets with their pseudo ground truth, from a folder of
+    `prepared_folder`. An image of several data sets appears once, with all its expressions.
 
     Args:
-        dataset_names: registered names.
-        pseudo_gt_dir: folder of the pseudo ground truth; see `prepared_folder`.
         required: data sets without annotated contextual objects must have pseudo ground truth.
 
     Raises:

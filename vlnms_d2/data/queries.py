@@ -22,19 +22,14 @@ FORMATS = (
 class Query(NamedTuple):
     """A query of an image.
 
-    Attributes:
-        image_id: of the image.
-        query_id: distinct; the id of a caption, the sent_id of REFER, or for Flickr30k
-            "<image id>#<line, from 0>".
-        text: with single spaces; may be empty.
-        ref_id, split: of REFER; otherwise None.
+    Its id is that of a caption, the sent_id of REFER, or for Flickr30k "<image id>#<line, from 0>".
     """
 
     image_id: int
-    query_id: int | str
-    text: str
-    ref_id: int | None = None
-    split: str | None = None
+    query_id: int | str  # distinct
+    text: str  # with single spaces; may be empty
+    ref_id: int | None = None  # of REFER
+    split: str | None = None  # of REFER
 
 
 def read_queries(path: str | Path, split: str | None = None) -> list[Query]:
@@ -54,19 +49,14 @@ def read_queries(path: str | Path, split: str | None = None) -> list[Query]:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if path.is_dir():
-        entries = _flickr30k(path)
-    elif suffix in (".p", ".pkl", ".pickle"):
-        entries = _refer(path)
-    elif suffix == ".jsonl":
-        entries = _json_lines(path)
-    elif suffix == ".json":
-        entries = _coco_captions(path)
-    else:
+    readers = dict.fromkeys((".p", ".pkl", ".pickle"), _refer)
+    readers |= {".jsonl": _json_lines, ".json": _coco_captions}
+    read = _flickr30k if path.is_dir() else readers.get(suffix)
+    if read is None:
         check_exists(path, FORMATS)
         raise ValueError(f"{path}: the suffix {suffix!r} is unknown. {FORMATS}")
     queries, ids = [], set()
-    for where, query in entries:
+    for where, query in read(path):
         if query.query_id in ids:
             raise ValueError(
                 f"{where}: the id {query.query_id!r} is used twice, expected distinct ids. Number "

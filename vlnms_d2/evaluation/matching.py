@@ -98,9 +98,8 @@ class MatchTable:
             if match.best_iou is not None:
                 row[1 : len(match.best_iou) + 1] = match.best_iou
         self._context_rank = np.concatenate([m.context_rank for m in matches])
-        num_context = np.array([len(m.context_rank) for m in matches])
-        self._context_row = np.repeat(np.arange(len(matches)), num_context)
-        self._num_context = num_context
+        self._num_context = np.array([len(m.context_rank) for m in matches])
+        self._context_row = np.repeat(np.arange(len(matches)), self._num_context)
 
     def counts(self, threshold: float) -> np.ndarray:
         """int64 [E], how many proposals remain: those above the threshold, and always the best.

@@ -25,15 +25,8 @@ MEANS = (3.0, 8.0)  # mean numbers of proposals per caption, by a score threshol
 
 
 def oracle_relatedness(mentioned: Sequence[Mentioned], classes: np.ndarray) -> np.ndarray:
-    """Relatedness of boxes by whether their class is mentioned.
-
-    Args:
-        mentioned: what each of Q queries mentions.
-        classes: int64 [N], of the boxes.
-
-    Returns:
-        float32 [Q, N].
-    """
+    """Relatedness of N boxes to Q queries, float32 [Q, N], by whether their classes, int64 [N],
+    are mentioned."""
     named = np.zeros((len(mentioned), len(classes)), dtype=bool)
     for row, objects in zip(named, mentioned, strict=True):
         row[:] = np.isin(classes, objects.classes)
@@ -84,16 +77,8 @@ def match_related(
     nms_thresh: float,
 ) -> list[Match]:
     """`match_mentions` for one method, whose relatedness is `related`: a match per query."""
-    per_query = rerank(
-        boxes,
-        scores,
-        classes,
-        category_names,
-        [""] * len(mentioned),
-        topk=NUM_PROPOSALS,
-        nms_thresh=nms_thresh,
-        relatedness=related,
-    )
+    settings = {"topk": NUM_PROPOSALS, "nms_thresh": nms_thresh, "relatedness": related}
+    per_query = rerank(boxes, scores, classes, category_names, [""] * len(mentioned), **settings)
     return [
         match_proposals(kept, [[None, *objects.boxes.tolist()]], IOU_THRESHOLD, NUM_PROPOSALS)[0]
         for kept, objects in zip(per_query, mentioned, strict=True)
@@ -118,15 +103,11 @@ def load_matches(paths: Iterable[Path]) -> dict[str, list[Match]]:
     for path in paths:
         with np.load(path) as arrays:
             for method, of_method in matches.items():
-                parts = [
-                    np.split(
-                        arrays[f"{method}_{field}"],
-                        arrays[f"{method}_{field}_sizes"].cumsum()[:-1],
-                    )
-                    for field in ("scores", "context_rank")
-                ]
-                if len(arrays[f"{method}_scores_sizes"]):
-                    of_method += [Match(s, None, ranks) for s, ranks in zip(*parts, strict=True)]
+                parts = []
+                for field in (f"{method}_scores", f"{method}_context_rank"):
+                    ends = arrays[f"{field}_sizes"].cumsum()
+                    parts.append(np.split(arrays[field], ends[:-1]) if len(ends) else [])
+                of_method += [Match(s, None, ranks) for s, ranks in zip(*parts, strict=True)]
     return matches
 
 
