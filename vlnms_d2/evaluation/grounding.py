@@ -32,15 +32,11 @@ class _AnswerEvaluator(RecordEvaluator):
     "expressions" are skipped. An expression is counted once however often it is processed.
 
     Args:
-        dataset_name: names the results.
         dataset_dicts: of the data set, as `DatasetCatalog.get` gives them: images with annotations
             and expressions.
-        output_dir: where the results are written; None writes nothing.
-        distributed: gather the expressions of all processes.
+        dataset_name, output_dir, distributed: see `RecordEvaluator`.
 
-    Attributes:
-        results: all results of the last `evaluate`, on the main process, as written to the file;
-            in percent.
+    The results are in percent.
     """
 
     def __init__(

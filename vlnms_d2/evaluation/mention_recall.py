@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from ..data.datasets.coco import Mentioned
 from ..file_io import atomic_write
@@ -141,23 +140,3 @@ def recall_of_mentions(matches: dict[str, list[Match]]) -> dict[str, Any]:
 def _point(table: MatchTable, counts: np.ndarray) -> dict[str, float]:
     summary = table.summary(counts)
     return {"recall": summary["context"], "proposals": summary["proposals"]}
-
-
-def format_recall(results: dict[str, Any]) -> str:
-    """The result of `recall_of_mentions` as a table to print."""
-    rows = []
-    for method, label in METHODS.items():
-        points, row = results["methods"][method], [label]
-        row += [points["top"][str(count)]["recall"] for count in TOPS]
-        for target in MEANS:
-            point = points["mean"][f"{target:g}"]
-            row += [point["recall"], point["proposals"]]
-        rows.append(row)
-    headers = ["proposals of", *(f"N={count}" for count in TOPS)]
-    headers += [name for target in MEANS for name in (f"mean {target:g}", "proposals")]
-    return (
-        tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f")
-        + f"\nRecall in percent of the mentioned boxes at IoU > {IOU_THRESHOLD:g}, mean over "
-        f"{results['captions']:,} captions. The thresholds of the last columns were chosen on "
-        "these captions, for each row."
-    )
