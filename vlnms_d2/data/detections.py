@@ -12,7 +12,7 @@ import numpy as np
 
 from ..file_io import atomic_write
 from .datasets.coco import class_of_detection, read_categories
-from .entries import is_finite, iter_json_list, require
+from .entries import is_box, is_finite, iter_json_list, require
 
 SOURCE = (
     "It is a JSON list of {image_id, category_id, bbox [x, y, width, height], score}, as "
@@ -49,7 +49,6 @@ class CategorisedDetections:
     Attributes:
         by_image: image id -> boxes, float64 [D, 4], [x, y, width, height] in pixels, and classes,
             int64 [D], indices into `category_names`; in descending score order.
-        category_names: of the detector's classes.
     """
 
     by_image: dict[int, tuple[np.ndarray, np.ndarray]]
@@ -59,13 +58,12 @@ class CategorisedDetections:
 def read_detections(
     results_file: str | Path, categories_file: str | Path, min_score: float = 0.0
 ) -> CategorisedDetections:
-    """Reads a results file and the names of its categories.
+    """Reads a results file in COCO's format, without detections below `min_score`.
 
     Args:
         results_file: COCO results.
         categories_file: a file in COCO's format with "categories", such as the annotations that
             the detector was trained with.
-        min_score: detections below it are dropped.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -88,10 +86,7 @@ def read_detections(
 
 
 class DetectionStore:
-    """Detections of many images, on disk; opens what `build` wrote.
-
-    Args:
-        folder: of the store.
+    """Detections of many images, on disk; opens what `build` wrote in a folder.
 
     Attributes:
         image_ids: int64 [I], of the images with detections, in ascending order.
@@ -166,9 +161,7 @@ class DetectionStore:
             rows = np.empty(0, dtype=_ROW)
         else:
             start, end = self._starts[place : place + 2].tolist()
-            rows = np.fromfile(
-                self._rows_file, _ROW, count=end - start, offset=start * _ROW.itemsize
-            )
+            rows = np.fromfile(self._rows_file, _ROW, end - start, offset=start * _ROW.itemsize)
         return Detections(rows["box"], rows["score"], rows["class"])
 
     def _place(self, image_id: int) -> int | None:
@@ -178,11 +171,8 @@ class DetectionStore:
 
 
 def _sort(spool: Path, rows_file: Path, next_row: dict[int, int]) -> None:
-    """Write the rows image by image, in their previous order within each image.
-
-    Args:
-        next_row: image id -> position of its next row; updated.
-    """
+    """Write the rows image by image, in their previous order within each image; `next_row` (image
+    id -> position of its next row) is updated."""
     with spool.open("rb") as source, rows_file.open("wb") as target:
         while chunk := source.read(_BATCH * _ROW.itemsize):
             rows = np.frombuffer(chunk, dtype=_ROW)
@@ -226,7 +216,7 @@ def _read(
     for number, entry in enumerate(iter_json_list(results_file, SOURCE)):
         where = f"{results_file}: detection number {number}"
         box, score = require(entry, "bbox", list, where), entry.get("score")
-        if len(box) != 4 or not all(map(is_finite, box)):
+        if not is_box(box):
             raise ValueError(
                 f"{where}: 'bbox' is {box!r}, expected [x, y, width, height] in pixels, four "
                 f"finite numbers. {SOURCE}"

@@ -66,12 +66,13 @@ class RecordEvaluator(DatasetEvaluator):
         if not records:
             logger.warning("[%s] Did not receive any %s.", type(self).__name__, self.items)
             return OrderedDict()
-        self.results = {
-            "version": self.version,
-            "dataset": self.dataset_name,
-            **self._summarize(records),
-        }
-        self._write()
+        self.results = {"version": self.version, "dataset": self.dataset_name}
+        self.results |= self._summarize(records)
+        if self.output_dir is not None:
+            PathManager.mkdirs(self.output_dir)
+            path = os.path.join(self.output_dir, f"{self.task}_{self.dataset_name}.json")
+            write_json(path, self.results)
+            logger.info("Wrote %s", path)
         table, numbers = self._report(self.results)
         logger.info("%s on %s:\n%s", self.title, self.dataset_name, table)
         return OrderedDict({self.task: numbers})
@@ -91,14 +92,6 @@ class RecordEvaluator(DatasetEvaluator):
             comm.synchronize()
             parts = comm.gather(self._records, dst=0)
         return dict(itertools.chain.from_iterable(part.items() for part in parts))
-
-    def _write(self) -> None:
-        if self.output_dir is None:
-            return
-        PathManager.mkdirs(self.output_dir)
-        path = os.path.join(self.output_dir, f"{self.task}_{self.dataset_name}.json")
-        write_json(path, self.results)
-        logger.info("Wrote %s", path)
 
 
 def sort_expressions(records: dict[tuple[str | None, Any], Any]) -> list[tuple[str | None, Any]]:

@@ -25,11 +25,7 @@ from .matching import Match, MatchTable, match_proposals
 
 METHODS = ("detector", "vlnms")
 RESULTS_VERSION = 1
-_LABELS = {
-    "detector": "detector",
-    "detector_matched": "detector (matched)",
-    "vlnms": "VL-NMS",
-}
+_LABELS = {"detector": "detector", "detector_matched": "detector (matched)", "vlnms": "VL-NMS"}
 
 
 @torch.no_grad()
@@ -72,15 +68,10 @@ def predict_with_detector(model: GeneralizedRCNN, batched_inputs: list[dict]) ->
 
 @dataclass(frozen=True)
 class ExpressionRecord:
-    """What the evaluator stores for an expression.
+    """What is kept of an expression."""
 
-    Attributes:
-        detector: the proposals of the detector alone.
-        vlnms: the query-aware proposals.
-    """
-
-    detector: Match
-    vlnms: Match
+    detector: Match  # the proposals of the detector alone
+    vlnms: Match  # the query-aware proposals
 
 
 class ProposalRecallEvaluator(RecordEvaluator):
@@ -101,21 +92,17 @@ class ProposalRecallEvaluator(RecordEvaluator):
     "detector (matched)".
 
     Args:
-        dataset_name: names the results.
-        output_dir: where `recall_{dataset_name}.json` is written; None writes nothing.
         num_proposals: N of the first operating point; proposals beyond it are ignored.
         mean_proposals: proposals per expression at the "real" operating point; used to choose the
             thresholds.
-        thresholds: for "detector" and "vlnms", the threshold of the "real" operating point:
-            proposals with a score above it remain, and always the best one. None to choose them on
-            this data set.
-        iou_threshold: a proposal hits an annotated box if their IoU is above this.
-        distributed: gather the expressions of all processes.
+        thresholds: of "detector" and "vlnms" at the real operating point: proposals with a score
+            above it remain, and always the best one. None chooses them on this data set.
+        iou_threshold: a proposal hits an annotated box above this IoU.
+        dataset_name, output_dir, distributed: see `RecordEvaluator`.
 
     Attributes:
         thresholds: those used by the last `evaluate`, on the main process. Pass them to the
             evaluators of other data sets.
-        results: all results of the last `evaluate`, on the main process, as written to the file.
 
     Raises:
         ValueError: `thresholds` lacks a method.
@@ -161,21 +148,16 @@ class ProposalRecallEvaluator(RecordEvaluator):
                     f'{image_name(image_input)}: the output has no "detector", the proposals of '
                     "the detector alone; run the model through predict_with_detector"
                 )
-            self._add_image(expressions, _boxes_only(output["instances"]), output["detector"])
-
-    def _add_image(
-        self, expressions: list[dict], instances: Instances, detector: Instances
-    ) -> None:
-        targets = [[e["referent_box"], *(e["context_boxes"] or [])] for e in expressions]
-        limits = (self.iou_threshold, self.num_proposals)
-        alone = match_proposals(_boxes_only(detector), targets, *limits)
-        per_query = split_by_query(instances, len(expressions))
-        for expression, boxes, proposals, baseline in zip(
-            expressions, targets, per_query, alone, strict=True
-        ):
-            [vlnms] = match_proposals(proposals, [boxes], *limits)
-            key = expression["manner"], expression["sent_id"]
-            self._records[key] = ExpressionRecord(baseline, vlnms)
+            targets = [[e["referent_box"], *(e["context_boxes"] or [])] for e in expressions]
+            limits = (self.iou_threshold, self.num_proposals)
+            alone = match_proposals(_boxes_only(output["detector"]), targets, *limits)
+            per_query = split_by_query(_boxes_only(output["instances"]), len(expressions))
+            for expression, boxes, proposals, baseline in zip(
+                expressions, targets, per_query, alone, strict=True
+            ):
+                [vlnms] = match_proposals(proposals, [boxes], *limits)
+                key = expression["manner"], expression["sent_id"]
+                self._records[key] = ExpressionRecord(baseline, vlnms)
 
     def _summarize(self, records: dict[Any, ExpressionRecord]) -> dict[str, Any]:
         styled = sort_expressions(records)
@@ -213,11 +195,8 @@ class ProposalRecallEvaluator(RecordEvaluator):
 def evaluate_group(
     tables: Mapping[str, MatchTable], thresholds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Evaluate a group of expressions at both operating points.
-
-    Args:
-        tables: the same expressions for each of `METHODS`.
-        thresholds: of the "real" operating point, for each of `METHODS`.
+    """Evaluate a group of expressions at both operating points; `tables` has the same expressions
+    for each of `METHODS`, `thresholds` that of the real operating point.
 
     Returns:
         * "top" and "real", one dictionary per operating point: "detector" and "vlnms" as
@@ -226,9 +205,7 @@ def evaluate_group(
         * "expressions", "expressions_with_referent" and "expressions_with_context": their numbers.
     """
     top = {method: table.summary(table.num_proposals) for method, table in tables.items()}
-    real = {
-        method: table.summary(table.counts(thresholds[method])) for method, table in tables.items()
-    }
+    real = {name: table.summary(table.counts(thresholds[name])) for name, table in tables.items()}
     matched = tables["detector"].threshold_for(real["vlnms"]["proposals"])
     real["detector_matched"] = tables["detector"].summary(tables["detector"].counts(matched))
     real["detector_matched"]["threshold"] = matched
@@ -311,22 +288,15 @@ def _boxes_only(instances: Instances) -> Instances:
 
 def _expressions(image_input: dict) -> list[dict]:
     """The expressions of an input, checked against its queries."""
+    query, expressions = image_input.get("query"), image_input.get("expressions")
+    num_queries = 1 if isinstance(query, str) else len(query or ())
+    mapped = "map the data set with GroundingMapper"
     if "query" not in image_input:
-        raise ValueError(
-            f'{image_name(image_input)}: the input has no "query", so there are no expressions to '
-            "evaluate; map the data set with GroundingMapper"
-        )
-    query = image_input["query"]
-    num_queries = 1 if isinstance(query, str) else len(query)
-    expressions = image_input.get("expressions")
-    if expressions is None:
-        raise ValueError(
-            f'{image_name(image_input)}: the input has a "query" but no "expressions" with the '
-            "annotated boxes; map the data set with GroundingMapper"
-        )
-    if len(expressions) != num_queries:
-        raise ValueError(
-            f"{image_name(image_input)}: the input has {num_queries} queries but "
-            f"{len(expressions)} expressions, expected one each"
-        )
-    return expressions
+        problem = f'no "query", so there are no expressions to evaluate; {mapped}'
+    elif expressions is None:
+        problem = f'a "query" but no "expressions" with the annotated boxes; {mapped}'
+    elif len(expressions) != num_queries:
+        problem = f"{num_queries} queries but {len(expressions)} expressions, expected one each"
+    else:
+        return expressions
+    raise ValueError(f"{image_name(image_input)}: the input has {problem}")
