@@ -3,6 +3,7 @@ image where the file need not fit in memory."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +25,11 @@ _BATCH = 1 << 15  # detections in memory while a file is read
 
 
 class Detections(NamedTuple):
-    """The N detections of an image, in the order of the results file.
+    """The N detections of an image, in the order of the results file."""
 
-    Attributes:
-        boxes: float64 [N, 4], [x, y, width, height] in pixels.
-        scores: float64 [N], from 0 to 1.
-        classes: int64 [N], indices of the categories.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
+    boxes: np.ndarray  # float64 [N, 4], [x, y, width, height] in pixels
+    scores: np.ndarray  # float64 [N], from 0 to 1
+    classes: np.ndarray  # int64 [N], indices of the categories
 
     @property
     def corners(self) -> np.ndarray:
@@ -125,15 +120,13 @@ class DetectionStore:
                 or score; the message names the detection.
         """
         spool = folder / "spool.bin"
-        counts: dict[int, int] = {}
-        num_zero_area = 0
+        counts, num_zero_area = Counter(), 0
         with spool.open("wb") as file:
             for rows in _batches(results_file, class_of, categories_file):
                 file.write(rows.tobytes())
                 num_zero_area += int((rows["box"][:, 2:] == 0).any(axis=1).sum())
                 ids, times = np.unique(rows["image"], return_counts=True)
-                for image_id, count in zip(ids.tolist(), times.tolist(), strict=True):
-                    counts[image_id] = counts.get(image_id, 0) + count
+                counts.update(dict(zip(ids.tolist(), times.tolist(), strict=True)))
         image_ids = np.array(sorted(counts), dtype=np.int64)
         starts = np.cumsum([0] + [counts[i] for i in image_ids.tolist()])
         first_row = dict(zip(image_ids.tolist(), starts[:-1].tolist(), strict=True))

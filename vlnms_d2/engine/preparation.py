@@ -39,24 +39,16 @@ GAMMA_GLOVE = 0.4  # the paper's
 
 @dataclass(frozen=True)
 class Settings:
-    """How data sets are prepared.
+    """How data sets are prepared."""
 
-    Attributes:
-        pipeline: spaCy pipeline that finds the nouns.
-        word_vectors: file in the format of GloVe; empty for MiniLM.
-        gamma: least cosine of a noun and a category name.
-        vocab_min_count: words that occur less often in a training set are unknown.
-        detections: COCO results file of a detector for WSPG; empty for text similarity with the
-            annotated boxes.
-        min_score: detections below it are ignored. Of 0.05, 0.1 and 0.3 the default is best for
-            referents and contextual objects together on RefShapes val.
-    """
-
-    pipeline: str = ""
-    word_vectors: str = ""
-    gamma: float = GAMMA_MINILM
-    vocab_min_count: int = 2
+    pipeline: str = ""  # spaCy pipeline that finds the nouns
+    word_vectors: str = ""  # file in the format of GloVe; empty for MiniLM
+    gamma: float = GAMMA_MINILM  # least cosine of a noun and a category name
+    vocab_min_count: int = 2  # words that occur less often in a training set are unknown
+    # COCO results file of a detector for WSPG; empty for text similarity with the annotated boxes.
     detections: str = ""
+    # Detections below it are ignored. Of 0.05, 0.1 and 0.3 the default is best for referents and
+    # contextual objects together on RefShapes val.
     min_score: float = 0.1
 
 

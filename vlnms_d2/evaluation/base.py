@@ -30,17 +30,13 @@ class RecordEvaluator(DatasetEvaluator):
         distributed: gather the records of all processes.
 
     Attributes:
-        task: names the results and their file.
-        title: names the results in the log.
-        items: what the records stand for, in the plural.
-        version: of the format of the results file.
         results: all results of the last `evaluate`, on the main process, as written to the file.
     """
 
-    task: str
-    title: str
-    items = "expressions"
-    version = 1
+    task: str  # names the results and their file
+    title: str  # names the results in the log
+    items = "expressions"  # what the records stand for, in the plural
+    version = 1  # of the format of the results file
 
     def __init__(self, dataset_name: str, output_dir: str | None, distributed: bool):
         self.dataset_name = dataset_name

@@ -20,18 +20,13 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Match:
-    """The ranked proposals of one expression against its annotated boxes.
+    """The ranked proposals of one expression against its annotated boxes."""
 
-    Attributes:
-        scores: float32 [n], in descending order.
-        best_iou: float32 [n], the best IoU with the referent among the proposals so far; None
-            where there is no referent.
-        context_rank: int32 [C], for each contextual box the rank of the first proposal that hits
-            it, or `NEVER`.
-    """
-
+    # float32 [n], in descending order.
     scores: np.ndarray
+    # float32 [n], the best IoU with the referent among the proposals so far; None without one.
     best_iou: np.ndarray | None
+    # int32 [C], for each contextual box the rank of the first proposal that hits it, or `NEVER`.
     context_rank: np.ndarray
 
 

@@ -26,19 +26,14 @@ class CategoryRules:
     """The choices behind `Category` that were made on data.
 
     tools/cross_validate_category.py measures alternatives on photos; tools/calibrate_words.py
-    fits `slope` and `midpoint`.
-
-    Attributes:
-        heads_only: only the head of a compound counts; otherwise synonyms of categories count
-            anywhere, and "baseball player bat" has two.
-        nouns_only: a one-word synonym counts only where the tagger sees a noun.
-        least: other words count if their cosine with some name is above this.
-        slope, midpoint: r = sigmoid(slope * (cosine - midpoint)).
+    fits `slope` and `midpoint`: r = sigmoid(slope * (cosine - midpoint)).
     """
 
+    # Only the head of a compound counts; otherwise synonyms of categories count anywhere, and
+    # "baseball player bat" has two.
     heads_only: bool
-    nouns_only: bool
-    least: float
+    nouns_only: bool  # a one-word synonym counts only where the tagger sees a noun
+    least: float  # other words count if their cosine with some name is above this
     slope: float
     midpoint: float
 
