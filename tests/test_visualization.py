@@ -15,8 +15,7 @@ from vlnms_d2.visualization import (
     draw_comparison,
     hits,
     place_label,
-    query_record,
-    result_table,
+    proposal_records,
     short_number,
     word_weights,
 )
@@ -247,7 +246,7 @@ def test_short_numbers():
     assert [short_number(v) for v in (0.834, 1.0, 0.0, 0.996)] == [".83", "1.0", ".00", "1.0"]
 
 
-# --- records and table -------------------------------------------------------------------------
+# --- records ---------------------------------------------------------------------------------
 
 
 def test_a_hit_needs_an_iou_above_one_half():
@@ -256,43 +255,6 @@ def test_a_hit_needs_an_iou_above_one_half():
     assert not hits(proposals([], query=False), (0, 0, 10, 10))
 
 
-def test_a_query_record_judges_both_sides_by_as_many_proposals():
-    detector = proposals([LEFT_BOX, RIGHT_BOX], query=False)
-    aware = proposals([RIGHT_BOX], query=True)
-    attention = np.array([[0.25, 0.75]])
-    record = query_record("Red cup", ["red", "cup"], attention, detector, aware, CLASSES, RIGHT_BOX)
-    verdict = {"hit_by_detector": False, "hit_by_proposals": True}
-    assert record["referent"] == verdict | {"box": list(RIGHT_BOX)}
-    assert record["attention"] == [0.25, 0.75] and record["words"] == ["red", "cup"]
-    (proposal,) = record["proposals"]
-    assert proposal["box"] == list(RIGHT_BOX) and proposal["class"] == "cup"
-    assert [proposal[key] for key in "scr"] == pytest.approx([0.9, 0.95, 0.99])
-    assert "referent" not in query_record("a", ["a"], None, detector, aware, CLASSES)
-
-
 def test_the_class_is_a_number_where_it_has_no_name():
-    aware = proposals([LEFT_BOX] * 4, query=True)
-    classes = [
-        p["class"] for p in query_record("a", ["a"], None, aware, aware, CLASSES)["proposals"]
-    ]
-    assert classes == ["cup", "chair", "dog", "3"]
-
-
-def test_the_table_counts_hits():
-    detector = proposals([LEFT_BOX, RIGHT_BOX], query=False)
-    records = [
-        query_record(text, ["a"], None, detector, proposals(boxes, query=True), CLASSES, RIGHT_BOX)
-        for text, boxes in (("first\nline", [RIGHT_BOX]), ("007", [LEFT_BOX, LOW_BOX]))
-    ]
-    text = result_table([{"file": "folder/one.jpg", "queries": records}])
-    first, second = (line.split() for line in text.splitlines()[3:5])
-    assert first == ["one.jpg", "first", "line", "1", "cup", ".90", "no", "yes"]
-    assert second == ["one.jpg", "007", "2", "cup", ".90,", "chair", ".20", "yes", "no"]
-    assert "1 of 2 by the detector alone, 1 with the query" in text
-
-
-def test_the_table_without_truth_has_no_verdicts():
-    record = query_record("a " * 300, [], None, *[proposals([], query=True)] * 2, CLASSES)
-    text = result_table([{"file": "one.jpg", "queries": [record]}])
-    assert "finds" not in text and max(map(len, text.splitlines())) < 120
-    assert "image" in result_table([{"file": "one.jpg", "queries": []}])
+    records = proposal_records(proposals([LEFT_BOX] * 4, query=True), CLASSES)
+    assert [record["class"] for record in records] == ["cup", "chair", "dog", "3"]

@@ -22,9 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
+
 if TYPE_CHECKING:
     import numpy as np
     from detectron2.config import CfgNode
+    from detectron2.structures import Instances
 
     from vlnms_d2 import VLNMSPredictor
 
@@ -32,6 +37,7 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "refshapes" / "vlnms_fc
 SCENES = Path(__file__).parent / "demo_scenes" / "scenes.json"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PROPOSALS_VERSION = 1
+MAX_QUERY, QUERY_COLUMN = 120, 30  # characters of a query in the table, and in one line of it
 
 
 class Job(NamedTuple):
@@ -178,7 +184,7 @@ def answer(
     import cv2
 
     from vlnms_d2.file_io import atomic_write
-    from vlnms_d2.visualization import draw_comparison, proposal_records, query_record
+    from vlnms_d2.visualization import draw_comparison, proposal_records
 
     # The predictor has the metadata of the first test set, if the config names one.
     test_sets = predictor.cfg.DATASETS.TEST
@@ -210,6 +216,70 @@ def slug(query: str) -> str:
     return re.sub(r"\W+", "-", query.lower())[:40].strip("-") or "query"
 
 
+def query_record(
+    query: str,
+    words: Sequence[str],
+    attention: np.ndarray | None,
+    detector: Instances,
+    aware: Instances,
+    class_names: Sequence[str],
+    referent: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """The result of one query, ready for JSON; arguments as for `draw_comparison`.
+
+    Returns:
+        `query`, `words`, `attention` (one number per word, or None), `proposals`; and if the
+        referent is known `referent`: its `box`, whether it is `hit_by_proposals`, and whether it
+        is `hit_by_detector` with the same number of proposals.
+    """
+    from vlnms_d2.visualization import hits, proposal_records, word_weights
+
+    weights, _ = word_weights(attention, len(words))
+    record = {
+        "query": query,
+        "words": list(words),
+        "attention": None if weights is None else weights.tolist(),
+        "proposals": proposal_records(aware, class_names),
+    }
+    if referent is not None:
+        record["referent"] = {
+            "box": list(referent),
+            "hit_by_detector": hits(detector[: len(aware)], referent),
+            "hit_by_proposals": hits(aware, referent),
+        }
+    return record
+
+
+def result_table(images: Sequence[dict[str, Any]]) -> str:
+    """One row per image and query, with whether the referent is hit where it is known.
+
+    Args:
+        images: for each image its `file` and, as `queries`, what `query_record` returned.
+    """
+    from tabulate import tabulate
+
+    from vlnms_d2.visualization import short_number, truncate
+
+    headers, rows, verdicts = ["image", "query", "kept", "best three (class, s)"], [], []
+    for image in images:
+        for record in image["queries"]:
+            proposals = record["proposals"]
+            best = ", ".join(f"{p['class']} {short_number(p['s'])}" for p in proposals[:3])
+            query = truncate(" ".join(record["query"].split()), MAX_QUERY)
+            rows.append([Path(image["file"]).name, query, len(proposals), best])
+            if "referent" in record:
+                referent = record["referent"]
+                verdicts.append((referent["hit_by_detector"], referent["hit_by_proposals"]))
+                rows[-1] += ["yes" if hit else "no" for hit in verdicts[-1]]
+    headers += ["detector\nfinds it", "with query\nfinds it"] if verdicts else []
+    text = tabulate(rows, headers, disable_numparse=True, maxcolwidths=[None, QUERY_COLUMN])
+    if verdicts:
+        detector, aware = (sum(column) for column in zip(*verdicts, strict=True))
+        text += "\n\nObjects found with the same number of proposals: "
+        text += f"{detector} of {len(verdicts)} by the detector alone, {aware} with the query"
+    return text
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -229,6 +299,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = build_parser()
+    add_import_option(parser)
     args = parser.parse_args(argv)
     if args.input and not args.query:
         parser.error('--input needs a question: add --query "the red cup" (once for each query)')
@@ -237,7 +308,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from vlnms_d2.data.mapper import read_image
     from vlnms_d2.file_io import write_json
-    from vlnms_d2.visualization import result_table
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # It warns about how Detectron2 asks whether it is being traced.

@@ -24,8 +24,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from export_options import FORMATS, add_cut_options, make_parser, show
+from import_option import add_import_option
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,7 +47,32 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pictures", type=int, default=0, metavar="K", help="queries to draw")
     add("--processes", type=int, default=1, metavar="P", help="default: %(default)s")
     add("--overwrite", action="store_true", help="replace the output of other settings in DIR")
+    add_import_option(parser)
     return parser.parse_args(argv)
+
+
+def format_recall(results: dict[str, Any]) -> str:
+    """The result of `recall_of_mentions` as a table to print."""
+    from tabulate import tabulate
+
+    from vlnms_d2.evaluation.mention_recall import IOU_THRESHOLD, MEANS, METHODS, TOPS
+
+    rows = []
+    for method, label in METHODS.items():
+        points, row = results["methods"][method], [label]
+        row += [points["top"][str(count)]["recall"] for count in TOPS]
+        for target in MEANS:
+            point = points["mean"][f"{target:g}"]
+            row += [point["recall"], point["proposals"]]
+        rows.append(row)
+    headers = ["proposals of", *(f"N={count}" for count in TOPS)]
+    headers += [name for target in MEANS for name in (f"mean {target:g}", "proposals")]
+    return (
+        tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f")
+        + f"\nRecall in percent of the mentioned boxes at IoU > {IOU_THRESHOLD:g}, mean over "
+        f"{results['captions']:,} captions. The thresholds of the last columns were chosen on "
+        "these captions, for each row."
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     processes, overwrite = args.pop("processes"), args.pop("overwrite")
     args["formats"] = tuple(args["formats"])
     try:
-        from vlnms_d2.evaluation.mention_recall import format_recall
         from vlnms_d2.export.from_detections import RerankSettings, run_rerank
 
         manifest = run_rerank(RerankSettings(**args), processes, overwrite)

@@ -1,4 +1,4 @@
-"""Query-aware proposals beside those of the detector alone, as pictures, JSON and a table.
+"""Query-aware proposals beside those of the detector alone, as pictures.
 
 The pictures are drawn with Pillow. Detectron2's Visualizer puts every label at a corner of its box,
 over other labels and across the border of the image. Proposals lie on top of each other (boxes of
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from PIL import Image, ImageDraw, ImageFont
-from tabulate import tabulate
 
 IOU_THRESHOLD = 0.5
 """Two boxes show the same object, and a proposal hits the referent, above this IoU."""
@@ -28,7 +27,6 @@ PANEL_WIDTH, PANEL_MAX_HEIGHT, PANEL_MIN_HEIGHT = 640, 720, 120
 TITLE_HEIGHT, MARGIN = 48, 12
 MAX_LABELS = 20  # per panel; more would hide the image
 MAX_NAME = 20  # characters of a class name
-MAX_QUERY, QUERY_COLUMN = 120, 30  # characters of a query in the table, and in one line of it
 
 Box = tuple[int, int, int, int]  # xyxy in pixels of a panel
 
@@ -84,15 +82,14 @@ def draw_comparison(
     """
     detector, aware = detector[: len(aware)].to("cpu"), aware.to("cpu")
     same = pairwise_iou(detector.pred_boxes, aware.pred_boxes) > IOU_THRESHOLD  # [K, K]
+    common = {"class_names": class_names, "referent": referent, "masks": masks}
     title = f"Detector alone: its {_plural(len(detector), 'best proposal')}"
     styles = [IN_BOTH if kept else DROPPED for kept in same.any(dim=1)]
-    left = _draw_panel(
-        image, title, "ranked by class confidence c", detector, styles, class_names, referent, masks
-    )
+    left = _draw_panel(image, title, "ranked by class confidence c", detector, styles, **common)
     title = f"With the query: {_plural(len(aware), 'proposal')} kept"
     subtitle = "ranked by s, the fusion of class confidence c and relatedness r"
     styles = [IN_BOTH if known else GAINED for known in same.any(dim=0)]
-    right = _draw_panel(image, title, subtitle, aware, styles, class_names, referent, masks)
+    right = _draw_panel(image, title, subtitle, aware, styles, **common)
     width = 2 * PANEL_WIDTH + 3 * MARGIN
     header = _draw_header(query, words, *word_weights(attention, len(words)), width)
     legend = _draw_legend(width, referent is not None)
@@ -202,7 +199,7 @@ def _draw_labels(
         if len(placed) == MAX_LABELS:
             break
         others = [other for j, other in enumerate(boxes) if j != i]
-        name = _truncate(record["class"], MAX_NAME)
+        name = truncate(record["class"], MAX_NAME)
         scores = [f"{key}={short_number(record[key])}" for key in "scr" if key in record]
         # Where all scores have no room, the first one may have.
         for text in (f"{name} {' '.join(scores)}", f"{name} {scores[0]}"):
@@ -224,11 +221,9 @@ def place_label(
     placed: Sequence[Box],
     others: Sequence[Box],
 ) -> Box | None:
-    """The rectangle of a label (width, height) at a box, all in pixels of the panel.
-
-    It lies inside the panel and overlaps no label of `placed`; among the possible positions it is
-    the one that covers least of the boxes in `others`. None if there is none.
-    """
+    """The rectangle of a label of some size (width, height) at a box, all in pixels of the panel:
+    inside the panel, over no label of `placed`, and over as little of the boxes in `others` as
+    possible. None if there is none."""
     x1, y1, x2, y2 = box
     width, height = size
     columns, rows = (x1, x2 - width, (x1 + x2 - width) // 2), (y1, y2 - height)
@@ -314,15 +309,13 @@ def _draw_legend(width: int, with_referent: bool) -> Image.Image:
     return legend
 
 
-# --- records and table -------------------------------------------------------------------------
+# --- records -----------------------------------------------------------------------------------
 
 
 def proposal_records(instances: Instances, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each proposal its `box` (xyxy in pixels), `class` and scores.
-
-    The scores are `s` (fused), `c` (class confidence) and `r` (relatedness); a proposal of the
-    detector alone has only `c`. A class beyond `class_names` is given as its number.
-    """
+    """For each proposal its `box` (xyxy in pixels), `class` (a number if it has no name), and its
+    scores `s` (fused), `c` (class confidence) and `r` (relatedness); one of the detector alone has
+    only `c`."""
     fields = {"c": "scores"}
     if instances.has("relatedness"):
         fields = {"s": "scores", "c": "cls_scores", "r": "relatedness"}
@@ -333,64 +326,6 @@ def proposal_records(instances: Instances, class_names: Sequence[str]) -> list[d
         | {key: column[i] for key, column in columns.items()}
         for i, (box, c) in enumerate(zip(boxes, classes, strict=True))
     ]
-
-
-def query_record(
-    query: str,
-    words: Sequence[str],
-    attention: np.ndarray | None,
-    detector: Instances,
-    aware: Instances,
-    class_names: Sequence[str],
-    referent: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """The result of one query, ready for JSON; arguments as for `draw_comparison`.
-
-    Returns:
-        `query`, `words`, `attention` (one number per word, or None), `proposals`; and if the
-        referent is known `referent`: its `box`, whether it is `hit_by_proposals`, and whether it
-        is `hit_by_detector` with the same number of proposals.
-    """
-    weights, _ = word_weights(attention, len(words))
-    record = {
-        "query": query,
-        "words": list(words),
-        "attention": None if weights is None else weights.tolist(),
-        "proposals": proposal_records(aware, class_names),
-    }
-    if referent is not None:
-        record["referent"] = {
-            "box": list(referent),
-            "hit_by_detector": hits(detector[: len(aware)], referent),
-            "hit_by_proposals": hits(aware, referent),
-        }
-    return record
-
-
-def result_table(images: Sequence[dict[str, Any]]) -> str:
-    """One row per image and query, with whether the referent is hit where it is known.
-
-    Args:
-        images: for each image its `file` and, as `queries`, what `query_record` returned.
-    """
-    headers, rows, verdicts = ["image", "query", "kept", "best three (class, s)"], [], []
-    for image in images:
-        for record in image["queries"]:
-            proposals = record["proposals"]
-            best = ", ".join(f"{p['class']} {short_number(p['s'])}" for p in proposals[:3])
-            query = _truncate(" ".join(record["query"].split()), MAX_QUERY)
-            rows.append([Path(image["file"]).name, query, len(proposals), best])
-            if "referent" in record:
-                referent = record["referent"]
-                verdicts.append((referent["hit_by_detector"], referent["hit_by_proposals"]))
-                rows[-1] += ["yes" if hit else "no" for hit in verdicts[-1]]
-    headers += ["detector\nfinds it", "with query\nfinds it"] if verdicts else []
-    text = tabulate(rows, headers, disable_numparse=True, maxcolwidths=[None, QUERY_COLUMN])
-    if verdicts:
-        detector, aware = (sum(column) for column in zip(*verdicts, strict=True))
-        text += "\n\nObjects found with the same number of proposals: "
-        text += f"{detector} of {len(verdicts)} by the detector alone, {aware} with the query"
-    return text
 
 
 def word_weights(attention: np.ndarray | None, num_words: int) -> tuple[np.ndarray | None, bool]:
@@ -420,7 +355,7 @@ def short_number(value: float) -> str:
     return text[1:] if text.startswith("0") else text[:3]
 
 
-def _truncate(text: str, length: int) -> str:
+def truncate(text: str, length: int) -> str:
     """The text in at most `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 

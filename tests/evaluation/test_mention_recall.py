@@ -8,7 +8,6 @@ from torchvision.ops import batched_nms, box_iou
 from vlnms_d2.data.datasets.coco import Mentioned
 from vlnms_d2.evaluation.mention_recall import (
     METHODS,
-    format_recall,
     load_matches,
     match_mentions,
     oracle_relatedness,
@@ -130,14 +129,3 @@ def test_saved_matches_are_those_that_were_made(tmp_path):
     save_matches(files[1], {method: [] for method in METHODS})
     save_matches(files[2], {method: of_both[1:] for method, of_both in matches.items()})
     assert recall_of_mentions(load_matches(files)) == recall_of_mentions(matches)
-
-
-def test_the_table():
-    boxes = line_of_boxes(3)
-    matches = match_mentions(
-        boxes, np.ones(3), np.zeros(3, np.int64), NAMES, np.ones((1, 3), np.float32),
-        [mentioned(boxes[:1])], 0.5,
-    )  # fmt: skip
-    text = format_recall(recall_of_mentions(matches))
-    for word in ("N=5", "N=10", "mean 3", "mean 8", *METHODS.values(), "100.00", "1 captions"):
-        assert word in text

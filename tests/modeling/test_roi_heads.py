@@ -151,8 +151,8 @@ def spied(model):
     select = model.roi_heads._select
 
     def select_and_keep(*args):
-        seen["candidates"] = select(*args)
-        return seen["candidates"]
+        [seen["candidates"]] = select(*args)
+        return [seen["candidates"]]
 
     model.roi_heads._select = select_and_keep
     model.roi_heads.vlnms.relatedness.register_forward_hook(
@@ -218,9 +218,16 @@ def test_boxes_of_no_query_and_of_no_candidate(config, head):
     model = build(config(head, "Trans"))
     (nothing,) = run(model, image_input(0, query=[]))
     assert len(nothing) == 0 and set(nothing.get_fields()) == FIELDS
-    model.roi_heads._select = lambda detections, i, size: select_candidates(
-        detections.boxes[i][:0], detections.scores[i][:0], size, score_thresh=0, max_candidates=9
-    )
+    model.roi_heads._select = lambda predictions, sizes, indices: [
+        select_candidates(
+            predictions.boxes[i][:0],
+            predictions.scores[i][:0],
+            sizes[i],
+            score_thresh=0,
+            max_candidates=9,
+        )
+        for i in indices
+    ]
     (nothing,) = run(model, image_input(0, query=["red", "dog"]))
     assert len(nothing) == 0 and set(nothing.get_fields()) == FIELDS
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build
+from detectron2.structures import Boxes, Instances
 
 from vlnms_d2 import VLNMSPredictor
 
@@ -242,3 +243,59 @@ def test_names_of_pictures_differ():
 def test_slugs(query, expected):
     assert demo.slug(query) == expected
     assert len(demo.slug("word " * 100)) <= 40
+
+
+# --- records and table -------------------------------------------------------------------------
+
+CLASSES = ("cup", "chair", "dog")
+LEFT_BOX, RIGHT_BOX, LOW_BOX = (5, 20, 25, 40), (50, 20, 70, 40), (30, 44, 40, 56)
+
+
+def proposals(boxes, *, query: bool) -> Instances:
+    n = len(boxes)
+    instances = Instances((60, 80))
+    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4))
+    instances.scores = torch.linspace(0.9, 0.2, n)
+    instances.pred_classes = torch.arange(n)
+    if query:
+        instances.cls_scores = torch.linspace(0.95, 0.4, n)
+        instances.relatedness = torch.linspace(0.99, 0.5, n)
+    return instances
+
+
+def test_a_query_record_judges_both_sides_by_as_many_proposals():
+    detector = proposals([LEFT_BOX, RIGHT_BOX], query=False)
+    aware = proposals([RIGHT_BOX], query=True)
+    attention = np.array([[0.25, 0.75]])
+    record = demo.query_record(
+        "Red cup", ["red", "cup"], attention, detector, aware, CLASSES, RIGHT_BOX
+    )
+    verdict = {"hit_by_detector": False, "hit_by_proposals": True}
+    assert record["referent"] == verdict | {"box": list(RIGHT_BOX)}
+    assert record["attention"] == [0.25, 0.75] and record["words"] == ["red", "cup"]
+    (proposal,) = record["proposals"]
+    assert proposal["box"] == list(RIGHT_BOX) and proposal["class"] == "cup"
+    assert [proposal[key] for key in "scr"] == pytest.approx([0.9, 0.95, 0.99])
+    assert "referent" not in demo.query_record("a", ["a"], None, detector, aware, CLASSES)
+
+
+def test_the_table_counts_hits():
+    detector = proposals([LEFT_BOX, RIGHT_BOX], query=False)
+    records = [
+        demo.query_record(
+            text, ["a"], None, detector, proposals(boxes, query=True), CLASSES, RIGHT_BOX
+        )
+        for text, boxes in (("first\nline", [RIGHT_BOX]), ("007", [LEFT_BOX, LOW_BOX]))
+    ]
+    text = demo.result_table([{"file": "folder/one.jpg", "queries": records}])
+    first, second = (line.split() for line in text.splitlines()[3:5])
+    assert first == ["one.jpg", "first", "line", "1", "cup", ".90", "no", "yes"]
+    assert second == ["one.jpg", "007", "2", "cup", ".90,", "chair", ".20", "yes", "no"]
+    assert "1 of 2 by the detector alone, 1 with the query" in text
+
+
+def test_the_table_without_truth_has_no_verdicts():
+    record = demo.query_record("a " * 300, [], None, *[proposals([], query=True)] * 2, CLASSES)
+    text = demo.result_table([{"file": "one.jpg", "queries": [record]}])
+    assert "finds" not in text and max(map(len, text.splitlines())) < 120
+    assert "image" in demo.result_table([{"file": "one.jpg", "queries": []}])

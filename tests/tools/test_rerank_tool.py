@@ -14,6 +14,8 @@ import pytest
 from conftest import REPO
 
 import vlnms_d2
+from vlnms_d2.evaluation.matching import Match
+from vlnms_d2.evaluation.mention_recall import METHODS, recall_of_mentions
 from vlnms_d2.export import FORMATS, from_detections, job, reranking
 from vlnms_d2.export.reranking import Reranker
 
@@ -479,3 +481,11 @@ def test_overwriting_with_a_damaged_file_keeps_the_finished_output(folder, tmp_p
     run(folder, out, "--overwrite", detections="cut.json", status=1)
     assert "cut.json: not valid JSON" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_table_of_recall():
+    one = [Match(np.float32([1.0]), None, np.int32([0]))]
+    results = recall_of_mentions(dict.fromkeys(METHODS, one))
+    text = rerank_tool.format_recall(results)
+    for word in ("N=5", "N=10", "mean 3", "mean 8", *METHODS.values(), "100.00", "1 captions"):
+        assert word in text

@@ -51,30 +51,31 @@ def _parts(
     [size] = images.image_sizes
     maps = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, maps, None)
-    detections = head.predict(maps, proposals)
-    found = head._select(detections, 0, size)
-    head._pool(maps, detections, [found], [0])
-    [visual] = head.encode_candidates([found])
+    predictions = head.predict(maps, proposals)
+    [candidates] = head._select(predictions, [size], [0])
+    head._pool(maps, predictions, [0], [candidates])
+    [visual] = head.encode_candidates([candidates])
     image = {
         "backbone": lambda: model.backbone(images.tensor),
         "RPN": lambda: model.proposal_generator(images, maps, None),
         "the detector's head": lambda: head.predict(maps, proposals),
-        "candidates": lambda: head._select(detections, 0, size),
-        "pooling them": lambda: head._pool(maps, detections, [found], [0]),
-        "encoding them": lambda: head.encode_candidates([found]),
+        "candidates": lambda: head._select(predictions, [size], [0]),
+        "pooling them": lambda: head._pool(maps, predictions, [0], [candidates]),
+        "encoding them": lambda: head.encode_candidates([candidates]),
     }
     rows = []
     for count in options.queries or QUERIES:
         queries = made_up_queries(count)
         [text] = head.vlnms.encode_queries([queries])
-        related, _ = head.vlnms.score(visual, box_locations(found.boxes, size), text)
-        post = partial(head.postprocessor, found.boxes, found.scores, related, found.classes)
-        result = partial(_assemble, found, related, post(), size)
+        locations = box_locations(candidates.boxes, size)
+        related, _ = head.vlnms.score(visual, locations, text)
+        post = partial(
+            head.postprocessor, candidates.boxes, candidates.scores, related, candidates.classes
+        )
+        result = partial(_assemble, candidates, related, post(), size)
         parts = {
             "text": partial(head.vlnms.encode_queries, [queries]),
-            "relatedness": partial(
-                head.vlnms.score, visual, box_locations(found.boxes, size), text
-            ),
+            "relatedness": partial(head.vlnms.score, visual, locations, text),
             "fusion and NMS": post,
             "Instances": result,
         }
@@ -82,8 +83,8 @@ def _parts(
     return _milliseconds(image, options), rows
 
 
-def _assemble(found, related, selection, size) -> None:
-    result = QueryResult(found, found.boxes, related, selection)
+def _assemble(candidates, related, selection, size) -> None:
+    result = QueryResult(candidates, candidates.boxes, related, selection)
     result.per_query(result.distinct_instances(size))
 
 

@@ -3,6 +3,7 @@ image where the file need not fit in memory."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..file_io import atomic_write, shown
 from .datasets.coco import class_of_detection, read_categories
-from .entries import is_finite, iter_json_list, require
+from .entries import is_box, is_finite, iter_json_list, require
 
 SOURCE = (
     "It is a JSON list of {image_id, category_id, bbox [x, y, width, height], score}, as "
@@ -24,17 +25,11 @@ _BATCH = 1 << 15  # detections in memory while a file is read
 
 
 class Detections(NamedTuple):
-    """The N detections of an image, in the order of the results file.
+    """The N detections of an image, in the order of the results file."""
 
-    Attributes:
-        boxes: float64 [N, 4], [x, y, width, height] in pixels.
-        scores: float64 [N], from 0 to 1.
-        classes: int64 [N], indices of the categories.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
+    boxes: np.ndarray  # float64 [N, 4], [x, y, width, height] in pixels
+    scores: np.ndarray  # float64 [N], from 0 to 1
+    classes: np.ndarray  # int64 [N], indices of the categories
 
     @property
     def corners(self) -> np.ndarray:
@@ -49,7 +44,6 @@ class CategorisedDetections:
     Attributes:
         by_image: image id -> boxes, float64 [D, 4], [x, y, width, height] in pixels, and classes,
             int64 [D], indices into `category_names`; in descending score order.
-        category_names: of the detector's classes.
     """
 
     by_image: dict[int, tuple[np.ndarray, np.ndarray]]
@@ -59,13 +53,12 @@ class CategorisedDetections:
 def read_detections(
     results_file: str | Path, categories_file: str | Path, min_score: float = 0.0
 ) -> CategorisedDetections:
-    """Reads a results file and the names of its categories.
+    """Reads a results file in COCO's format, without detections below `min_score`.
 
     Args:
         results_file: COCO results.
         categories_file: a file in COCO's format with "categories", such as the annotations that
             the detector was trained with.
-        min_score: detections below it are dropped.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -88,10 +81,7 @@ def read_detections(
 
 
 class DetectionStore:
-    """Detections of many images, on disk; opens what `build` wrote.
-
-    Args:
-        folder: of the store.
+    """Detections of many images, on disk; opens what `build` wrote in a folder.
 
     Attributes:
         image_ids: int64 [I], of the images with detections, in ascending order.
@@ -130,15 +120,13 @@ class DetectionStore:
                 or score; the message names the detection.
         """
         spool = folder / "spool.bin"
-        counts: dict[int, int] = {}
-        num_zero_area = 0
+        counts, num_zero_area = Counter(), 0
         with spool.open("wb") as file:
             for rows in _batches(results_file, class_of, categories_file):
                 file.write(rows.tobytes())
                 num_zero_area += int((rows["box"][:, 2:] == 0).any(axis=1).sum())
                 ids, times = np.unique(rows["image"], return_counts=True)
-                for image_id, count in zip(ids.tolist(), times.tolist(), strict=True):
-                    counts[image_id] = counts.get(image_id, 0) + count
+                counts.update(dict(zip(ids.tolist(), times.tolist(), strict=True)))
         image_ids = np.array(sorted(counts), dtype=np.int64)
         starts = np.cumsum([0] + [counts[i] for i in image_ids.tolist()])
         first_row = dict(zip(image_ids.tolist(), starts[:-1].tolist(), strict=True))
@@ -166,9 +154,7 @@ class DetectionStore:
             rows = np.empty(0, dtype=_ROW)
         else:
             start, end = self._starts[place : place + 2].tolist()
-            rows = np.fromfile(
-                self._rows_file, _ROW, count=end - start, offset=start * _ROW.itemsize
-            )
+            rows = np.fromfile(self._rows_file, _ROW, end - start, offset=start * _ROW.itemsize)
         return Detections(rows["box"], rows["score"], rows["class"])
 
     def _place(self, image_id: int) -> int | None:
@@ -178,11 +164,8 @@ class DetectionStore:
 
 
 def _sort(spool: Path, rows_file: Path, next_row: dict[int, int]) -> None:
-    """Write the rows image by image, in their previous order within each image.
-
-    Args:
-        next_row: image id -> position of its next row; updated.
-    """
+    """Write the rows image by image, in their previous order within each image; `next_row` (image
+    id -> position of its next row) is updated."""
     with spool.open("rb") as source, rows_file.open("wb") as target:
         while chunk := source.read(_BATCH * _ROW.itemsize):
             rows = np.frombuffer(chunk, dtype=_ROW)
@@ -226,7 +209,7 @@ def _read(
     for number, entry in enumerate(iter_json_list(results_file, SOURCE)):
         where = f"{results_file}: detection number {number}"
         box, score = require(entry, "bbox", list, where), entry.get("score")
-        if len(box) != 4 or not all(map(is_finite, box)):
+        if not is_box(box):
             raise ValueError(
                 f"{where}: 'bbox' is {shown(box)}, expected [x, y, width, height] in pixels, four "
                 f"finite numbers. {SOURCE}"

@@ -18,11 +18,7 @@ _TYPES = {int: "an integer", str: "a string", list: "a list", dict: "a dictionar
 
 
 def read_json(path: Path, source: str) -> dict[str, Any]:
-    """Reads a file that holds a JSON object.
-
-    Args:
-        path: the file.
-        source: a sentence for the user on where to get the file.
+    """Reads a file that holds a JSON object; `source` tells the user where to get the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,11 +41,7 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
 
 def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
     """Reads a file that holds a JSON list of objects, one object at a time, in memory that does not
-    grow with the file.
-
-    Args:
-        path: in UTF-8.
-        source: a sentence for the user on what the file is.
+    grow with the file. The file is in UTF-8; `source` tells the user what it is.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -111,35 +103,29 @@ def check_images(dataset_dicts: Sequence[dict[str, Any]], source: str) -> None:
 
 
 def require(entry: Any, key: str, kind: type, where: str) -> Any:
-    """The value of a key of an entry.
+    """The value of a key of an entry, of type `kind` (int, str, list or dict).
 
-    Args:
-        entry: expected to be a dict with the key.
-        key: its name.
-        kind: the expected type: int, str, list or dict.
-        where: file and entry, for the message.
+    `where` names file and entry in the message.
 
     Raises:
         ValueError: the entry is not a dict, lacks the key or has a value of another type.
     """
     if not isinstance(entry, dict):
-        raise ValueError(
-            f"{where} is {type(entry).__name__}, expected a dictionary with '{key}'. Repair the "
-            "entry or fetch the file again."
-        )
-    if key not in entry:
-        raise ValueError(
-            f"{where} has no '{key}', expected {_TYPES[kind]}. Repair the entry or fetch the file "
-            "again."
-        )
-    value = entry[key]
-    good = is_integer(value) if kind is int else isinstance(value, kind)
-    if not good or (kind is str and _SURROGATE.search(value)):
-        raise ValueError(
-            f"{where}: '{key}' is {shown(value)}, expected {_TYPES[kind]}. Repair the entry or "
-            "fetch the file again."
-        )
-    return value
+        problem = f"{where} is {type(entry).__name__}, expected a dictionary with '{key}'"
+    elif key not in entry:
+        problem = f"{where} has no '{key}', expected {_TYPES[kind]}"
+    elif not (is_integer(entry[key]) if kind is int else isinstance(entry[key], kind)) or (
+        kind is str and _SURROGATE.search(entry[key])
+    ):
+        problem = f"{where}: '{key}' is {shown(entry[key])}, expected {_TYPES[kind]}"
+    else:
+        return entry[key]
+    raise ValueError(f"{problem}. Repair the entry or fetch the file again.")
+
+
+def single_spaces(text: str) -> str:
+    """The text without white space at its ends, and with single spaces inside."""
+    return " ".join(text.split())
 
 
 def is_integer(value: Any) -> bool:
@@ -150,3 +136,8 @@ def is_integer(value: Any) -> bool:
 def is_finite(value: Any) -> bool:
     """Whether a value is a number other than infinity and NaN."""
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def is_box(value: Any) -> bool:
+    """Whether a value is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_finite, value))

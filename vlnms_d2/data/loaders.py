@@ -16,14 +16,9 @@ class ShuffledStream(Dataset):
     """An infinite shuffled stream over a data set, indexed by position.
 
     The item at a position depends only on the seed and the position: epoch `p // n` is one
-    permutation, and the generators that the mapper draws from are seeded with the position. So a
-    run that resumes at position p gets the items of an uninterrupted run, with any number of
-    workers.
-
-    Args:
-        dataset_dicts: the n images.
-        mapper: from a dataset dict to a model input; may draw from `random` and `numpy.random`.
-        seed: of the permutations and of the mapper's draws.
+    permutation of the n images, and the generators that the mapper may draw from (`random`,
+    `numpy.random`) are seeded with the position. So a run that resumes at position p gets the
+    items of an uninterrupted run, with any number of workers.
     """
 
     def __init__(self, dataset_dicts: list[dict], mapper: Callable[[dict], dict], seed: int):
@@ -43,14 +38,8 @@ class ShuffledStream(Dataset):
 
 
 class ResumableBatches(Sampler):
-    """An infinite sampler of the positions of this process's batches.
-
-    Args:
-        batch_size: images per iteration over all processes.
-
-    Attributes:
-        start_iter: the iteration to start at; set before iterating.
-    """
+    """An infinite sampler of the positions of this process's batches, of `batch_size` images over
+    all processes, from the iteration `start_iter` on (set it before iterating)."""
 
     def __init__(self, batch_size: int):
         world = comm.get_world_size()

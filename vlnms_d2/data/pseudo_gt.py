@@ -19,12 +19,14 @@ from ..file_io import shown, write_json
 from ..language.matching import CategoryMatcher
 from .builtin import datasets_root
 from .datasets.refer import merge_by_image
-from .entries import is_finite, is_integer, read_json, require
+from .entries import is_box, is_integer, read_json, require
 
 VERSION = 1
 SAME_IOU = 0.9
 """A box whose IoU with the referent is above this is the referent, not context."""
 
+ImageMask = tuple[dict[str, Any], np.ndarray]
+"""An image, and an array with a row per expression."""
 _SOURCE = "tools/prepare_data.py makes such files."
 
 
@@ -50,7 +52,7 @@ def text_similarity(
 
 def mentioned_objects(
     images: Sequence[dict[str, Any]], matcher: CategoryMatcher, gamma: float
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+) -> Iterator[ImageMask]:
     """Each image with a mask of the objects whose category its expressions mention, bool [E, A],
     referents included. Arguments as in `text_similarity`."""
     for image, cosines in with_cosines(images, matcher):
@@ -58,9 +60,7 @@ def mentioned_objects(
         yield image, (cosines[:, classes] > gamma) & (classes >= 0)
 
 
-def contexts_of(
-    mentioned: Iterable[tuple[dict[str, Any], np.ndarray]],
-) -> dict[int, list[int]]:
+def contexts_of(mentioned: Iterable[ImageMask]) -> dict[int, list[int]]:
     """The mentioned objects that are not the referent; see `text_similarity`."""
     contexts = {}
     for image, is_mentioned in mentioned:
@@ -72,7 +72,7 @@ def contexts_of(
     return contexts
 
 
-def referent_misses(mentioned: Iterable[tuple[dict[str, Any], np.ndarray]]) -> float:
+def referent_misses(mentioned: Iterable[ImageMask]) -> float:
     """Share of expressions without a noun that matches the category of their own referent, among
     those whose referent has a known category; 0 if there are none."""
     misses = []
@@ -94,8 +94,7 @@ def weakly_supervised(
 
     Args:
         images: dataset dicts in the standard format, with `expressions`.
-        detections: image id -> boxes of any detector, float [D, 4], [x, y, width, height] in
-            pixels, and their classes, int64 [D].
+        detections: see `CategorisedDetections.by_image`.
         matcher: with the names of the detector's categories; compares the heads of noun chunks.
         gamma: threshold of the cosine, exclusive.
 
@@ -111,9 +110,7 @@ def weakly_supervised(
     return pseudo
 
 
-def with_cosines(
-    images: Sequence[dict[str, Any]], matcher: CategoryMatcher
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+def with_cosines(images: Sequence[dict[str, Any]], matcher: CategoryMatcher) -> Iterator[ImageMask]:
     """Each image with the cosines [E, C] of its expressions; all texts are matched in one call."""
     queries = [e["query"] for image in images for e in image["expressions"]]
     texts = {text: i for i, text in enumerate(dict.fromkeys(queries))}
@@ -127,7 +124,10 @@ def same_box(annotations: list[dict[str, Any]], referents: list[int | None]) -> 
     if not annotations:
         return np.zeros((len(referents), 0), dtype=bool)
     row_of = {annotation["id"]: i for i, annotation in enumerate(annotations)}
-    boxes = np.array([_xywh(annotation) for annotation in annotations], dtype=np.float64)
+    boxes = np.array(
+        [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for a in annotations],
+        dtype=np.float64,
+    )
     # pycocotools is the fastest for a few boxes at a time.
     same = box_iou(boxes, boxes, [False] * len(boxes)) > SAME_IOU
     np.fill_diagonal(same, True)
@@ -136,34 +136,18 @@ def same_box(annotations: list[dict[str, Any]], referents: list[int | None]) -> 
     return np.concatenate([same, no_referent])[rows]
 
 
-def _xywh(annotation: dict[str, Any]) -> list[float]:
-    box, mode = annotation["bbox"], annotation["bbox_mode"]
-    return box if mode == BoxMode.XYWH_ABS else BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
-
-
 def save_pseudo_gt(path: str | Path, dataset: str, settings: dict[str, Any], **content) -> None:
-    """Writes pseudo ground truth as JSON, atomically.
-
-    Args:
-        path: the file.
-        dataset: name of its data set.
-        settings: how it was made.
-        content: `contexts` of `text_similarity` or `boxes` of `weakly_supervised`, and
-            `statistics`.
-    """
+    """Writes the pseudo ground truth of a data set as JSON, atomically: `contexts` of
+    `text_similarity` or `boxes` of `weakly_supervised`, and `statistics`."""
     write_json(path, {"version": VERSION, "dataset": dataset, "settings": settings} | content)
 
 
 def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[str, Any]]:
-    """Adds the pseudo ground truth of a file to expressions.
-
-    Args:
-        images: dataset dicts in the standard format; left unchanged.
-        path: what `save_pseudo_gt` wrote.
+    """Adds the pseudo ground truth of a file (see `save_pseudo_gt`) to expressions.
 
     Returns:
-        The images with "context_ann_ids" or, for boxes of a detector, "pseudo_boxes" in each
-        expression.
+        Copies of the images, dataset dicts in the standard format, with "context_ann_ids" or, for
+        boxes of a detector, "pseudo_boxes" in each expression.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -175,10 +159,13 @@ def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[s
         raise ValueError(
             f"{path}: 'version' is {shown(content.get('version'))}, expected {VERSION}. {_SOURCE}"
         )
-    key = "boxes" if "boxes" in content else "contexts"
+    if "boxes" in content:
+        key, field, is_entry = "boxes", "pseudo_boxes", is_box
+        expected = "boxes [x, y, width, height]"
+    else:
+        key, field, is_entry = "contexts", "context_ann_ids", is_integer
+        expected = "its annotation ids"
     known = require(content, key, dict, str(path))
-    is_entry = _is_box if key == "boxes" else is_integer
-    field = "pseudo_boxes" if key == "boxes" else "context_ann_ids"
     added = []
     for image in images:
         ann_ids = {annotation["id"] for annotation in image["annotations"]}
@@ -189,17 +176,12 @@ def add_pseudo_gt(images: list[dict[str, Any]], path: str | Path) -> list[dict[s
             if not valid or (key == "contexts" and not ann_ids.issuperset(objects)):
                 raise ValueError(
                     f"{path}: '{key}' has {shown(objects)} for sentence {expression['sent_id']} of "
-                    f"image {image['image_id']}, expected a list of "
-                    + ("boxes [x, y, width, height]" if key == "boxes" else "its annotation ids")
-                    + ". Make the file again for this data set: tools/prepare_data.py --redo."
+                    f"image {image['image_id']}, expected a list of {expected}. Make the file "
+                    "again for this data set: tools/prepare_data.py --redo."
                 )
             expressions.append(expression | {field: objects})
         added.append(image | {"expressions": expressions})
     return added
-
-
-def _is_box(entry: Any) -> bool:
-    return isinstance(entry, list) and len(entry) == 4 and all(map(is_finite, entry))
 
 
 def prepared_folder(folder: str | Path = "") -> Path:
@@ -215,13 +197,10 @@ def pseudo_gt_file(folder: Path, dataset_name: str) -> Path:
 def load_expressions(
     dataset_names: Iterable[str], pseudo_gt_dir: str | Path = "", required: bool = False
 ) -> list[dict]:
-    """Loads data sets with their pseudo ground truth.
-
-    An image of several data sets appears once, with all its expressions.
+    """Loads registered data sets with their pseudo ground truth, from a folder of
+    `prepared_folder`. An image of several data sets appears once, with all its expressions.
 
     Args:
-        dataset_names: registered names.
-        pseudo_gt_dir: folder of the pseudo ground truth; see `prepared_folder`.
         required: data sets without annotated contextual objects must have pseudo ground truth.
 
     Raises:

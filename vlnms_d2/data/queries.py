@@ -11,7 +11,7 @@ from ..file_io import shown
 from .datasets.flickr30k import SOURCE as FLICKR30K_SOURCE
 from .datasets.flickr30k import read_sentences
 from .datasets.refer import read_refs
-from .entries import check_exists, read_json, require
+from .entries import check_exists, is_integer, read_json, require, single_spaces
 
 FORMATS = (
     "Queries are COCO captions (.json), refs of REFER (.p, .pkl, .pickle), JSON lines of "
@@ -23,19 +23,14 @@ FORMATS = (
 class Query(NamedTuple):
     """A query of an image.
 
-    Attributes:
-        image_id: of the image.
-        query_id: distinct; the id of a caption, the sent_id of REFER, or for Flickr30k
-            "<image id>#<line, from 0>".
-        text: with single spaces; may be empty.
-        ref_id, split: of REFER; otherwise None.
+    Its id is that of a caption, the sent_id of REFER, or for Flickr30k "<image id>#<line, from 0>".
     """
 
     image_id: int
-    query_id: int | str
-    text: str
-    ref_id: int | None = None
-    split: str | None = None
+    query_id: int | str  # distinct
+    text: str  # with single spaces; may be empty
+    ref_id: int | None = None  # of REFER
+    split: str | None = None  # of REFER
 
 
 def read_queries(path: str | Path, split: str | None = None) -> list[Query]:
@@ -55,19 +50,14 @@ def read_queries(path: str | Path, split: str | None = None) -> list[Query]:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if path.is_dir():
-        entries = _flickr30k(path)
-    elif suffix in (".p", ".pkl", ".pickle"):
-        entries = _refer(path)
-    elif suffix == ".jsonl":
-        entries = _json_lines(path)
-    elif suffix == ".json":
-        entries = _coco_captions(path)
-    else:
+    readers = dict.fromkeys((".p", ".pkl", ".pickle"), _refer)
+    readers |= {".jsonl": _json_lines, ".json": _coco_captions}
+    read = _flickr30k if path.is_dir() else readers.get(suffix)
+    if read is None:
         check_exists(path, FORMATS)
         raise ValueError(f"{path}: the suffix {suffix!r} is unknown. {FORMATS}")
     queries, ids = [], set()
-    for where, query in entries:
+    for where, query in read(path):
         if query.query_id in ids:
             raise ValueError(
                 f"{where}: the id {shown(query.query_id)} is used twice, expected distinct ids. "
@@ -77,12 +67,8 @@ def read_queries(path: str | Path, split: str | None = None) -> list[Query]:
         queries.append(query)
     if not queries:
         raise ValueError(f"{path}: there are no queries. {FORMATS}")
-    if split is not None:
-        queries = _of_split(queries, split, path)
-    return queries
-
-
-def _of_split(queries: list[Query], split: str, path: Path) -> list[Query]:
+    if split is None:
+        return queries
     chosen = [query for query in queries if query.split == split]
     if not chosen:
         available = ", ".join(sorted({q.split for q in queries if q.split is not None}))
@@ -100,7 +86,7 @@ def _coco_captions(path: Path) -> Iterator[tuple[str, Query]]:
         where = f"{path}: annotation number {number}"
         text = require(entry, "caption", str, where)
         ids = (require(entry, key, int, where) for key in ("image_id", "id"))
-        yield where, Query(*ids, _single_spaces(text))
+        yield where, Query(*ids, single_spaces(text))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Query]]:
@@ -120,12 +106,12 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Query]]:
             image_id = require(entry, "image_id", int, where)
             text = require(entry, "query", str, where)
             query_id = entry.get("query_id")
-            if not isinstance(query_id, (int, str)) or isinstance(query_id, bool):
+            if not (is_integer(query_id) or isinstance(query_id, str)):
                 raise ValueError(
                     f"{where}: 'query_id' is {shown(query_id)}, expected an integer or a string. "
                     f"{FORMATS}"
                 )
-            yield where, Query(image_id, query_id, _single_spaces(text))
+            yield where, Query(image_id, query_id, single_spaces(text))
 
 
 def _refer(path: Path) -> Iterator[tuple[str, Query]]:
@@ -137,7 +123,7 @@ def _refer(path: Path) -> Iterator[tuple[str, Query]]:
             sent_id = require(sentence, "sent_id", int, where_in_ref)
             # "sent" is cleaned, "raw" is as typed; a few sentences have only one of them.
             texts = [sentence.get(key) for key in ("sent", "raw")]
-            words = [_single_spaces(text) for text in texts if isinstance(text, str)]
+            words = [single_spaces(text) for text in texts if isinstance(text, str)]
             text = next(filter(None, words), "")
             yield where_in_ref, Query(ref["image_id"], sent_id, text, ref["ref_id"], ref["split"])
 
@@ -161,7 +147,3 @@ def _flickr30k(path: Path) -> Iterator[tuple[str, Query]]:
         for number, sentence in read_sentences(file).items():
             query = Query(image_id, f"{image_id}#{number - 1}", sentence.text)
             yield f"{file}, line {number}", query
-
-
-def _single_spaces(text: str) -> str:
-    return " ".join(text.split())

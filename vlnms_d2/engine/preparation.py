@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,16 @@ GAMMA_GLOVE = 0.4  # the paper's
 
 @dataclass(frozen=True)
 class Settings:
-    """How data sets are prepared.
+    """How data sets are prepared."""
 
-    Attributes:
-        pipeline: spaCy pipeline that finds the nouns.
-        word_vectors: file in the format of GloVe; empty for MiniLM.
-        gamma: least cosine of a noun and a category name.
-        vocab_min_count: words that occur less often in a training set are unknown.
-        detections: COCO results file of a detector for WSPG; empty for text similarity with the
-            annotated boxes.
-        min_score: detections below it are ignored. Of 0.05, 0.1 and 0.3 the default is best for
-            referents and contextual objects together on RefShapes val.
-    """
-
-    pipeline: str = ""
-    word_vectors: str = ""
-    gamma: float = GAMMA_MINILM
-    vocab_min_count: int = 2
+    pipeline: str = ""  # spaCy pipeline that finds the nouns
+    word_vectors: str = ""  # file in the format of GloVe; empty for MiniLM
+    gamma: float = GAMMA_MINILM  # least cosine of a noun and a category name
+    vocab_min_count: int = 2  # words that occur less often in a training set are unknown
+    # COCO results file of a detector for WSPG; empty for text similarity with the annotated boxes.
     detections: str = ""
+    # Detections below it are ignored. Of 0.05, 0.1 and 0.3 the default is best for referents and
+    # contextual objects together on RefShapes val.
     min_score: float = 0.1
 
 
@@ -64,8 +57,7 @@ class Preparation:
 
     Args:
         out: folder; each data set has a subfolder with its name; see `prepared_folder`.
-        settings: see `Settings`.
-        load_vectors: returns the word vectors; called when they are first needed.
+        load_vectors: returns the word vectors; called once, when they are first needed.
         detected: detections by image for WSPG, or None for text similarity.
         redo: write files again that exist already.
         report: called with lines for the user.
@@ -82,21 +74,12 @@ class Preparation:
         report: Callable[[str], None] = print,
         processes: int = 1,
     ):
-        self.out = out
-        self.settings = settings
-        self.detected = detected
-        self.redo = redo
-        self.report = report
-        self.processes = processes
+        self.out, self.settings, self.detected = out, settings, detected
+        self.redo, self.report, self.processes = redo, report, processes
         self._load_vectors = load_vectors
-        self._vectors: WordVectors | None = None
-        self._nouns: NounFinder | None = None
 
     def prepare(self, name: str) -> dict[str, Any]:
-        """Prepare a registered data set.
-
-        Returns:
-            Its statistics, as `statistics.json` has them.
+        """Prepare a registered data set; returns its statistics, as `statistics.json` has them.
 
         Raises:
             FileNotFoundError, ValueError: a file of the data set is missing or damaged.
@@ -128,13 +111,13 @@ class Preparation:
             vocabulary.save(path)
             if self.settings.word_vectors:
                 self._word_vectors(vocabulary, folder / "word_vectors.txt")
-            self._mark_done(path, settings)
+            write_json(_marker_of(path), settings)
         return Vocabulary.load(path)
 
     def _word_vectors(self, vocabulary: Vocabulary, path: Path) -> None:
         """Write the word vectors of the vocabulary, for MODEL.VLNMS.WORD_VECTORS."""
         source = self.settings.word_vectors
-        vectors = read_word_vectors(source, vocabulary.words[2:], self._get_vectors().dim)
+        vectors = read_word_vectors(source, vocabulary.words[2:], self._vectors.dim)
         with atomic_write(path) as file:
             for word, vector in vectors.items():
                 file.write(f"{word} {' '.join(map(str, vector))}\n".encode())
@@ -152,7 +135,7 @@ class Preparation:
         settings = asdict(self.settings) | {"images": len(images)}
         if not self._is_done(path, settings):
             self._make_pseudo_gt(name, images, path, settings)
-            self._mark_done(path, settings)
+            write_json(_marker_of(path), settings)
         return json.loads(path.read_text())["statistics"]
 
     def _make_pseudo_gt(
@@ -163,33 +146,31 @@ class Preparation:
         if self.detected is None:
             mentioned = list(mentioned_objects(images, matcher, gamma))
             objects = contexts_of(mentioned)
-            statistics = {
-                "contexts": "text similarity",
-                "referent_misses": referent_misses(mentioned),
-            }
+            misses = referent_misses(mentioned)
+            statistics = {"contexts": "text similarity", "referent_misses": misses}
             content = {"contexts": objects}
         else:
             objects = weakly_supervised(images, self.detected.by_image, matcher, gamma)
-            statistics = {"contexts": "WSPG"}
-            content = {"boxes": objects}
+            statistics, content = {"contexts": "WSPG"}, {"boxes": objects}
         counts = [len(of_expression) for of_expression in objects.values()]
         statistics["contexts_per_expression"] = float(np.mean(counts))
         statistics["share_with_context"] = float(np.mean([count > 0 for count in counts]))
         save_pseudo_gt(path, name, settings, statistics=statistics, **content)
 
     def _matcher(self, name: str) -> CategoryMatcher:
-        if self._nouns is None:
-            self._nouns = NounFinder(self.settings.pipeline, processes=self.processes)
         if self.detected is not None:
             names, mentions = self.detected.category_names, self._nouns.chunk_heads
         else:
             names, mentions = MetadataCatalog.get(name).thing_classes, self._nouns.nouns
-        return CategoryMatcher(names, mentions, self._get_vectors())
+        return CategoryMatcher(names, mentions, self._vectors)
 
-    def _get_vectors(self) -> WordVectors:
-        if self._vectors is None:
-            self._vectors = self._load_vectors()
-        return self._vectors
+    @cached_property
+    def _nouns(self) -> NounFinder:
+        return NounFinder(self.settings.pipeline, processes=self.processes)
+
+    @cached_property
+    def _vectors(self) -> WordVectors:
+        return self._load_vectors()
 
     def _is_done(self, path: Path, settings: dict[str, Any]) -> bool:
         """Whether the file exists and was written with these settings; reports it."""
@@ -200,10 +181,6 @@ class Preparation:
         state = "up to date, skipped" if same else "written again, the settings have changed"
         self.report(f"  {path}: {state}")
         return same
-
-    @staticmethod
-    def _mark_done(path: Path, settings: dict[str, Any]) -> None:
-        write_json(_marker_of(path), settings)
 
 
 def _marker_of(path: Path) -> Path:

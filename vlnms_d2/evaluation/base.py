@@ -30,17 +30,13 @@ class RecordEvaluator(DatasetEvaluator):
         distributed: gather the records of all processes.
 
     Attributes:
-        task: names the results and their file.
-        title: names the results in the log.
-        items: what the records stand for, in the plural.
-        version: of the format of the results file.
         results: all results of the last `evaluate`, on the main process, as written to the file.
     """
 
-    task: str
-    title: str
-    items = "expressions"
-    version = 1
+    task: str  # names the results and their file
+    title: str  # names the results in the log
+    items = "expressions"  # what the records stand for, in the plural
+    version = 1  # of the format of the results file
 
     def __init__(self, dataset_name: str, output_dir: str | None, distributed: bool):
         self.dataset_name = dataset_name
@@ -66,12 +62,13 @@ class RecordEvaluator(DatasetEvaluator):
         if not records:
             logger.warning("[%s] Did not receive any %s.", type(self).__name__, self.items)
             return OrderedDict()
-        self.results = {
-            "version": self.version,
-            "dataset": self.dataset_name,
-            **self._summarize(records),
-        }
-        self._write()
+        self.results = {"version": self.version, "dataset": self.dataset_name}
+        self.results |= self._summarize(records)
+        if self.output_dir is not None:
+            PathManager.mkdirs(self.output_dir)
+            path = os.path.join(self.output_dir, f"{self.task}_{self.dataset_name}.json")
+            write_json(path, self.results)
+            logger.info("Wrote %s", path)
         table, numbers = self._report(self.results)
         logger.info("%s on %s:\n%s", self.title, self.dataset_name, table)
         return OrderedDict({self.task: numbers})
@@ -91,14 +88,6 @@ class RecordEvaluator(DatasetEvaluator):
             comm.synchronize()
             parts = comm.gather(self._records, dst=0)
         return dict(itertools.chain.from_iterable(part.items() for part in parts))
-
-    def _write(self) -> None:
-        if self.output_dir is None:
-            return
-        PathManager.mkdirs(self.output_dir)
-        path = os.path.join(self.output_dir, f"{self.task}_{self.dataset_name}.json")
-        write_json(path, self.results)
-        logger.info("Wrote %s", path)
 
 
 def sort_expressions(records: dict[tuple[str | None, Any], Any]) -> list[tuple[str | None, Any]]:

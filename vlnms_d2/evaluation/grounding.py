@@ -32,15 +32,11 @@ class _AnswerEvaluator(RecordEvaluator):
     "expressions" are skipped. An expression is counted once however often it is processed.
 
     Args:
-        dataset_name: names the results.
         dataset_dicts: of the data set, as `DatasetCatalog.get` gives them: images with annotations
             and expressions.
-        output_dir: where the results are written; None writes nothing.
-        distributed: gather the expressions of all processes.
+        dataset_name, output_dir, distributed: see `RecordEvaluator`.
 
-    Attributes:
-        results: all results of the last `evaluate`, on the main process, as written to the file;
-            in percent.
+    The results are in percent.
     """
 
     def __init__(
@@ -64,7 +60,7 @@ class _AnswerEvaluator(RecordEvaluator):
         for image_input, output in zip(inputs, outputs, strict=True):
             if "query" not in image_input and "expressions" not in image_input:
                 continue
-            image = self._image(image_input)
+            image = self._known(self._images, image_input["image_id"], "image id", image_input)
             expressions = self._expressions(image_input, image)
             # Only the masks of the answers are moved to the CPU: masks are large.
             per_query = split_by_query(output["instances"], len(expressions))
@@ -113,27 +109,21 @@ class _AnswerEvaluator(RecordEvaluator):
 
     # --- steps -----------------------------------------------------------------------------------
 
-    def _image(self, image_input: dict) -> dict:
-        image_id = image_input["image_id"]
-        if image_id not in self._images:
+    def _known(self, items: Mapping[Any, dict], key: Any, what: str, image_input: dict) -> dict:
+        if key not in items:
             raise ValueError(
-                f"{image_name(image_input)}: image id {image_id} is not of {self.dataset_name}; "
-                "give the evaluator the dicts of the data set that is evaluated"
+                f"{image_name(image_input)}: {what} {key} is not of {self.dataset_name}; give the "
+                "evaluator the dicts of the data set that is evaluated"
             )
-        return self._images[image_id]
+        return items[key]
 
     def _expressions(self, image_input: dict, image: dict) -> list[dict]:
         named = image_input.get("expressions")
         if named is None:
             return image["expressions"]
         annotated = {(e["manner"], e["sent_id"]): e for e in image["expressions"]}
-        try:
-            return [annotated[e["manner"], e["sent_id"]] for e in named]
-        except KeyError as error:
-            raise ValueError(
-                f"{image_name(image_input)}: expression {error} is not of {self.dataset_name}; "
-                "give the evaluator the dicts of the data set that is evaluated"
-            ) from None
+        keys = ((e["manner"], e["sent_id"]) for e in named)
+        return [self._known(annotated, key, "expression", image_input) for key in keys]
 
 
 class RECEvaluator(_AnswerEvaluator):
@@ -218,34 +208,32 @@ class RESEvaluator(_AnswerEvaluator):
         # Two empty masks are equal.
         ious = np.where(unions > 0, intersections / np.maximum(unions, 1), 1.0)
         total = int(unions.sum())
-        numbers = {
-            "expressions": len(records),
-            "overall_iou": 100.0 * int(intersections.sum()) / total if total else 100.0,
-        }
-        for threshold in MASK_THRESHOLDS:
-            numbers[f"pr@{threshold}"] = 100.0 * float((ious > threshold).mean())
-        return numbers
+        overall_iou = 100.0 * int(intersections.sum()) / total if total else 100.0
+        numbers = {"expressions": len(records), "overall_iou": overall_iou}
+        return numbers | {f"pr@{t}": 100.0 * float((ious > t).mean()) for t in MASK_THRESHOLDS}
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """COCO's segmentation, polygons or RLE, as bool [height, width]."""
+    """COCO's segmentation, polygons, RLE or a list of RLE, as bool [height, width]."""
     if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            segmentation = mask_util.frPyObjects(segmentation, height, width)
-        return mask_util.decode(segmentation).astype(bool)
-    # COCO has polygons of two points, which have no area and which pycocotools refuses.
-    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-    if not polygons:
+        segmentation = [segmentation]
+    if segmentation and isinstance(segmentation[0], dict):
+        parts = [
+            mask_util.frPyObjects(rle, height, width) if isinstance(rle["counts"], list) else rle
+            for rle in segmentation
+        ]
+    else:
+        # COCO has polygons of two points, which have no area and which pycocotools refuses.
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        parts = mask_util.frPyObjects(polygons, height, width) if polygons else []
+    if not parts:
         return np.zeros((height, width), dtype=bool)
-    parts = mask_util.frPyObjects(polygons, height, width)
     return mask_util.decode(mask_util.merge(parts)).astype(bool)
 
 
 def flat_results(results: Mapping[str, Any]) -> dict[str, float]:
-    """The results as a flat dictionary, as Detectron2 expects it.
-
-    The names of a group's numbers end in a hyphen and the group.
-    """
+    """The results as a flat dictionary, as Detectron2 expects it; the names of a group's numbers
+    end in a hyphen and the group."""
     flat = dict(results["overall"])
     for group, numbers in results["groups"].items():
         flat |= {f"{key}-{group}": value for key, value in numbers.items()}

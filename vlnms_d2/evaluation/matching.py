@@ -20,18 +20,13 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Match:
-    """The ranked proposals of one expression against its annotated boxes.
+    """The ranked proposals of one expression against its annotated boxes."""
 
-    Attributes:
-        scores: float32 [n], in descending order.
-        best_iou: float32 [n], the best IoU with the referent among the proposals so far; None
-            where there is no referent.
-        context_rank: int32 [C], for each contextual box the rank of the first proposal that hits
-            it, or `NEVER`.
-    """
-
+    # float32 [n], in descending order.
     scores: np.ndarray
+    # float32 [n], the best IoU with the referent among the proposals so far; None without one.
     best_iou: np.ndarray | None
+    # int32 [C], for each contextual box the rank of the first proposal that hits it, or `NEVER`.
     context_rank: np.ndarray
 
 
@@ -81,6 +76,10 @@ class MatchTable:
     Args:
         matches: one per expression, at least one.
         iou_threshold: a referent is hit above this IoU.
+
+    Attributes:
+        num_proposals: int64 [E].
+        num_with_referent, num_with_context: how many expressions have one, or contextual boxes.
     """
 
     def __init__(self, matches: Sequence[Match], iou_threshold: float):
@@ -93,14 +92,15 @@ class MatchTable:
         # Column k is the best IoU among the first k proposals, 0 for none. Rows of expressions
         # without a referent stay 0.
         self._has_referent = np.array([m.best_iou is not None for m in matches])
+        self.num_with_referent = int(self._has_referent.sum())
         self._best_iou = np.zeros((len(matches), width + 1), np.float32)
         for row, match in zip(self._best_iou, matches, strict=True):
             if match.best_iou is not None:
                 row[1 : len(match.best_iou) + 1] = match.best_iou
         self._context_rank = np.concatenate([m.context_rank for m in matches])
-        num_context = np.array([len(m.context_rank) for m in matches])
-        self._context_row = np.repeat(np.arange(len(matches)), num_context)
-        self._num_context = num_context
+        self._num_context = np.array([len(m.context_rank) for m in matches])
+        self.num_with_context = int((self._num_context > 0).sum())
+        self._context_row = np.repeat(np.arange(len(matches)), self._num_context)
 
     def counts(self, threshold: float) -> np.ndarray:
         """int64 [E], how many proposals remain: those above the threshold, and always the best.
@@ -134,16 +134,6 @@ class MatchTable:
             "proposals": float(counts.mean()),
             "best_iou": float(best_iou.mean(dtype=np.float64)) if len(best_iou) else None,
         }
-
-    @property
-    def num_with_referent(self) -> int:
-        """How many expressions have a referent."""
-        return int(self._has_referent.sum())
-
-    @property
-    def num_with_context(self) -> int:
-        """How many expressions have contextual boxes."""
-        return int((self._num_context > 0).sum())
 
     def threshold_for(self, mean_proposals: float) -> float:
         """The threshold at which the mean number of proposals comes closest to `mean_proposals`.

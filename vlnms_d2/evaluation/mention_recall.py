@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from ..data.datasets.coco import Mentioned
 from ..file_io import atomic_write
@@ -25,15 +24,8 @@ MEANS = (3.0, 8.0)  # mean numbers of proposals per caption, by a score threshol
 
 
 def oracle_relatedness(mentioned: Sequence[Mentioned], classes: np.ndarray) -> np.ndarray:
-    """Relatedness of boxes by whether their class is mentioned.
-
-    Args:
-        mentioned: what each of Q queries mentions.
-        classes: int64 [N], of the boxes.
-
-    Returns:
-        float32 [Q, N].
-    """
+    """Relatedness of N boxes to Q queries, float32 [Q, N], by whether their classes, int64 [N],
+    are mentioned."""
     named = np.zeros((len(mentioned), len(classes)), dtype=bool)
     for row, objects in zip(named, mentioned, strict=True):
         row[:] = np.isin(classes, objects.classes)
@@ -84,16 +76,8 @@ def match_related(
     nms_thresh: float,
 ) -> list[Match]:
     """`match_mentions` for one method, whose relatedness is `related`: a match per query."""
-    per_query = rerank(
-        boxes,
-        scores,
-        classes,
-        category_names,
-        [""] * len(mentioned),
-        topk=NUM_PROPOSALS,
-        nms_thresh=nms_thresh,
-        relatedness=related,
-    )
+    settings = {"topk": NUM_PROPOSALS, "nms_thresh": nms_thresh, "relatedness": related}
+    per_query = rerank(boxes, scores, classes, category_names, [""] * len(mentioned), **settings)
     return [
         match_proposals(kept, [[None, *objects.boxes.tolist()]], IOU_THRESHOLD, NUM_PROPOSALS)[0]
         for kept, objects in zip(per_query, mentioned, strict=True)
@@ -118,15 +102,11 @@ def load_matches(paths: Iterable[Path]) -> dict[str, list[Match]]:
     for path in paths:
         with np.load(path) as arrays:
             for method, of_method in matches.items():
-                parts = [
-                    np.split(
-                        arrays[f"{method}_{field}"],
-                        arrays[f"{method}_{field}_sizes"].cumsum()[:-1],
-                    )
-                    for field in ("scores", "context_rank")
-                ]
-                if len(arrays[f"{method}_scores_sizes"]):
-                    of_method += [Match(s, None, ranks) for s, ranks in zip(*parts, strict=True)]
+                parts = []
+                for field in (f"{method}_scores", f"{method}_context_rank"):
+                    ends = arrays[f"{field}_sizes"].cumsum()
+                    parts.append(np.split(arrays[field], ends[:-1]) if len(ends) else [])
+                of_method += [Match(s, None, ranks) for s, ranks in zip(*parts, strict=True)]
     return matches
 
 
@@ -160,23 +140,3 @@ def recall_of_mentions(matches: dict[str, list[Match]]) -> dict[str, Any]:
 def _point(table: MatchTable, counts: np.ndarray) -> dict[str, float]:
     summary = table.summary(counts)
     return {"recall": summary["context"], "proposals": summary["proposals"]}
-
-
-def format_recall(results: dict[str, Any]) -> str:
-    """The result of `recall_of_mentions` as a table to print."""
-    rows = []
-    for method, label in METHODS.items():
-        points, row = results["methods"][method], [label]
-        row += [points["top"][str(count)]["recall"] for count in TOPS]
-        for target in MEANS:
-            point = points["mean"][f"{target:g}"]
-            row += [point["recall"], point["proposals"]]
-        rows.append(row)
-    headers = ["proposals of", *(f"N={count}" for count in TOPS)]
-    headers += [name for target in MEANS for name in (f"mean {target:g}", "proposals")]
-    return (
-        tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f")
-        + f"\nRecall in percent of the mentioned boxes at IoU > {IOU_THRESHOLD:g}, mean over "
-        f"{results['captions']:,} captions. The thresholds of the last columns were chosen on "
-        "these captions, for each row."
-    )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .feature_formats import Scan
+from .feature_formats import Imram, Scan
 from .job import OutputFolder
 
 PADDING = np.iinfo(np.uint16).max
@@ -146,8 +146,9 @@ def write_scan(
     num_boxes: int,
     folder: Path,
     split: str,
+    imram: bool = False,
 ) -> None:
-    """Write some pairs in the format `Scan`.
+    """Write some pairs in the format `Scan`, a row each.
 
     Args:
         store: with at least `num_boxes` proposals per pair.
@@ -155,6 +156,7 @@ def write_scan(
         num_boxes: per pair.
         folder: the output; an earlier one of this function is replaced.
         split: first part of the file names.
+        imram: in the format `Imram`.
 
     Raises:
         ValueError: the store has fewer proposals per pair, or lacks an image or a caption; or the
@@ -165,10 +167,10 @@ def write_scan(
             f"{num_boxes} boxes are asked for, but the store has {store.index.shape[2]} a pair; "
             "make it with a larger --top-n"
         )
-    scan = Scan(num_boxes)
-    names = [f"{split}_{name}" for name in Scan.files]
+    scan = (Imram if imram else Scan)(num_boxes)
+    names = [f"{split}_{name}" for name in scan.files()]
     output = OutputFolder(folder)
-    with output.begin({"scan": split, "boxes": num_boxes}, overwrite=True, outputs=names):
+    with output.begin({"scan": names, "boxes": num_boxes}, overwrite=True, outputs=names):
         _write_pairs(scan, store, pairs, output.work / "pairs", split)
         scan.merge([output.work / "pairs"], output.work / "scan")
         for name in names:
@@ -178,11 +180,7 @@ def write_scan(
 
 
 def _write_pairs(
-    scan: Scan,
-    store: PairStore,
-    pairs: Iterable[tuple[int, int | str]],
-    path: Path,
-    split: str,
+    scan: Scan, store: PairStore, pairs: Iterable[tuple[int, int | str]], path: Path, split: str
 ) -> None:
     with path.open("wb") as shard:
         for image_id, caption_id in pairs:

@@ -26,19 +26,14 @@ class CategoryRules:
     """The choices behind `Category` that were made on data.
 
     tools/cross_validate_category.py measures alternatives on photos; tools/calibrate_words.py
-    fits `slope` and `midpoint`.
-
-    Attributes:
-        heads_only: only the head of a compound counts; otherwise synonyms of categories count
-            anywhere, and "baseball player bat" has two.
-        nouns_only: a one-word synonym counts only where the tagger sees a noun.
-        least: other words count if their cosine with some name is above this.
-        slope, midpoint: r = sigmoid(slope * (cosine - midpoint)).
+    fits `slope` and `midpoint`: r = sigmoid(slope * (cosine - midpoint)).
     """
 
+    # Only the head of a compound counts; otherwise synonyms of categories count anywhere, and
+    # "baseball player bat" has two.
     heads_only: bool
-    nouns_only: bool
-    least: float
+    nouns_only: bool  # a one-word synonym counts only where the tagger sees a noun
+    least: float  # other words count if their cosine with some name is above this
     slope: float
     midpoint: float
 
@@ -51,12 +46,7 @@ class MentionFinder:
     """Finds the words of texts that name things.
 
     "hot dog" is one mention, and not a dog. For compounds without a synonym of a category only the
-    head counts; for those with one, the rules decide.
-
-    Args:
-        nouns: tags the words.
-        synonyms: of the categories.
-        rules: `heads_only` and `nouns_only` are used.
+    head counts; for those with one, `heads_only` and `nouns_only` of the rules decide.
     """
 
     def __init__(self, nouns: NounFinder, synonyms: Synonyms, rules: CategoryRules = RULES):
@@ -137,11 +127,8 @@ class CategoryMatcher:
         mentions_of_texts = self.mentions(texts)
         distinct = list(dict.fromkeys(m for mentions in mentions_of_texts for m in mentions))
         table = self._compare(distinct)
-        row_of = {
-            mention: row
-            for row, mention in enumerate(distinct)
-            if table[row].max(initial=-1.0) > self.least
-        }
+        similar = table.max(axis=1, initial=-1.0) > self.least
+        row_of = {mention: row for row, mention in enumerate(distinct) if similar[row]}
         kept = [[m for m in mentions if m in row_of] for mentions in mentions_of_texts]
         return [(mentions, table[[row_of[m] for m in mentions]]) for mentions in kept]
 
@@ -162,16 +149,11 @@ class CategoryMatcher:
 
 
 def category_matcher(
-    category_names: Sequence[str],
-    pipeline: str = "",
-    word_vectors: str = "",
+    category_names: Sequence[str], pipeline: str = "", word_vectors: str = ""
 ) -> CategoryMatcher:
     """The matcher of `Category`: mentions, synonyms and word vectors together.
 
-    Args:
-        category_names: C names.
-        pipeline: see `NounFinder`.
-        word_vectors: see `load_word_vectors`.
+    For `pipeline` see `NounFinder`, for `word_vectors` see `load_word_vectors`.
     """
     synonyms = Synonyms(category_names)
     mentions = MentionFinder(NounFinder(pipeline), synonyms)

@@ -38,10 +38,7 @@ def minilm_folder(key: str, instead: str) -> Path:
 def load_minilm(key: str):
     """The tokenizer (of the library tokenizers) and the model, in eval mode, on the CPU.
 
-    Nothing is unpickled or downloaded.
-
-    Args:
-        key: the config key whose empty value stands for this model.
+    Nothing is unpickled or downloaded. For `key` see `minilm_folder`.
 
     Raises:
         ImportError: transformers or the package of the model is not installed.
@@ -63,15 +60,7 @@ def load_minilm(key: str):
 
 def encode(tokenizer, model, texts: Sequence[str]) -> np.ndarray:
     """Vectors of texts as in the model's training: the mean over all pieces, [CLS] and [SEP]
-    included, at unit length.
-
-    Args:
-        tokenizer, model: from `load_minilm`.
-        texts: T texts.
-
-    Returns:
-        float32 [T, D].
-    """
+    included, at unit length; float32 [T, D]. Tokenizer and model are those of `load_minilm`."""
     import torch
     from torch.nn.functional import normalize
 

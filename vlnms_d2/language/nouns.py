@@ -20,29 +20,15 @@ KEY = "MODEL.VLNMS.PSEUDO_GT.SPACY_PIPELINE"
 EMBEDDED = Path(__file__).parent / "en_ud_pos"
 NOUN_POS = ("NOUN", "NUM", "PRON", "PROPN")
 UNUSED = (
-    "ner",
-    "entity_linker",
-    "entity_ruler",
-    "future_entity_ruler",
-    "span_ruler",
-    "spancat",
-    "textcat",
-    "textcat_multilabel",
-    "lemmatizer",
-    "trainable_lemmatizer",
-    "senter",
-    "sentencizer",
-)
+    "ner", "entity_linker", "entity_ruler", "future_entity_ruler", "span_ruler", "spancat",
+    "textcat", "textcat_multilabel", "lemmatizer", "trainable_lemmatizer", "senter", "sentencizer",
+)  # fmt: skip
 """Components that give neither parts of speech nor noun chunks."""
 BATCH = 128
-FEW = 32
-"""At most this many texts are read with BLIS, see `_read_here`."""
-MAX_CHARS = 2000
-"""Longer texts are read in pieces, to bound memory."""
-MIN_FOR_PROCESSES = 2048
-"""Fewer texts are read faster than processes start."""
-CHUNK = 1024
-"""Texts that a process reads at a time."""
+FEW = 32  # at most this many texts are read with BLIS, see `_read_here`
+MAX_CHARS = 2000  # longer texts are read in pieces, to bound memory
+MIN_FOR_PROCESSES = 2048  # fewer texts are read faster than processes start
+CHUNK = 1024  # texts that a process reads at a time
 
 
 class NounFinder:
@@ -111,11 +97,8 @@ class NounFinder:
         return partial(type(self), self.pipeline, **settings), ()
 
     def _nouns_of(self, doc: Doc) -> list[str]:
-        return [
-            token.lower_
-            for token in doc
-            if token.pos_ in self.pos and any(map(str.isalnum, token.text))
-        ]
+        nouns = (token for token in doc if token.pos_ in self.pos)
+        return [token.lower_ for token in nouns if any(map(str.isalnum, token.text))]
 
     def _tags_of(self, doc: Doc) -> list[tuple[str, str]]:
         return [(token.lower_, token.pos_) for token in doc]

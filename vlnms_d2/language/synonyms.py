@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,52 +18,24 @@ TABLE = Path(__file__).parent / "synonyms.json"
 _SEPARATORS = re.compile(r"[\W_]+")
 _PARENTHESES = re.compile(r"\(.*?\)")
 _IRREGULAR = {
-    "brownies": "brownie",
-    "buses": "bus",
-    "busses": "bus",
-    "calves": "calf",
-    "canoes": "canoe",
-    "children": "child",
-    "cookies": "cookie",
-    "feet": "foot",
-    "geese": "goose",
-    "knives": "knife",
-    "leaves": "leaf",
-    "loaves": "loaf",
-    "mice": "mouse",
-    "movies": "movie",
-    "oxen": "ox",
-    "people": "person",
-    "shelves": "shelf",
-    "shoes": "shoe",
-    "skis": "ski",
-    "taxis": "taxi",
-    "teeth": "tooth",
-    "toes": "toe",
-    "wives": "wife",
-    "wolves": "wolf",
-}
+    "brownies": "brownie", "buses": "bus", "busses": "bus", "calves": "calf", "canoes": "canoe",
+    "children": "child", "cookies": "cookie", "feet": "foot", "geese": "goose", "knives": "knife",
+    "leaves": "leaf", "loaves": "loaf", "mice": "mouse", "movies": "movie", "oxen": "ox",
+    "people": "person", "shelves": "shelf", "shoes": "shoe", "skis": "ski", "taxis": "taxi",
+    "teeth": "tooth", "toes": "toe", "wives": "wife", "wolves": "wolf",
+}  # fmt: skip
 
 
 class Mention(NamedTuple):
-    """Consecutive words that name one thing.
-
-    Attributes:
-        start, end: positions of the words, end exclusive.
-        classes: indices of the categories that the words are a synonym of; empty if unknown.
-    """
+    """Consecutive words that name one thing."""
 
     start: int
-    end: int
-    classes: tuple[int, ...]
+    end: int  # exclusive
+    classes: tuple[int, ...]  # indices of the categories that the words are a synonym of
 
 
 class Synonyms:
-    """Finds synonyms of the given categories among words.
-
-    Args:
-        category_names: C names, in the order of the detector's classes.
-    """
+    """Finds synonyms of the given categories, in the order of the detector's classes, in texts."""
 
     def __init__(self, category_names: Sequence[str]):
         table = _read_table()
@@ -79,32 +51,27 @@ class Synonyms:
 
     def find(self, words: Sequence[str]) -> list[Mention]:
         """The synonyms among words, from left to right, the longest one at each position."""
-        return list(self._scan([word.lower() for word in words]))
+        words, mentions, start = [word.lower() for word in words], [], 0
+        while start < len(words):
+            for length in range(min(self._max_words, len(words) - start), 0, -1):
+                classes = self._classes.get(_singular(words[start : start + length]))
+                if classes:
+                    mentions.append(Mention(start, start + length, tuple(sorted(classes))))
+                    start += length
+                    break
+            else:
+                start += 1
+        return mentions
 
     def classes_of(self, mention: str) -> tuple[int, ...]:
         """Indices of the categories that the whole mention is a synonym of; empty if unknown."""
         words = mention.split()
         return tuple(sorted(self._classes.get(_singular(words), ()))) if words else ()
 
-    def _scan(self, words: list[str]) -> Iterator[Mention]:
-        start = 0
-        while start < len(words):
-            for length in range(min(self._max_words, len(words) - start), 0, -1):
-                classes = self._classes.get(_singular(words[start : start + length]))
-                if classes:
-                    yield Mention(start, start + length, tuple(sorted(classes)))
-                    start += length
-                    break
-            else:
-                start += 1
-
 
 def words_of(name: str) -> list[str]:
-    """The lower-case words of a category name.
-
-    "dining_table" and "dining table" have the same words; text in parentheses, as in
-    "cup_(drink)", is dropped.
-    """
+    """The lower-case words of a category name; "dining_table" has those of "dining table". Text in
+    parentheses, as in "cup_(drink)", is dropped."""
     name = name.lower()
     without = _PARENTHESES.sub(" ", name)
     return _SEPARATORS.sub(" ", without).split() or _SEPARATORS.sub(" ", name).split()

@@ -32,21 +32,13 @@ _GLOVE = "for example glove.840B.300d.txt from https://nlp.stanford.edu/projects
 
 
 class WordVectors(ABC):
-    """Vectors of words.
+    """Vectors of words."""
 
-    Attributes:
-        name: their source.
-        dim: numbers per word.
-    """
-
-    name: str
-    dim: int
+    name: str  # their source
+    dim: int  # numbers per word
 
     def __call__(self, words: Sequence[str]) -> np.ndarray:
-        """The vectors of W words.
-
-        Returns:
-            float32 [W, dim]; rows have unit length, or are zero for unknown words.
+        """The vectors of W words, float32 [W, dim]: of unit length, or zero for unknown words.
 
         Raises:
             TypeError: `words` is a single string.
@@ -59,11 +51,7 @@ class WordVectors(ABC):
         return self._look_up(list(distinct))[[distinct[word] for word in words]]
 
     def similarity(self, a: Sequence[str], b: Sequence[str]) -> np.ndarray:
-        """Cosines of A words with B words.
-
-        Returns:
-            float32 [A, B]; 0 where one of the two words is unknown.
-        """
+        """Cosines of A words with B words, float32 [A, B]; 0 where one of them is unknown."""
         return np.clip(self(a) @ self(b).T, -1, 1)
 
     @abstractmethod
@@ -172,11 +160,6 @@ def load_word_vectors(source: str, cache_dir: str | Path | None = None) -> WordV
 def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dict[str, np.ndarray]:
     """The vectors of some words, as they stand in a file in GloVe's text format.
 
-    Args:
-        path: the file.
-        words: all other words are skipped without parsing their lines.
-        dim: numbers per line.
-
     Returns:
         word -> float32 [dim], for the words that are in the file; the first of equal words counts.
 
@@ -217,11 +200,8 @@ def _open_text(path: Path) -> TextIO:
 
 
 def _parse_line(line: str, dim: int) -> tuple[str, np.ndarray | None, str]:
-    """One line without white space at its end.
-
-    Returns:
-        The word; float32 [dim], or None for a malformed line; what the line has instead.
-    """
+    """The word of a line without white space at its end; its vector, float32 [dim], or None for a
+    malformed line; what the line has instead."""
     # From the right, since a few "words" of GloVe 840B contain spaces.
     word, *fields = line.rsplit(" ", dim)
     first, *more = word.split(" ")
@@ -326,7 +306,11 @@ def _open_cache(source: Path, folder: Path | None) -> tuple[np.ndarray, np.ndarr
                 "a folder that can be written to, with room for 4 bytes per number. Move the file "
                 "to one, or give another folder (cache_dir)"
             ) from error
-        _remove_outdated(vectors_path, index_path)
+        # Delete the arrays of earlier versions of the text file.
+        stem = glob.escape(vectors_path.name.rsplit(".vlnms-", 1)[0])
+        for path in vectors_path.parent.glob(f"{stem}.vlnms-v*-*-*.npy"):
+            if path not in (vectors_path, index_path):
+                path.unlink(missing_ok=True)
         arrays = _read_cache(vectors_path, index_path)
         if arrays is None:
             raise OSError(f"{vectors_path} was written but cannot be read back; check the disk")
@@ -397,11 +381,3 @@ def _hash(word: str) -> int:
     collide is one in ten million."""
     digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _remove_outdated(vectors_path: Path, index_path: Path) -> None:
-    """Delete the arrays of earlier versions of the text file."""
-    stem = vectors_path.name.rsplit(".vlnms-", 1)[0]
-    for path in vectors_path.parent.glob(f"{glob.escape(stem)}.vlnms-v*-*-*.npy"):
-        if path not in (vectors_path, index_path):
-            path.unlink(missing_ok=True)

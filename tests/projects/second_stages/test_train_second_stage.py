@@ -108,11 +108,11 @@ def test_from_images_to_tables(quick, config_file, captions, tiny_refshapes, tmp
     assert [found["seed0"], found["seed1"]] == accuracies
     # The JSON has the content of every result file, and the tables follow from it.
     for path in (tmp_path / "seed0" / "gt").iterdir():
-        kind = next((kind for kind in table_tool.KINDS if path.name.startswith(f"{kind}_")), None)
+        kind = next((kind for kind in table.KINDS if path.name.startswith(f"{kind}_")), None)
         if kind is not None:
             dataset = path.stem.removeprefix(f"{kind}_")
             assert results[kind][dataset]["gt"]["seed0"] == json.loads(path.read_text())
-    assert text.startswith("\n\n".join(table_tool.parts(results)))
+    assert text.startswith("\n\n".join(table.parts(results)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_tables_of_the_docs_follow_from_their_json(name):
     stem = REPO / "docs" / "results" / f"refshapes_{name}"
     results = json.loads(stem.with_suffix(".json").read_text())
     text = stem.with_suffix(".md").read_text()
-    assert text.startswith("\n\n".join(table_tool.parts(results)))
+    assert text.startswith("\n\n".join(table.parts(results)))
 
 
 def test_retrieval_learns_from_the_boxes_it_is_tested_on(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..entries import check_exists
+from ..entries import check_exists, single_spaces
 from .refer import XYWH_ABS
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,13 @@ def load_flickr30k_entities(
         objects = _number_objects(boxes)
         empty += [f"{boxes_file} (object {number})" for number in boxes.empty]
         sentences = read_sentences(sentences_file)
-        _check_countable(sentences, sentences_file)
+        longest = max((len(sentence.phrases) for sentence in sentences.values()), default=0)
+        if max(sentences, default=0) >= _PLACES or longest >= _PLACES:
+            raise ValueError(
+                f"{sentences_file}: more than {_PLACES - 1} lines, or phrases in one of them; "
+                "expected the captions of one image, one per line. Fetch the file again. "
+                f"{SOURCE}"
+            )
         expressions = [
             {"split": split, "manner": None, **expression}
             for expression in make(image_id, sentences, objects, sentences_file)
@@ -90,11 +96,8 @@ def load_flickr30k_entities(
                 }
             )
     if empty:
-        logger.warning(
-            "Left out %d boxes that are empty inside their image, the first in %s",
-            len(empty),
-            empty[0],
-        )
+        message = "Left out %d boxes that are empty inside their image, the first in %s"
+        logger.warning(message, len(empty), empty[0])
     return images
 
 
@@ -121,21 +124,15 @@ def read_split(path: Path) -> list[int]:
 
 
 class _Objects(NamedTuple):
-    """The annotations of an image, and their ids by chain.
+    """The annotations of an image, and their ids by chain."""
 
-    Attributes:
-        annotations: one for each box, then one for the union of each chain of several boxes.
-        singles: chain -> annotations of its boxes.
-        merged: chain of several boxes -> annotation of their union.
-    """
-
-    annotations: list[dict[str, Any]]
-    singles: dict[int, list[int]]
-    merged: dict[int, int]
+    annotations: list[dict[str, Any]]  # of each box, then of the union of each chain of several
+    singles: dict[int, list[int]]  # chain -> annotations of its boxes
+    merged: dict[int, int]  # chain of several boxes -> annotation of their union
 
 
 def _number_objects(boxes: ImageBoxes) -> _Objects:
-    """Ids depend on the file of the boxes alone, so that they are the same in both views."""
+    """Ids depend on the file of the boxes alone: they are the same in both views."""
     annotations, singles = [], {}
     for number, (chains, box) in boxes.objects.items():
         annotations.append(_annotation(number, box))
@@ -172,20 +169,16 @@ def _phrases(
             if not phrase.text:
                 logger.warning("%s: left out a phrase of line %d without words", path, number)
                 continue
-            yield _phrase(phrase, sentence.text, ids, objects.merged.get(phrase.chain)) | {
-                "sent_id": _sent_id(image_id, number, place)
+            merged = objects.merged.get(phrase.chain)
+            yield {
+                "sent_id": _sent_id(image_id, number, place),
+                "ref_id": phrase.chain,
+                "query": phrase.text,
+                "ann_id": ids[0] if merged is None else merged,
+                "context_ann_ids": [] if merged is None else list(ids),
+                "phrase_type": list(phrase.types),
+                "sentence": sentence.text,
             }
-
-
-def _phrase(phrase: Phrase, sentence: str, ids: list[int], merged: int | None) -> dict[str, Any]:
-    return {
-        "ref_id": phrase.chain,
-        "query": phrase.text,
-        "ann_id": ids[0] if merged is None else merged,
-        "context_ann_ids": [] if merged is None else list(ids),
-        "phrase_type": list(phrase.types),
-        "sentence": sentence,
-    }
 
 
 def _captions(
@@ -212,15 +205,6 @@ def _sent_id(image_id: int, line: int, place: int) -> int:
     return (image_id * _PLACES + line) * _PLACES + place
 
 
-def _check_countable(sentences: dict[int, Sentence], path: Path) -> None:
-    longest = max((len(sentence.phrases) for sentence in sentences.values()), default=0)
-    if max(sentences, default=0) >= _PLACES or longest >= _PLACES:
-        raise ValueError(
-            f"{path}: more than {_PLACES - 1} lines, or phrases in one of them; expected the "
-            f"captions of one image, one per line. Fetch the file again. {SOURCE}"
-        )
-
-
 # --- the files: marked sentences (text) and boxes (XML) --------------------------------------
 
 # [/EN#283585/people Two young guys]; a phrase may have several types: [/EN#6/vehicles/scene ...]
@@ -229,17 +213,11 @@ _MARK = "[/EN#"
 
 
 class Phrase(NamedTuple):
-    """A marked phrase of a sentence.
+    """A marked phrase of a sentence."""
 
-    Attributes:
-        chain: the object it refers to; 0 for an invisible one.
-        types: as "people", "bodyparts" or "notvisual".
-        text: its words, with single spaces; may be empty.
-    """
-
-    chain: int
-    types: tuple[str, ...]
-    text: str
+    chain: int  # the object it refers to; 0 for an invisible one
+    types: tuple[str, ...]  # as "people", "bodyparts" or "notvisual"
+    text: str  # its words, with single spaces; may be empty
 
 
 class Sentence(NamedTuple):
@@ -257,27 +235,18 @@ class ObjectBox(NamedTuple):
 
 
 class ImageBoxes(NamedTuple):
-    """The boxes of an image.
-
-    Attributes:
-        height, width: of the image, in pixels.
-        num_objects: `<object>` elements of the file, with and without a box.
-        objects: those with a box, by their position in the file, from 1.
-        empty: positions of those whose box is empty inside the image.
-    """
+    """The boxes of an image; its height and width in pixels."""
 
     height: int
     width: int
-    num_objects: int
-    objects: dict[int, ObjectBox]
-    empty: list[int]
+    num_objects: int  # `<object>` elements of the file, with and without a box
+    objects: dict[int, ObjectBox]  # those with a box, by their position in the file, from 1
+    empty: list[int]  # positions of those whose box is empty inside the image
 
 
 def read_sentences(path: Path) -> dict[int, Sentence]:
-    """Reads the sentences of an image, by line number from 1; blank lines have no words.
-
-    Args:
-        path: `Sentences/<image id>.txt`, in UTF-8 or otherwise Latin-1.
+    """Reads the sentences of an image, `Sentences/<image id>.txt` in UTF-8 or otherwise Latin-1,
+    by line number from 1; blank lines have no words.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -299,23 +268,16 @@ def read_sentences(path: Path) -> dict[int, Sentence]:
 
 
 def parse_sentence(line: str, where: str = "sentence") -> Sentence:
-    """Splits a line into plain text and marked phrases.
-
-    Args:
-        line: as `[/EN#1/people Two young guys] with [/EN#0/notvisual who] ... .`
-        where: file and line, for the message.
+    """Splits a line, as `[/EN#1/people Two young guys] with [/EN#0/notvisual who] ... .`, into
+    plain text and marked phrases.
 
     Raises:
-        ValueError: a mark is not closed or has no type.
+        ValueError: a mark is not closed or has no type; the message begins with `where`.
     """
-    phrases = tuple(
-        Phrase(
-            int(match["chain"]),
-            tuple(match["types"].strip("/").split("/")),
-            _single_spaces(match["words"]),
-        )
-        for match in _PHRASE.finditer(line)
-    )
+    phrases = []
+    for match in _PHRASE.finditer(line):
+        types = tuple(match["types"].strip("/").split("/"))
+        phrases.append(Phrase(int(match["chain"]), types, single_spaces(match["words"])))
     plain = _PHRASE.sub(lambda match: match["words"], line)
     if _MARK in plain:
         rest = plain[plain.index(_MARK) :]
@@ -323,18 +285,11 @@ def parse_sentence(line: str, where: str = "sentence") -> Sentence:
             f"{where}: {rest[:40]!r} is not marked correctly, expected [/EN#<chain "
             f"id>/<type> <words>]. Repair the line or fetch the file again. {SOURCE}"
         )
-    return Sentence(_single_spaces(plain), phrases)
-
-
-def _single_spaces(text: str) -> str:
-    return " ".join(text.split())
+    return Sentence(single_spaces(plain), tuple(phrases))
 
 
 def read_boxes(path: Path) -> ImageBoxes:
-    """Reads the boxes of an image.
-
-    Args:
-        path: `Annotations/<image id>.xml`.
+    """Reads the boxes of an image, `Annotations/<image id>.xml`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -391,16 +346,16 @@ def _as_integer(text: str | None, tag: str, where: str) -> int:
         raise ValueError(f"{where}: <{tag}> is {text!r}, {_EXPECTED_NUMBER}") from None
 
 
+class _DoctypeFound(Exception):
+    pass
+
+
 class _NoDoctype(ET.TreeBuilder):
     """Rejects document types. They can declare entities, with which a small file can fill the
     memory or read other files; the real files have none."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise _DoctypeFound
-
-
-class _DoctypeFound(Exception):
-    pass
 
 
 def _parse(path: Path) -> ET.Element:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..entries import read_json, require
+from ..entries import read_json, require, single_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +14,7 @@ SOURCE = (
     "Karpathy's splits (dataset_flickr30k.json, dataset_coco.json) come from "
     "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip."
 )
+_EXPECTED_DISTINCT = f"expected distinct ids. Repair the entry or fetch the file again. {SOURCE}"
 
 
 def load_karpathy(
@@ -31,11 +32,11 @@ def load_karpathy(
             train.
 
     Returns:
-        Dicts sorted by image id with "file_name", "image_id" (COCO's id; otherwise the number in
-        the file name if all files are named by numbers, as in Flickr30k; otherwise Karpathy's
-        "imgid"), no "annotations"
-        and "expressions": dicts with "sent_id", "ref_id" (None), "query", "ann_id" (None),
-        "context_ann_ids" (None), "split" and "manner" (None). "height" and "width" are not in
+        Dicts in the order of the file, which COCO's folds of 1,000 images follow, with "file_name",
+        "image_id" (COCO's id; otherwise the number in the file name if all files are named by
+        numbers, as in Flickr30k; otherwise Karpathy's "imgid"), no "annotations" and "expressions":
+        dicts with "sent_id", "ref_id" (None), "query", "ann_id" (None), "context_ann_ids" (None),
+        "split" and "manner" (None). "height" and "width" are not in
         the file; the mapper reads them from the image.
 
     Raises:
@@ -59,10 +60,7 @@ def load_karpathy(
         folder = require(entry, "filepath", str, where) if "filepath" in entry else ""
         expressions = _expressions(entry, where, sent_ids)
         if image_id in images:
-            raise ValueError(
-                f"{where} has the id {image_id} of another one, expected distinct ids. Repair the "
-                f"entry or fetch the file again. {SOURCE}"
-            )
+            raise ValueError(f"{where} has the id {image_id} of another one, {_EXPECTED_DISTINCT}")
         images[image_id] = {
             "file_name": str(Path(image_root, folder, entry["filename"])),
             "image_id": image_id,
@@ -75,19 +73,18 @@ def load_karpathy(
             f"{path} holds no image of the split '{split}', available splits: {available}. Choose "
             "one of them."
         )
-    return [images[image_id] for image_id in sorted(images) if images[image_id]["expressions"]]
+    return [image for image in images.values() if image["expressions"]]
 
 
 def _image_ids(entries: list[dict[str, Any]], path: Path) -> list[int]:
-    """The ids of the images, all from the same source: the one that other data sets of these images
-    use."""
-    with_coco_id = [number for number, entry in enumerate(entries) if "cocoid" in entry]
-    if with_coco_id:
-        if len(with_coco_id) < len(entries):
-            missing = next(n for n, entry in enumerate(entries) if "cocoid" not in entry)
+    """The ids of the images, all from one source, that of other data sets of these images."""
+    has_coco_id = ["cocoid" in entry for entry in entries]
+    if any(has_coco_id):
+        if not all(has_coco_id):
             raise ValueError(
-                f"{path}: image number {missing} has no 'cocoid', expected an integer as in image "
-                f"number {with_coco_id[0]}. Repair the entry or fetch the file again. {SOURCE}"
+                f"{path}: image number {has_coco_id.index(False)} has no 'cocoid', expected an "
+                f"integer as in image number {has_coco_id.index(True)}. Repair the entry or fetch "
+                f"the file again. {SOURCE}"
             )
         return [
             require(entry, "cocoid", int, f"{path}: image number {number}")
@@ -106,25 +103,16 @@ def _expressions(entry: dict[str, Any], where: str, sent_ids: set[int]) -> list[
         sent_id = require(sentence, "sentid", int, f"{where}, sentence number {number}")
         if sent_id in sent_ids:
             raise ValueError(
-                f"{where}, sentence number {number}: 'sentid' {sent_id} is used twice, expected "
-                f"distinct ids. Repair the entry or fetch the file again. {SOURCE}"
+                f"{where}, sentence number {number}: 'sentid' {sent_id} is used twice, "
+                f"{_EXPECTED_DISTINCT}"
             )
         sent_ids.add(sent_id)
         query = _words(sentence)
         if not query:
             logger.warning("%s: left out sentence %d, which has no words", where, sent_id)
             continue
-        made.append(
-            {
-                "sent_id": sent_id,
-                "ref_id": None,
-                "query": query,
-                "ann_id": None,
-                "context_ann_ids": None,
-                "split": entry["split"],
-                "manner": None,
-            }
-        )
+        unknown = dict.fromkeys(("ref_id", "ann_id", "context_ann_ids", "manner"))
+        made.append({"sent_id": sent_id, "query": query, "split": entry["split"]} | unknown)
     return made
 
 
@@ -132,7 +120,7 @@ def _words(sentence: dict[str, Any]) -> str:
     """The sentence as written, with single spaces; captions of COCO contain line breaks."""
     raw, tokens = sentence.get("raw"), sentence.get("tokens")
     if isinstance(raw, str) and raw.strip():
-        return " ".join(raw.split())
+        return single_spaces(raw)
     if isinstance(tokens, list):
         return " ".join(token.strip() for token in tokens if isinstance(token, str)).strip()
     return ""
