@@ -1,5 +1,6 @@
 """Jobs of a trivial kind: which blocks are done, by which machine, and when a job is finished."""
 
+import json
 import multiprocessing
 import socket
 from pathlib import Path
@@ -191,6 +192,21 @@ def test_a_file_that_was_added_to_a_published_folder_stays(tmp_path):
     )
     one_less.finish(overwrite=True)
     assert {*contents(out)} == {"numbers.txt", "manifest.json", "more/diary.txt"}
+
+
+def test_a_finished_job_of_an_earlier_version_can_be_replaced(tmp_path):
+    out = tmp_path / "out"
+    DoubleJob(out).finish()
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    del manifest["files"]  # earlier versions did not list the files of folders
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    (out / "diary.txt").write_text("mine")
+    again = DoubleJob(out)
+    assert again.finish() == manifest and again.done == []
+    with pytest.raises(ValueError, match=r"factor is 2 there, 3 now.*or --overwrite"):
+        DoubleJob(out, factor=3).finish()
+    DoubleJob(out, factor=3).finish(overwrite=True)
+    assert {*contents(out)} == {"numbers.txt", "manifest.json", "more/3.txt", "diary.txt"}
 
 
 def test_a_file_that_appears_during_the_work_stays(tmp_path):

@@ -15,6 +15,7 @@ from ..data.datasets.refer import PlainUnpickler, load_plain_pickle
 class ArrayUnpickler(PlainUnpickler):
     """Also makes NumPy arrays, of which the `.pkl` files of Detectron2's model zoo consist."""
 
+    encodings = ("latin1",)
     allowed = frozenset(
         (module, name)
         for module, names in {
@@ -43,7 +44,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 self._torch_load(filename)  # Detectron2 reads it again, as it likes
             loaded = super()._load_file(filename)
         else:
-            loaded = load_plain_pickle(filename, ArrayUnpickler, ("latin1",))
+            loaded = load_plain_pickle(filename, ArrayUnpickler)
             if isinstance(loaded, dict) and not {"model", "__author__"} <= loaded.keys():
                 # As in Detectron2: of Detectron or Caffe2.
                 blobs = loaded.get("blobs", loaded)

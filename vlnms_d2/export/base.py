@@ -117,32 +117,18 @@ class ProposalFormat(ABC):
     output: str
 
     def check(self, images: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
-        """Check that the format can hold a data set, before the model runs.
-
-        Args:
-            images: with "expressions", as in Detectron2's catalog.
-
-        Raises:
-            ValueError: it cannot.
-        """
+        """Raise ValueError if the format cannot hold a data set: its images have "expressions", as
+        in Detectron2's catalog. Called before the model runs."""
 
     @abstractmethod
     def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
-        """Append an image to a shard.
-
-        Args:
-            proposals: of all queries of the image.
-            shard: open for writing bytes. Everything of an image is in one shard.
-        """
+        """Append the proposals of all queries of an image to a shard, open for writing bytes.
+        Everything of an image is in one shard."""
 
     @abstractmethod
     def merge(self, shards: Iterable[Path], path: Path) -> None:
-        """Make the final file or folder from all shards, in their order, in bounded memory.
-
-        Args:
-            shards: as `write` filled them.
-            path: the output; replaced if it exists.
-        """
+        """Make the final file or folder from all shards, in their order, in bounded memory. It
+        replaces what is at the path."""
 
 
 class ListFormat(ProposalFormat):

@@ -21,15 +21,7 @@ from ..evaluation.mention_recall import load_matches, recall_of_mentions
 from ..file_io import atomic_write
 from . import FORMATS
 from .job import Job, identity_of_files, versions
-from .reranking import (
-    COUNTS,
-    RECALL,
-    SCORES,
-    Reranker,
-    RerankImage,
-    RerankSettings,
-    TextRows,
-)
+from .reranking import COUNTS, RECALL, SCORES, Reranker, RerankImage, RerankSettings, TextRows
 from .threshold import threshold_for_mean
 from .workers import Processes, Workers
 
@@ -45,19 +37,9 @@ def run_rerank(
 ) -> dict[str, Any]:
     """Answer all queries and write the output; whatever is finished already is kept.
 
-    Args:
-        settings: what is reranked.
-        processes: how many share the work.
-        overwrite: replace the output of other input or settings.
-
-    Returns:
-        The content of `manifest.json`, as for `run_export`; "threshold" is None if there is none.
-        With mentions also "recall", from `recall_of_mentions`.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, files do not fit together, or the folder is in use.
-        RuntimeError: a process was killed.
+    Arguments, return value and errors as for `vlnms_d2.export.from_model.run_export`, but
+    `processes` is their number. "threshold" in the manifest is None if there is none; with
+    mentions there is also "recall", from `recall_of_mentions`.
     """
     return _Rerank(settings, Processes(processes=processes)).finish(overwrite)
 

@@ -172,29 +172,26 @@ class _ModelExport(Job):
             each.check(images)
         super().__init__(settings.out, images, settings.block_size, processes)
         self.outputs = [each.output for each in settings.make_formats()]
-        self.inputs = settings.model.files(self.cfg)
+        self.inputs = [*settings.model.files(self.cfg), *settings.ddpn_annotations]
         self.classes = detector_classes(self.cfg, settings.model.dataset, settings.categories_of)
         self.threshold = self.cfg.MODEL.VLNMS.FINAL_SCORE_THRESH
 
     def identity(self) -> dict[str, Any]:
+        of = self.settings
         settings = {
-            "dataset": " ".join(self.settings.model.datasets),
-            "formats": list(self.settings.formats),
-            "mean_proposals": self.settings.mean_proposals,
-            "features": self.settings.feature_layer,
-            "masks": self.settings.masks,
-            "categories_of": self.settings.categories_of,
-            "block_size": self.settings.block_size,
-            "ddpn_names": self.settings.ddpn_names,
-            "tsv": [
-                self.settings.tsv_columns,
-                self.settings.tsv_boxes,
-                self.settings.tsv_per_query,
-            ],
-            "ddpn_annotations": [sha256_of(path) for path in self.settings.ddpn_annotations],
+            "dataset": " ".join(of.model.datasets),
+            "formats": list(of.formats),
+            "mean_proposals": of.mean_proposals,
+            "features": of.feature_layer,
+            "masks": of.masks,
+            "categories_of": of.categories_of,
+            "block_size": of.block_size,
+            "ddpn_names": of.ddpn_names,
+            "tsv": [of.tsv_columns, of.tsv_boxes, of.tsv_per_query],
+            "ddpn_annotations": [sha256_of(path) for path in of.ddpn_annotations],
         }
-        if self.settings.matt_dets is not None:
-            settings["matt_dets"] = list(self.settings.matt_dets)
+        if of.matt_dets is not None:
+            settings["matt_dets"] = list(of.matt_dets)
         return model_identity(self.cfg, self.images, settings)
 
     def fill(self) -> None:

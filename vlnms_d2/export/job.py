@@ -47,12 +47,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Shards:
-    """The files of all blocks.
-
-    Attributes:
-        folder: of the files.
-        num_blocks: how many blocks there are.
-    """
+    """The files of all blocks, in a folder."""
 
     folder: Path
     num_blocks: int
@@ -146,14 +141,9 @@ class Job(ABC):
         return json.loads((self.output.out / MANIFEST).read_bytes())
 
     def run(self, workers: Workers, method: str, suffix: str, label: str) -> None:
-        """Have workers do the blocks that do not have a file yet; called on every machine.
-
-        Args:
-            workers: see `Workers`.
-            method: takes a list of blocks and writes the file of each.
-            suffix: of the file.
-            label: of the progress bar.
-        """
+        """Have workers do the blocks that do not have a file of this suffix yet; called on every
+        machine. The method takes a list of blocks and writes the file of each; the label is that
+        of the progress bar."""
         all_missing = self.shards.missing(suffix) if self.processes.is_main else []
         missing = self.processes.from_main(all_missing)
         missing = missing[self.processes.machine_rank :: self.processes.num_machines]
@@ -233,7 +223,7 @@ class OutputFolder:
         """
         self._identity = json.loads(json.dumps(identity))
         outputs, inputs = list(outputs), list(inputs)
-        self._check(outputs, inputs)
+        self._check(outputs, inputs, overwrite)
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("w") as lock:
             try:
@@ -243,7 +233,7 @@ class OutputFolder:
                     f"{self.out}: another process is at work in this folder. Wait for it, or give "
                     "another one."
                 ) from error
-            manifest, begun = self._check(outputs, inputs)
+            manifest, begun = self._check(outputs, inputs, overwrite)
             done = manifest is not None and self._is_done(manifest)
             try:
                 if not done:
@@ -301,19 +291,15 @@ class OutputFolder:
         self.publish(MANIFEST)
 
     def _check(
-        self, outputs: Sequence[str], inputs: Sequence[Path]
+        self, outputs: Sequence[str], inputs: Sequence[Path], overwrite: bool
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """Read the manifest and the identity of the unfinished work, and refuse to harm files that
         no job wrote, or the input."""
         manifest, begun = self._read(self.out / MANIFEST), self._read(self.work / _IDENTITY)
-        names = [] if manifest is None else manifest.get("published")
-        files = {} if manifest is None else manifest.get("files", {})
-        if not (
-            isinstance(names, list)
-            and all(_is_name(name) for name in names)
-            and isinstance(files, dict)
-            and (manifest is None or isinstance(manifest.get("identity"), dict))
-        ):
+        known = {"identity": {}, "published": []} if manifest is None else manifest
+        names, files = known.get("published"), known.get("files", {})
+        is_ours = isinstance(known.get("identity"), dict) and isinstance(files, dict)
+        if not is_ours or not isinstance(names, list) or not all(map(_is_name, names)):
             raise ValueError(
                 f"{self.out / MANIFEST}: not a manifest of this tool, which would replace it. Move "
                 "it away, or give another folder."
@@ -323,6 +309,11 @@ class OutputFolder:
                 f"{self.work}: not of this tool. Move it away, or give another folder."
             )
         self._ours = {name: files.get(name, ["."]) for name in names}
+        if "files" not in known and (overwrite or known["identity"] != self._identity):
+            # Of an earlier version, which did not list the files of folders: they count as ours.
+            for name in names:
+                if not (self.out / name).is_symlink():
+                    self._ours[name] = _files_in(self.out / name)
         if manifest is not None:
             self._ours[MANIFEST] = ["."]
         for name, more in (self._read(self.work / _OURS) or {}).items():
@@ -341,8 +332,11 @@ class OutputFolder:
 
     def _is_done(self, manifest: Mapping[str, Any]) -> bool:
         """Whether a job of this identity is finished and its output is still there."""
+        files = manifest.get("files")
         return manifest.get("identity") == self._identity and all(
-            {*manifest.get("files", {}).get(name, ["."])} <= {*_files_in(self.out / name)}
+            (self.out / name).exists()
+            if files is None
+            else {*files.get(name, ["."])} <= {*_files_in(self.out / name)}
             for name in manifest["published"]
         )
 

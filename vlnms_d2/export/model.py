@@ -221,11 +221,8 @@ def _category_ids(dataset: str, names: list[str]) -> list[int]:
 def read_images(
     cfg: CfgNode, blocks: Sequence[Block]
 ) -> Iterator[tuple[int, Iterator[tuple[dict[str, Any], dict[str, Any]]]]]:
-    """Read the images of blocks from their files; for a GPU, other processes read ahead.
-
-    Args:
-        cfg: of the model.
-        blocks: of dicts as in Detectron2's catalog.
+    """Read the images of blocks, dicts as in Detectron2's catalog, from their files; for a GPU,
+    other processes read ahead.
 
     Yields:
         For each block its number and its images, each as a dict and a model input. The images of a

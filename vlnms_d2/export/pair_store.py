@@ -17,13 +17,8 @@ from .job import OutputFolder
 PADDING = np.iinfo(np.uint16).max
 """In the index, after the last proposal of a pair."""
 
-INDEX, SCORES, POOLS, IMAGES, CAPTIONS = (
-    "index.npy",
-    "scores.npy",
-    "pools",
-    "images.json",
-    "captions.json",
-)
+INDEX, SCORES, POOLS = "index.npy", "scores.npy", "pools"
+IMAGES, CAPTIONS = "images.json", "captions.json"
 
 
 class Pool(NamedTuple):

@@ -224,14 +224,8 @@ class ScoredPool:
 
 
 def make_pool(model: GeneralizedRCNN, image_input: dict, layer: str, dtype: str) -> ScoredPool:
-    """The candidates of an image.
-
-    Args:
-        model: that passed `check_model`.
-        image_input: with `image`, `height` and `width`.
-        layer: of the pool's features; see `box_features`.
-        dtype: of the pool's features, one of `DTYPES`.
-    """
+    """The candidates of an image, by a model that passed `check_model`; layer and dtype are of the
+    pool's features, as in `PairSettings`."""
     image_features = extract_features(model, image_input)
     candidates = image_features.candidates
     instances = Instances(image_features.image_size)

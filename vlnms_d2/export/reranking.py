@@ -105,12 +105,7 @@ def category_relatedness(category_names: Sequence[str]) -> Callable[[list[str]],
 
 
 class TextRows:
-    """A table on disk with r of each category, one row per distinct text.
-
-    Args:
-        folder: of the table.
-        category_names: C names.
-    """
+    """A table in a folder with r of each of C categories, one row per distinct text."""
 
     def __init__(self, folder: Path, category_names: Sequence[str]):
         self.folder = folder
@@ -197,8 +192,7 @@ class Reranker:
         category_names: Sequence[str],
         score_thresh: float | None,
     ):
-        self.settings = settings
-        self.shards = shards
+        self.settings, self.shards = settings, shards
         self.category_ids = np.array(category_ids, dtype=np.int64)
         self.category_names = category_names
         self.score_thresh = score_thresh

@@ -35,12 +35,7 @@ def check_cut(top_n: int | None, score_thresh: float | None, mean_proposals: flo
 
 def save_scores(path: Path, scores_of_queries: Iterable[np.ndarray]) -> None:
     """Write what `threshold_for_mean` needs: all scores except the best of each query, which is
-    kept whatever the threshold.
-
-    Args:
-        path: of the file.
-        scores_of_queries: for each query float32, in descending order.
-    """
+    kept whatever the threshold. Those of each query are float32, in descending order."""
     scores, num_answered = [np.zeros(0, np.float32)], 0
     for query_scores in scores_of_queries:
         scores.append(query_scores[1:])

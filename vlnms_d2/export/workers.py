@@ -129,10 +129,8 @@ class Workers:
     """
 
     def __init__(self, processes: Processes, make_worker: Callable[..., Any], *arguments: Any):
-        self._make_worker = make_worker
-        self._arguments = arguments
-        self._device = processes.device
-        self._count = processes.count
+        self._make_worker, self._arguments = make_worker, arguments
+        self._device, self._count = processes.device, processes.count
         self._worker = None
         self._pool: ProcessPoolExecutor | None = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -362,9 +362,11 @@ class PlainUnpickler(pickle.Unpickler):
 
     Attributes:
         allowed: (module, name) of the globals that a subclass allows.
+        encodings: of Python 2's byte strings, tried in this order.
     """
 
     allowed: frozenset[tuple[str, str]] = frozenset()
+    encodings = ("utf-8", "latin1")
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.allowed:
@@ -375,11 +377,7 @@ class PlainUnpickler(pickle.Unpickler):
         raise _GlobalRequested(f"persistent object {shown(pid)}")
 
 
-def load_plain_pickle(
-    path: str | Path,
-    unpickler: type[PlainUnpickler] = PlainUnpickler,
-    encodings: Sequence[str] = ("utf-8", "latin1"),
-) -> Any:
+def load_plain_pickle(path: str | Path, unpickler: type[PlainUnpickler] = PlainUnpickler) -> Any:
     """Reads a pickle of lists, tuples, dicts, sets, strings, bytes, numbers, booleans and None.
 
     Byte strings written by Python 2 become text: UTF-8 if the whole file is, otherwise Latin-1.
@@ -387,7 +385,6 @@ def load_plain_pickle(
     Args:
         path: a pickle of any protocol.
         unpickler: what else may be in it.
-        encodings: of Python 2's byte strings, tried in this order.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -400,10 +397,11 @@ def load_plain_pickle(
     if not data:
         raise RefusedPickle(f"{path}: the file is empty, expected a pickle. Fetch it again.")
     try:
-        for encoding in encodings[:-1]:
+        *first, last = unpickler.encodings
+        for encoding in first:
             with suppress(UnicodeDecodeError):
                 return unpickler(io.BytesIO(data), encoding=encoding).load()
-        return unpickler(io.BytesIO(data), encoding=encodings[-1]).load()
+        return unpickler(io.BytesIO(data), encoding=last).load()
     except _GlobalRequested as request:
         raise RefusedPickle(
             f"{path}: refused, as it asks for '{request}'; expected plain data only (lists, dicts, "
