@@ -97,13 +97,16 @@ def test_gpus_get_several_blocks_to_read_ahead(tmp_path, monkeypatch, device, re
     assert list(job._block(3).images) == [6, 7]
 
 
-def machine(rank, out, port, queue):
-    url = f"tcp://127.0.0.1:{port}"
-    processes = Processes(num_machines=2, machine_rank=rank, dist_url=url)
+def machine(rank, out, ports, queue):
+    # A port each: the machine that is ready first must not meet the other's earlier connection.
+    processes, once_more = (
+        Processes(num_machines=2, machine_rank=rank, dist_url=f"tcp://127.0.0.1:{port}")
+        for port in ports
+    )
     job = DoubleJob(out, processes=processes)
     Doubler.double = _listed(Doubler.double, done := [])
     manifest = job.finish()
-    again = DoubleJob(out, processes=processes)
+    again = DoubleJob(out, processes=once_more)
     assert again.finish() == manifest and again.done == []
     queue.put((rank, done, manifest))
 
@@ -117,14 +120,15 @@ def _listed(double, done):
 
 
 def test_two_machines_share_the_blocks(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        ports = one.getsockname()[1], two.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     queue = context.Queue()
     machines = [
-        context.Process(target=machine, args=(rank, tmp_path / "out", port, queue))
+        context.Process(target=machine, args=(rank, tmp_path / "out", ports, queue))
         for rank in range(2)
     ]
     for each in machines:
