@@ -18,6 +18,7 @@ import numpy as np
 
 from ..data.datasets.refer import load_plain_pickle
 from ..data.entries import read_json, require
+from ..file_io import shown
 from .base import (
     ProposalFormat,
     QueryProposals,
@@ -115,8 +116,8 @@ class DDPN(ProposalFormat):
 def _check_number(query_id: int | str, image_id: int) -> None:
     if not isinstance(query_id, int):
         raise ValueError(
-            f"query id {query_id!r} of image {image_id} is no integer, which readers of ddpn and "
-            "bottom-up expect. Number the queries anew."
+            f"query id {shown(query_id)} of image {image_id} is no integer, which readers of ddpn "
+            "and bottom-up expect. Number the queries anew."
         )
 
 
@@ -134,7 +135,7 @@ def _with_iids(path: Path, iids: Mapping[str, int]) -> bytes:
         raise ValueError(f"{path}: expected a dictionary, found {type(queries).__name__}. {source}")
     copy, unknown = {}, []
     for qid, query in queries.items():
-        words = require(query, "qstr", str, f"{path}: query {qid!r}")
+        words = require(query, "qstr", str, f"{path}: query {shown(qid)}")
         key = _query_key(query.get("iid"), words)
         copy[qid] = {**query, "iid": iids.get(key)}
         unknown += [] if key in iids else [(qid, query.get("iid"), words)]
@@ -142,7 +143,8 @@ def _with_iids(path: Path, iids: Mapping[str, int]) -> bytes:
         qid, iid, words = unknown[0]
         raise ValueError(
             f"{path}: {len(unknown)} of {len(copy)} queries are not in the data set (the first is "
-            f"{qid!r}: image {iid}, {words!r}). Give the annotation file of the data set's split."
+            f"{shown(qid)}: image {shown(iid)}, {shown(words)}). Give the annotation file of the "
+            "data set's split."
         )
     # Python 2, which DDPN runs on, reads protocol 2.
     return json.dumps(copy).encode() if is_json else pickle.dumps(copy, protocol=2)
