@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import BENCHMARKS, Options
+from import_option import add_import_option
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = build_parser()
+    add_import_option(parser)
     args = parser.parse_args(argv)
     counts = [args.candidates, args.captions, args.lines, args.rounds, *(args.queries or [1])]
     if min(counts) < 1:

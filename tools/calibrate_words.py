@@ -16,6 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "Category"))
 
 
@@ -27,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, help="a registered data set")
     parser.add_argument("--word-vectors", default="", help="GloVe-format file; default: MiniLM")
     parser.add_argument("--pipeline", default="", help="spaCy pipeline; default: vlnms_d2's own")
+    add_import_option(parser)
     args = parser.parse_args(argv)
 
     from category_study.calibration import calibrate

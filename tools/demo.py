@@ -22,6 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
+
 if TYPE_CHECKING:
     import numpy as np
     from detectron2.config import CfgNode
@@ -266,6 +270,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = build_parser()
+    add_import_option(parser)
     args = parser.parse_args(argv)
     if args.input and not args.query:
         parser.error('--input needs a question: add --query "the red cup" (once for each query)')

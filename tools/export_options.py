@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 # As in vlnms_d2.export and vlnms_d2.modeling, which take seconds to import.
-FORMATS = ("jsonl", "coco", "per-expression", "mattnet", "nmtree")
-FEATURE_FORMATS = ("ddpn", "scan")
+FORMATS = ("jsonl", "coco", "per-expression", "mattnet", "nmtree", "albef")
+FEATURE_FORMATS = ("ddpn", "bottom-up", "scan", "imram")
+DDPN_NAMES = ("auto", "coco", "plain")
+TSV_COLUMNS = ("bottom-up", "lxmert")
 LAYERS = ("detector", "relatedness")
 
 
@@ -38,11 +40,21 @@ def add_cut_options(
     add("--mean-proposals", type=float, metavar="M", help=mean)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the model, the data set, the output folder and the processes."""
+def add_test_split_option(parser: argparse.ArgumentParser) -> None:
+    """Add the consent to files that SCAN and IMRAM would test in another protocol."""
+    text = "in scan and imram, which compare all captions with the boxes of an image's first one"
+    parser.add_argument("--allow-test-split", action="store_true", help=text)
+
+
+def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the model, the data set (or several), the output folder and the processes."""
     add = parser.add_argument
     add("--config-file", type=Path, required=True, metavar="FILE")
-    add("--dataset", required=True, metavar="NAME", help="registered, with expressions or captions")
+    about = "registered, with expressions or captions"
+    if several:
+        about += "; several go into one output, --mean-proposals is of the first"
+    nargs = "+" if several else 1
+    add("--dataset", nargs=nargs, required=True, metavar="NAME", dest="datasets", help=about)
     add("--out", type=Path, required=True, metavar="DIR", help="which all machines see")
     add("--num-gpus", type=int, metavar="G", help="per machine; default: 1 if there is one")
     add("--processes", type=int, default=1, metavar="P", help="on the CPU; default: %(default)s")
@@ -75,7 +87,8 @@ def take_model_options(args: dict[str, Any]) -> tuple[Any, Any]:
     if given["num_gpus"] is None:
         given["num_gpus"] = int(torch.cuda.is_available() and given["processes"] == 1)
     opts = tuple(args.pop("opts"))
-    model = ModelSettings(args.pop("config_file"), args.pop("dataset"), opts)
+    dataset, *more = args.pop("datasets")
+    model = ModelSettings(args.pop("config_file"), dataset, opts, tuple(more))
     return model, Processes(**given)
 
 

@@ -5,8 +5,8 @@
         --dataset refshapes_refcoco_testB --top-n 10 --out pairs
 
     # also write some pairs, JSON lines of [image id, caption id], in SCAN's format
-    python tools/export_pairs.py --config-file ... --dataset flickr30k_captions_test --top-n 36 \\
-        --out pairs --scan chosen.jsonl --scan-out scan --split test
+    python tools/export_pairs.py --config-file ... --dataset flickr30k_captions_train --top-n 36 \\
+        --out pairs --scan chosen.jsonl --scan-out scan --split train
 
 docs/exporting.md describes what is written; vlnms_d2.export.PairStore reads it. The same command
 resumes an interrupted run.
@@ -20,7 +20,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from export_options import LAYERS, add_model_options, make_parser, show, take_model_options
+from export_options import (
+    LAYERS,
+    add_model_options,
+    add_test_split_option,
+    make_parser,
+    show,
+    take_model_options,
+)
+from import_option import add_import_option
 
 DTYPES = ("float32", "float16")
 
@@ -36,11 +44,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--scan", type=Path, metavar="FILE", help="JSON lines of [image id, caption id]")
     add("--scan-out", type=Path, metavar="DIR", help="folder for those pairs, in SCAN's format")
     add("--boxes", type=int, metavar="B", help="of each pair; default: --top-n")
-    add("--split", default="test", help="first part of the file names; default: %(default)s")
+    splits = ("train", "dev", "test")
+    add("--split", choices=splits, default="train", help="of the files; default: %(default)s")
+    add("--imram", action="store_true", help="name those files as IMRAM reads them")
+    add_test_split_option(parser)
     add_model_options(parser)
+    add_import_option(parser)
     args = parser.parse_args(argv)
     if (args.scan is None) != (args.scan_out is None):
         parser.error("--scan and --scan-out go together")
+    if args.scan is not None and args.split == "test" and not args.allow_test_split:
+        parser.error(
+            "--split test: SCAN and IMRAM would compare all captions with the boxes of each "
+            "image's first caption. Read the pairs with PairStore, or give --allow-test-split."
+        )
     return args
 
 
@@ -68,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = vars(parse_args(argv))
     overwrite, scan = args.pop("overwrite"), args.pop("scan")
     scan_out, boxes, split = (args.pop(name) for name in ("scan_out", "boxes", "split"))
+    imram, _ = args.pop("imram"), args.pop("allow_test_split")
     try:
         from vlnms_d2.export.pair_store import PairStore, write_scan
         from vlnms_d2.export.pairs import PairSettings, run_pairs
@@ -77,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest = run_pairs(settings, processes, overwrite)
         if scan is not None and processes.is_main:
             store = PairStore(settings.out)
-            write_scan(store, read_pairs(scan), boxes or settings.top_n, scan_out, split)
+            boxes = boxes or settings.top_n
+            write_scan(store, read_pairs(scan), boxes, scan_out, split, imram)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"export_pairs: {error}", file=sys.stderr)
         return 1

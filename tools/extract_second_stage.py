@@ -23,6 +23,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))
 
 FLOOR = 0.05  # below the thresholds of the real case, which are chosen on val
@@ -48,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = build_parser()
+    add_import_option(parser)
     args = parser.parse_args(argv)
     if args.group is not None and (args.top is None or args.group < 1):
         parser.error(f"--group {args.group}: expected a positive number, and --top N with it")

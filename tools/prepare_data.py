@@ -21,6 +21,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
@@ -47,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = make_parser()
+    add_import_option(parser)
     args = parser.parse_args(argv)
     if bool(args.detections) != bool(args.categories):
         parser.error("--detections and --categories go together")

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from export_options import FORMATS, add_cut_options, make_parser, show
+from import_option import add_import_option
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,6 +47,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pictures", type=int, default=0, metavar="K", help="queries to draw")
     add("--processes", type=int, default=1, metavar="P", help="default: %(default)s")
     add("--overwrite", action="store_true", help="replace the output of other settings in DIR")
+    add_import_option(parser)
     return parser.parse_args(argv)
 
 

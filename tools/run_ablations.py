@@ -21,6 +21,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
+
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "projects" / "RefShapes"))
 
@@ -76,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = build_parser()
+    add_import_option(parser)
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")

@@ -15,6 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))
 
 
@@ -34,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = build_parser()
+    add_import_option(parser)
     args = parser.parse_args(argv)
 
     from detectron2.data import DatasetCatalog

@@ -17,6 +17,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -39,6 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dist-url", default=url, metavar="URL", help="of rank 0; default: %(default)s")
     rest = argparse.REMAINDER
     add("opts", nargs=rest, default=None, metavar="KEY VALUE", help="override the config; last")
+    add_import_option(parser)
     return parser.parse_args(argv)
 
 

@@ -26,6 +26,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "SecondStages"))
 
 
@@ -43,6 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
     retrieval = commands.add_parser("retrieval", help="the retrieval model of images and captions")
     retrieval.add_argument("--num-boxes", type=int, default=10, help="default %(default)s")
     retrieval.add_argument(
+        "--captions-per-image",
+        type=int,
+        metavar="N",
+        help="rank the first N captions of each image, 5 as published (default all)",
+    )
+    retrieval.add_argument(
         "--train-boxes",
         choices=("gt", "own"),
         default="gt",
@@ -50,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default %(default)s)",
     )
     for command in (rec, retrieval):
+        add_import_option(command)
         add = command.add_argument
         add("--cache", type=Path, required=True, metavar="FOLDER")
         add("--train", required=True, metavar="NAME", help="data set")
@@ -109,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.command == "rec":
             experiment.run_rec(args.phrases, args.mean_proposals)
         else:
-            experiment.run_retrieval(args.num_boxes, args.train_boxes == "gt")
+            experiment.run_retrieval(
+                args.num_boxes, args.train_boxes == "gt", args.captions_per_image
+            )
     except (OSError, KeyError, ValueError) as error:
         parser.error(str(error))
 

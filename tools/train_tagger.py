@@ -15,6 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
+
+from import_option import add_import_option
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "Category"))
 
 
@@ -27,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    add_import_option(parser)
     args = parser.parse_args(argv)
     if args.epochs < 1:
         parser.error(f"--epochs is {args.epochs}, expected at least 1")

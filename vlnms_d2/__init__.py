@@ -5,6 +5,8 @@ the postprocessor and the data sets).
 """
 
 import importlib.util
+import os
+import sys
 
 __version__ = "0.1.0"
 
@@ -42,7 +44,30 @@ __all__ = [
     "VLNMSRes5Head",
     "add_vlnms_config",
     "data",
+    "import_modules",
     "rerank",
     "split_by_query",
     "use_queries",
 ]
+
+
+def import_modules() -> None:
+    """Import the modules and .py files that `$VLNMS_D2_IMPORT` lists, separated as in `$PATH`.
+
+    They register data sets and components of your own. Importing vlnms_d2 imports them, also in
+    the processes that train or export; `--import` of the tools sets the variable.
+
+    Raises:
+        ImportError: there is no such module, or another one has the name of a file.
+    """
+    for entry in filter(None, os.environ.get("VLNMS_D2_IMPORT", "").split(os.pathsep)):
+        folder, name = os.path.split(entry)
+        sys.path.append(folder or os.getcwd())
+        module = importlib.import_module(name.removesuffix(".py"))
+        if folder and not os.path.samefile(entry, module.__file__ or os.devnull):
+            raise ImportError(
+                f"{entry}: {module.__file__} has the same name; give your file another one"
+            )
+
+
+import_modules()

@@ -32,16 +32,17 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # branch's own copy of the detector's head; "shared": the feature that the detector's head
     # computed for its proposal.
     vlnms.VISUAL_ENCODER = "finetune"
-    # Word attention of FC. "linear": Eq. 1 of the paper, which is the same for every box and so
-    # computed once per query; "additive": depends on the box.
+    # Word attention of FC. "linear": Eq. 1 of the paper; it turns out to be the same for every box,
+    # so it is computed once per query. "additive": depends on the box.
     vlnms.ATTENTION = "linear"
     # Vocabulary file of BiGRU (JSON). Empty: the trainer builds and writes one; without training,
     # every word is unknown.
     vlnms.VOCAB = ""
     # Maximum number of words; longer queries are truncated (10 for RefCOCO and RefCOCO+, 20 for
-    # RefCOCOg).
+    # RefCOCOg). BERT truncates to twice as many word pieces.
     vlnms.MAX_WORDS = 20
-    # Maximum number of candidates per image, those of highest class confidence; bounds memory.
+    # Maximum number of candidates per image; beyond it, those of lowest class confidence are
+    # dropped. Bounds memory.
     vlnms.MAX_CANDIDATES = 1000
     # Precision of the branch's layers, in training and at inference: "float32" or "bfloat16"
     # (autocast; faster on processors that support it). The detector is not affected.
@@ -54,7 +55,8 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # Hidden width of MLP_a and MLP_b (Eq. 1, 2); their output width is that of the word features.
     vlnms.FC.HIDDEN_DIM = 1024
     # ReLU before the L2 norm, and dropout. The paper has neither, the authors' code has both (True
-    # and 0.5). With the ReLU, scores are computed box by box instead of as two matrix products.
+    # and 0.5). With the ReLU, scores need a tensor [queries, boxes, width] instead of two matrix
+    # products.
     vlnms.FC.RELU = False
     vlnms.FC.DROPOUT = 0.0
 
@@ -64,11 +66,11 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.TRANS.FUSION = "joint"
     # Width of the tokens.
     vlnms.TRANS.HIDDEN_DIM = 768
-    # Attention heads; they share the width.
+    # Number of attention heads, which divide the width among them.
     vlnms.TRANS.NUM_HEADS = 12
     # Hidden width of the feed-forward blocks.
     vlnms.TRANS.FFN_DIM = 3072
-    # Number of layers that fuse words and boxes.
+    # Number of transformer layers.
     vlnms.TRANS.NUM_LAYERS = 2
     # Dropout on the output of each block of a layer.
     vlnms.TRANS.DROPOUT = 0.1
@@ -84,12 +86,13 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.BERT.FREEZE = False
 
     vlnms.CATEGORY = CfgNode()
-    # Names of the detector's classes, in their order, for Category, which is not trained. Empty:
-    # those of the data sets in DATASETS.TEST or DATASETS.TRAIN.
+    # Names of the detector's classes, in class order. Empty: those of the data sets in
+    # DATASETS.TEST or DATASETS.TRAIN.
     vlnms.CATEGORY.NAMES = ()
-    # r = sigmoid(SLOPE * (cosine - MIDPOINT)), of the best cosine of a noun with the name.
+    # r = sigmoid(SLOPE * (cosine - MIDPOINT)) for the best cosine between a noun of the query and
+    # the name of the box's class.
     vlnms.CATEGORY.SLOPE = RULES.slope
-    # The cosine at which r is a half.
+    # The cosine at which r = 0.5.
     vlnms.CATEGORY.MIDPOINT = RULES.midpoint
 
     vlnms.BIGRU = CfgNode()
@@ -106,14 +109,14 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # False: NMS within each class, as in the detector. True: across classes, so that an object does
     # not get one proposal per class; for second stages that use the boxes without their classes.
     vlnms.CLASS_AGNOSTIC_NMS = False
-    # The real operating point: proposals with s above this (chosen on val) are kept. The best one
-    # of a query is always kept.
+    # Final cut: proposals with s above this are kept, and always the best one of a query. The
+    # paper's "real" operating point is such a threshold, chosen on val (see TEST.VLNMS).
     vlnms.FINAL_SCORE_THRESH = 0.0
     # Type of `pred_masks` for images with queries. "pasted": a bool tensor [n, height, width], as
     # in stock Detectron2; "shared": a `vlnms_d2.modeling.SharedMasks`, which stores the mask of
     # each distinct box once and pastes on demand; "auto": pasted for one query, shared for several.
     vlnms.MASKS = "auto"
-    # Add the field `word_attention` [n, words] to the output, for visualization.
+    # Add the word attention to the output, as the field `word_attention` [n, words].
     vlnms.OUTPUT_ATTENTION = False
 
     # --- training ------------------------------------------------------------------------------
@@ -123,13 +126,14 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.LOSS = "bce"
     # Ranking loss: the margin alpha (Eq. 5).
     vlnms.RANK_MARGIN = 0.1
-    # Ranking loss: number of negatives that each positive is compared with, those of highest r.
+    # Ranking loss: h, the number of negatives that each positive is compared with. Those with the
+    # highest r are taken.
     vlnms.RANK_TOP_H = 100
-    # lambda, the weight of the regression loss (Eq. 7); 0 builds a module without box refinement.
-    # Of the modules here, only Trans has box refinement.
+    # lambda, the weight of the box refinement's regression loss (Eq. 7). 0: no box refinement. Only
+    # Trans has one.
     vlnms.REG_WEIGHT = 1.0
-    # beta of its smooth L1 loss, the difference above which the loss is linear; 1 in the paper. A
-    # smaller value gives more weight to small errors of boxes that are nearly right.
+    # beta of the smooth L1 regression loss, the difference above which it is linear; 1 in the
+    # paper. A smaller value gives more weight to boxes that are nearly right.
     vlnms.REG_BETA = 0.1
     # Maximum number of candidates of an image that are used in a training step, sampled at random;
     # negative for all.
@@ -144,7 +148,8 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.WORD_VECTORS = ""
     # Words that occur less often than this in the training expressions are unknown.
     vlnms.VOCAB_MIN_COUNT = 2
-    # Maximum number of expressions of an image in one forward pass; the others are used later.
+    # Maximum number of expressions of an image in a training step; sampled at random if there are
+    # more.
     vlnms.MAX_QUERIES_PER_IMAGE = 32
 
     vlnms.PSEUDO_GT = CfgNode()
@@ -164,7 +169,7 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.PSEUDO_GT.UNRELIABLE_LABEL = 0.5
 
     # Folder in which the meta-architecture "CachedRCNN" caches the frozen detector's output for
-    # each image. That meta-architecture requires it.
+    # each image; required by that meta-architecture only.
     vlnms.CACHE_DIR = ""
 
     cfg.SOLVER.VLNMS = solver = CfgNode()
@@ -175,8 +180,9 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     solver.TEXT_ENCODER_LR_FACTOR = 1.0
 
     cfg.TEST.VLNMS = test = CfgNode()
-    # The real operating point: the threshold at which this many proposals per expression remain on
-    # the first data set of DATASETS.TEST. The others use it unchanged.
+    # Mean number of proposals per expression at the paper's "real" operating point. The threshold
+    # for it is chosen on the first data set with expressions in DATASETS.TEST and used unchanged on
+    # the others.
     test.MEAN_PROPOSALS = 8.0
 
 

@@ -34,34 +34,36 @@ def rerank(
     *,
     image_size: tuple[int, int] | None = None,
 ) -> list[Instances]:
-    """Multiply the confidence of an image's detections by their relatedness to each query, run NMS
-    on the product and select the best (paper, Sec. 3.2).
+    """Select the proposals of each query from an image's detections.
+
+    The score of a detection is the product of its confidence and its relatedness to the query; NMS
+    and the final cut work on this score (paper, Sec. 3.2).
 
     Args:
         boxes: float [N, 4], xyxy in pixels.
         scores: float [N], class confidence c, from 0 to 1.
         classes: int [N], indices into `category_names`.
-        category_names: of the detector's classes.
-        queries: Q texts.
-        topk: proposals kept per query; negative for all.
-        score_thresh: keeps detections with a fused score above it, and always the best one; None
-            keeps all.
-        nms_thresh: IoU of the class-wise NMS; None for 0.5. It leaves detections unchanged that
-            have already been through it.
-        relatedness: "Category"; or r, float [Q, N] from 0 to 1, as an array or as a callable of
-            (queries, boxes [N, 4], classes [N]).
-        image_size: (height, width) in pixels; None for the smallest that contains all boxes.
+        category_names: the names of the detector's classes.
+        queries: Q strings.
+        topk: maximum number of proposals per query; negative for all.
+        score_thresh: keep detections with a fused score above this, and always the best one; None
+            to keep all.
+        nms_thresh: IoU threshold of the class-wise NMS; None for 0.5. If the detections have
+            already been through NMS with this threshold, no more of them are suppressed.
+        relatedness: "Category", nouns of the query against the category names; or r, float [Q, N]
+            from 0 to 1, as an array or as a callable of (queries, boxes [N, 4], classes [N]).
+        image_size: (height, width) in pixels; None for the smallest size that contains all boxes.
 
     Returns:
         One Instances per query, in descending order of the fused score, with `pred_boxes`, `scores`
         (s), `cls_scores` (c), `relatedness` (r), `pred_classes`, `query_index` and
-        `candidate_index` (int64, position in the input). A query that names no category leaves the
-        detector's order unchanged (r = 1).
+        `candidate_index` (int64, index into the input). With "Category", a query that names no
+        category leaves the detector's order unchanged (r = 1).
 
     Raises:
         TypeError: a query is not a string, or `queries` is one.
-        ValueError: shapes that do not match, a class out of range, a box that is not finite, or a
-            score or an r outside of 0 to 1.
+        ValueError: shapes do not match, a class is out of range, a box is not finite, or a score or
+            r is not from 0 to 1.
     """
     queries = _checked_queries(queries)
     boxes, scores, classes = _checked_detections(boxes, scores, classes, len(category_names))
@@ -70,8 +72,8 @@ def rerank(
             raise ValueError(
                 f'relatedness is {relatedness!r}, expected "Category", a callable or an array'
             )
-        cosines = _matcher(tuple(category_names)).best_cosines(queries)
-        related = category_relatedness(cosines)[:, classes]
+        cosines = _matcher(tuple(category_names)).best_cosines(queries)  # [Q, categories]
+        related = category_relatedness(cosines)[:, classes]  # [Q, N]
     else:
         given = relatedness(queries, boxes, classes) if callable(relatedness) else relatedness
         related = _checked_relatedness(given, len(queries), len(boxes))

@@ -261,6 +261,14 @@ def test_polygons_and_both_kinds_of_rle_are_the_same_mask(counts):
             "counts": np.diff([0, *changes, len(flat)]).tolist(),
         }
     np.testing.assert_array_equal(decode_mask(rle, HEIGHT, WIDTH), truth)
+    # REFER's own reader decodes a list of RLE, as RefCLEF has it, and adds the masks up.
+    np.testing.assert_array_equal(decode_mask([rle], HEIGHT, WIDTH), truth)
+    other = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    other[0] = 1
+    both = [rle, mask_util.encode(np.asfortranarray(other))]
+    if counts == "list":
+        both[1] = {"size": [HEIGHT, WIDTH], "counts": [0] + [1, HEIGHT - 1] * WIDTH}
+    np.testing.assert_array_equal(decode_mask(both, HEIGHT, WIDTH), truth | (other > 0))
     polygons = annotation(2, B)["segmentation"]
     np.testing.assert_array_equal(decode_mask(polygons, HEIGHT, WIDTH), truth)
 

@@ -145,6 +145,45 @@ def test_folds_only_where_there_are_several_whole_ones(images):
     assert "folds_of_4" not in evaluator.results
 
 
+def published_recall(similarities, image_of_caption):
+    """As SCAN evaluates: five captions of each image, image i having columns 5i to 5i + 4."""
+    columns = [np.flatnonzero(image_of_caption == i)[:5] for i in range(len(similarities))]
+    five = similarities[:, np.concatenate(columns)]
+    ranks = []
+    for i, row in enumerate(five):
+        order = np.argsort(row)[::-1]
+        ranks.append(min(np.flatnonzero(order == 5 * i + k)[0] for k in range(5)))
+    inverse = []
+    for c in range(five.shape[1]):
+        inverse.append(np.flatnonzero(np.argsort(five[:, c])[::-1] == c // 5)[0])
+    recall = {f"sentence_r@{k}": 100 * np.mean(np.array(ranks) < k) for k in RANKS}
+    recall |= {f"image_r@{k}": 100 * np.mean(np.array(inverse) < k) for k in RANKS}
+    return recall | {"r@sum": sum(recall.values())}
+
+
+def test_five_captions_an_image_are_ranked_as_published_or_all_of_them():
+    each = [5, 7, 5, 6, 5, 5, 5, 5]
+    sets = [{"image_id": 100 + i, "expressions": [{"sent_id": 10 * i + k} for k in range(n)]}
+            for i, n in enumerate(each)]  # fmt: skip
+    owners = np.repeat(np.arange(8), each)
+    similarities = np.random.default_rng(0).random((8, sum(each)), dtype=np.float32)
+    published = RetrievalEvaluator("toy", sets, fold=4)
+    shown(published, similarities, range(8))
+    published.evaluate()
+    assert (published.results["images"], published.results["captions"]) == (8, 40)
+    assert len(published.caption_ids) == 43
+    assert published.results["all"] == pytest.approx(published_recall(similarities, owners))
+    halves = [published_recall(similarities[:4, :23], owners[:23]),
+              published_recall(similarities[4:, 23:], owners[23:] - 4)]  # fmt: skip
+    mean = {key: np.mean([half[key] for half in halves]) for key in halves[0]}
+    assert published.results["folds_of_4"] == pytest.approx(mean)
+    of_all = RetrievalEvaluator("toy", sets, captions_per_image=None)
+    shown(of_all, similarities, range(8))
+    of_all.evaluate()
+    assert of_all.results["captions"] == 43
+    assert of_all.results["all"] == retrieval_recall(similarities, owners)
+
+
 def test_two_processes_equal_one(monkeypatch):
     similarities = rows(5)
     whole = RetrievalEvaluator("toy", captions(5))

@@ -1,5 +1,6 @@
 """Exports of a model: each format, read back by a reader of its own, against `VLNMSPredictor`."""
 
+import base64
 import dataclasses
 import json
 
@@ -19,7 +20,8 @@ from vlnms_d2.export.model import detector_classes
 from vlnms_d2.export.workers import Processes, one_thread
 
 TOP_N = 6
-ALL = ("jsonl", "coco", "per-expression", "mattnet", "nmtree", "ddpn", "scan")
+ALL = ("jsonl", "coco", "per-expression", "mattnet", "nmtree", "ddpn")
+CAPTIONED = "exported_captions"
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,27 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets")
     exported.make_dataset(root)
     exported.register(root)
+    DatasetCatalog.register(CAPTIONED, captioned)
     yield root
     DatasetCatalog.remove(exported.DATASET)
+    DatasetCatalog.remove(CAPTIONED)
+
+
+def captioned():
+    """The images with six captions each."""
+    images = DatasetCatalog.get(exported.DATASET)
+    for image in images:
+        image["expressions"] = [
+            {
+                **e,
+                "sent_id": 3 * e["sent_id"] + n,
+                "split": "train",
+                "query": e["query"] + " red" * n,
+            }
+            for e in image["expressions"]
+            for n in range(3)
+        ]
+    return images
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +90,7 @@ def predictions(settings, **cut):
     predictor = VLNMSPredictor(cfg)
     predictor.model.roi_heads.mask_on = settings.masks
     found = []
-    for image in DatasetCatalog.get(exported.DATASET):
+    for image in DatasetCatalog.get(settings.model.dataset):
         picture = read_image(image["file_name"], "BGR")
         with one_thread():
             answers = predictor(picture, [e["query"] for e in image["expressions"]])
@@ -144,11 +165,20 @@ def check_union(path, predicted, ids, names, masks):
         own = found.setdefault(e["image_id"], {})
         assert key not in own, "a repeat"
         own[key] = np.float32(e["score"])
+    everything = {}
     for image, _, instances in predicted:
-        own = expected.setdefault(image["image_id"], {})
-        classes = instances.pred_classes.tolist()
-        for box, c, score in zip(xywh(instances), classes, instances.cls_scores, strict=True):
-            own[(*box.tolist(), ids[c], names[c])] = score.numpy()
+        columns = zip(
+            xywh(instances), instances.pred_classes.tolist(), instances.cls_scores.numpy(),
+            instances.scores.tolist(), strict=True,
+        )  # fmt: skip
+        everything.setdefault(image["image_id"], []).extend(columns)
+    for image_id, kept in everything.items():
+        own = expected.setdefault(image_id, {})
+        for box, c, score, *_ in sorted(kept, key=lambda e: (-e[2], -e[3])):
+            others = np.array([key[:4] for key in own if key[4] == ids[c]]).reshape(-1, 4)
+            overlap = mask_util.iou(box[None].astype(float), others, [0] * len(others))
+            if not len(others) or np.max(overlap) <= 0.9:
+                own[(*box.tolist(), ids[c], names[c])] = score
     assert found == expected
     by_image = [[e["score"] for e in entries if e["image_id"] == i] for i in expected]
     assert all(scores == sorted(scores, reverse=True) for scores in by_image)
@@ -227,39 +257,73 @@ def features_of(settings):
 
 
 @pytest.mark.parametrize("layer", ["detector", "relatedness"])
-def test_ddpn_and_scan_have_the_features_of_the_boxes(make_settings, layer):
-    settings = make_settings(formats=("ddpn", "scan"), top_n=TOP_N, layer=layer)
+def test_ddpn_scan_and_imram_have_the_features_of_the_boxes(make_settings, layer):
+    settings = make_settings(formats=("ddpn", "scan", "imram"), top_n=TOP_N, layer=layer)
+    model = dataclasses.replace(settings.model, dataset=CAPTIONED)
+    settings = dataclasses.replace(settings, model=model)
     run_export(settings)
-    folder = settings.out / "ddpn"
-    rows = np.load(settings.out / "scan" / "val_ims.npy")
-    num_boxes = np.load(settings.out / "scan" / "val_num_boxes.npy")
-    captions = (settings.out / "scan" / "val_caps.txt").read_text().splitlines()
-    ids = (settings.out / "scan" / "val_query_ids.txt").read_text().split()
-    assert rows.shape[:2] == (10, TOP_N) and len(captions) == 10
-    of_image, sizes = {}, {}
+    folder, scan = settings.out / "ddpn", settings.out / "scan"
+    rows = np.load(scan / "train_ims.npy")
+    assert np.array_equal(rows, np.load(settings.out / "imram" / "train_feat.npy"))
+    num_boxes = np.load(scan / "train_num_boxes.npy")
+    captions = (scan / "train_caps.txt").read_text().splitlines()
+    ids = (scan / "train_query_ids.txt").read_text().split()
+    assert rows.shape[:2] == (25, TOP_N) and len(captions) == 25
+    of_image = {}
     predicted = zip(predictions(settings), features_of(settings), strict=True)
     for number, ((image, expression, found), features) in enumerate(predicted):
-        with np.load(folder / "queries" / f"{expression['sent_id']}.npz") as own:
+        name = f"COCO_train2014_{expression['sent_id']:012d}.jpg.npz"
+        with np.load(folder / "queries" / name) as own:
             assert np.array_equal(own["bbox"], found.pred_boxes.tensor.numpy())
-            assert np.allclose(own["x"], features, atol=1e-4, rtol=1e-4)
+            assert np.allclose(own["x"], features.T, atol=1e-4, rtol=1e-4)
             assert own["x"].dtype == own["bbox"].dtype == np.float32
             assert (own["num_bbox"], own["image_h"], own["image_w"]) == (len(found), 60, 80)
-            assert captions[number] == expression["query"]
-            assert ids[number] == str(expression["sent_id"])
-            assert num_boxes[number] == len(found)
-            repeated = own["x"][np.arange(TOP_N) % len(found)]
-            assert np.array_equal(rows[number], repeated)
             union = of_image.setdefault(image["image_id"], {})
-            entries = zip(own["bbox"], found.pred_classes.tolist(), own["x"], strict=True)
+            entries = zip(own["bbox"], found.pred_classes.tolist(), own["x"].T, strict=True)
             union.update({(*box.tolist(), c): x for box, c, x in entries})
-            sizes[image["image_id"]] = len(union)
-    assert len(list((folder / "queries").iterdir())) == 10
+            place, row = number % 6, number // 6 * 5 + number % 6
+            if place < 5:  # the sixth caption is left out
+                assert captions[row] == expression["query"]
+                assert ids[row] == str(expression["sent_id"])
+                assert num_boxes[row] == len(found)
+                repeated = own["x"].T[np.arange(TOP_N) % len(found)]
+                assert np.array_equal(rows[row], repeated)
+    assert len(list((folder / "queries").iterdir())) == 30
     assert len(list((folder / "images").iterdir())) == 5
     for image_id, union in of_image.items():
-        with np.load(folder / "images" / f"{image_id}.jpg.npz") as own:
-            assert int(own["num_bbox"]) == len(own["bbox"]) == len(own["x"]) == sizes[image_id]
-            found = np.concatenate([own["bbox"], own["x"]], axis=1).tolist()
+        with np.load(folder / "images" / f"COCO_train2014_{image_id:012d}.jpg.npz") as own:
+            assert int(own["num_bbox"]) == len(own["bbox"]) == own["x"].shape[1] == len(union)
+            found = np.concatenate([own["bbox"], own["x"].T], axis=1).tolist()
             assert sorted(found) == sorted([*key[:4], *x.tolist()] for key, x in union.items())
+
+
+def test_the_tsv_has_the_features_of_ddpns_files(make_settings):
+    given = {"tsv_boxes": (1, 3), "tsv_per_query": True, "top_n": TOP_N}
+    settings = make_settings(formats=("ddpn", "bottom-up", "albef"), **given)
+    run_export(settings)
+    lines = (settings.out / "bottom_up.tsv").read_text().splitlines()
+    assert len(lines) == 10
+    for line in lines:
+        query_id, *_, num_boxes, boxes, features = line.split("\t")
+        boxes, features = (
+            np.frombuffer(base64.b64decode(column), np.float32).reshape(int(num_boxes), -1)
+            for column in (boxes, features)
+        )
+        name = f"COCO_train2014_{int(query_id):012d}.jpg.npz"
+        with np.load(settings.out / "ddpn" / "queries" / name) as own:
+            x_of = dict(zip(map(tuple, own["bbox"].tolist()), own["x"].T.tolist(), strict=True))
+        assert 1 <= len(boxes) <= 3
+        assert [x_of[tuple(box)] for box in boxes.tolist()] == features.tolist()
+    dets = json.loads((settings.out / "dets.json").read_text())
+    assert [int(i) for i in dets] == [i["image_id"] for i in DatasetCatalog.get(exported.DATASET)]
+
+
+def test_what_retrieval_cannot_read_is_refused_before_the_model_runs(make_settings, monkeypatch):
+    monkeypatch.setattr(from_model, "ProposalModel", None)
+    settings = make_settings(formats=("scan",), top_n=2)
+    with pytest.raises(ValueError, match=r"image \d+ has 2 captions, but the reader takes 5"):
+        run_export(settings)
+    assert not settings.out.exists()
 
 
 def test_three_processes_give_the_same_bytes(everything, tmp_path):
@@ -328,6 +392,7 @@ def test_the_manifest_says_what_was_made_of_what(everything):
         ({"formats": ("ddpn",), "layer": "res4"}, "features are 'res4'"),
         ({"formats": ("mattnet",), "masks": True}, "only jsonl and coco"),
         ({"formats": ("scan",)}, "scan has the same number of boxes"),
+        ({"formats": ("imram",)}, "imram has the same number of boxes"),
     ],
 )
 def test_wrong_settings(make_settings, given, message):
@@ -354,6 +419,8 @@ def test_wrong_models_and_data_sets(make_settings, tmp_path):
     stock = with_model(opts=("MODEL.ROI_HEADS.NAME", "StandardROIHeads"))
     with pytest.raises(ValueError, match="StandardROIHeads, expected"):
         run_export(stock)
+    with pytest.raises(ValueError, match=r"up to 101 proposals .* DDPN has room for 100 boxes"):
+        run_export(dataclasses.replace(settings, formats=("ddpn",), top_n=101))
     without_masks = dataclasses.replace(with_model(opts=("MODEL.MASK_ON", "False")), masks=True)
     with pytest.raises(ValueError, match=r"MODEL\.MASK_ON is False"):
         run_export(without_masks)

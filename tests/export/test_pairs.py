@@ -189,6 +189,11 @@ def test_the_tool_writes_pairs_and_chosen_ones_for_scan(whole, make_settings, tm
         assert np.array_equal(row, features[np.arange(3) % len(features)])
     captions = (tmp_path / "scan" / "dev_caps.txt").read_text().splitlines()
     assert captions == [store.captions[j].caption for j in (0, 9)]
+    assert pairs_tool.main([*words, "--imram", "--split", "test", "--allow-test-split"]) == 0
+    assert np.array_equal(np.load(tmp_path / "scan" / "test_feat.npy"), rows)
+    with pytest.raises(SystemExit):
+        pairs_tool.main([*words, "--split", "test"])
+    assert "boxes of each image's first caption" in capsys.readouterr().err
     words[words.index("3")] = "99"
     assert pairs_tool.main(words) == 1
     assert "99 boxes are asked for, but the store has 5" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 
 import export_options
 from vlnms_d2.export import FEATURE_FORMATS, FORMATS
+from vlnms_d2.export.feature_formats import DDPN_NAMES, TSV_COLUMNS
 from vlnms_d2.modeling.feature_extraction import LAYERS
 
 _SPEC = importlib.util.spec_from_file_location("export", REPO / "tools" / "export_proposals.py")
@@ -21,6 +22,8 @@ def test_the_options_are_those_of_the_package():
     assert tuple(FORMATS) == export_options.FORMATS
     assert tuple(FEATURE_FORMATS) == export_options.FEATURE_FORMATS
     assert export_options.LAYERS == LAYERS
+    assert export_options.DDPN_NAMES == DDPN_NAMES
+    assert tuple(TSV_COLUMNS) == export_options.TSV_COLUMNS
 
 
 @pytest.fixture
@@ -35,13 +38,13 @@ def words(config, tmp_path):
 
 
 def test_a_command_line(words, tmp_path, capsys):
-    more = ["--format", "coco", "scan", "--top-n", "2", "--masks", "--features", "relatedness"]
+    more = ["--format", "coco", "ddpn", "--top-n", "2", "--masks", "--features", "relatedness"]
     opts = ["--opts", "MODEL.VLNMS.MAX_CANDIDATES", "50"]
     assert tool.main([*words, *more, *opts]) == 0
     printed = capsys.readouterr().out
     assert "queries: 10" in printed and "proposals: 20" in printed and "threshold: 0" in printed
     out = tmp_path / "out"
-    assert {p.name for p in out.iterdir()} == {"results.json", "scan", "manifest.json"}
+    assert {p.name for p in out.iterdir()} == {"results.json", "ddpn", "manifest.json"}
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["identity"]["config"]["MODEL"]["VLNMS"]["MAX_CANDIDATES"] == 50
     assert manifest["identity"]["settings"]["features"] == "relatedness"
@@ -54,12 +57,33 @@ def test_a_command_line(words, tmp_path, capsys):
     assert {p.name for p in out.iterdir()} == {"proposals.jsonl", "manifest.json"}
 
 
+def test_several_data_sets_under_the_name_of_the_forks(words, tmp_path):
+    [image, *_] = DatasetCatalog.get(exported.DATASET)
+    more = image | {"image_id": 7, "expressions": [image["expressions"][0] | {"sent_id": 99}]}
+    DatasetCatalog.register("exported_more", lambda: [more])
+    try:
+        names = ["--dataset", exported.DATASET, "exported_more"]
+        name = ["--matt-dets", "att_vanilla", "0", "refcoco", "unc"]
+        assert tool.main([*words, *names, "--format", "per-expression", *name]) == 0
+    finally:
+        DatasetCatalog.remove("exported_more")
+    entries = json.loads(
+        (tmp_path / "out" / "matt_dets_att_vanilla_0_refcoco_unc_0.json").read_text()
+    )
+    assert len({entry["sent_id"] for entry in entries}) == 11
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--dataset", "nothing"], "'nothing' is no registered data set"),
+        (["--dataset", exported.DATASET, "nothing"], "'nothing' is no registered data set"),
+        (["--matt-dets", "m", "0", "refcoco", "unc"], "matt_dets names the file of per-expression"),
         (["--processes", "0"], "processes is 0"),
         (["--format", "scan"], "give top_n"),
+        (["--format", "imram", "--top-n", "2"], "has 2 captions, but the reader takes 5"),
+        (["--format", "ddpn", "--top-n", "200"], "DDPN has room for 100 boxes"),
+        (["--format", "bottom-up", "--tsv-boxes", "9", "8"], "boxes are (9, 8), expected"),
         (["--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth: no such weights file"),
     ],
 )

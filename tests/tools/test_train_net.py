@@ -20,7 +20,7 @@ def test_a_command_line_means_what_it_means_to_detectron2(words):
     assert train_net.parse_args(words) == default_argument_parser().parse_args(words)
 
 
-def test_the_options_are_those_of_detectron2(monkeypatch):
+def test_the_options_are_those_of_detectron2_and_import(monkeypatch):
     parsers = []
     monkeypatch.setattr(
         argparse.ArgumentParser, "parse_args", lambda parser, argv: parsers.append(parser)
@@ -33,4 +33,5 @@ def test_the_options_are_those_of_detectron2(monkeypatch):
         ]
         for parser in (*parsers, default_argument_parser())
     )
-    assert ours == theirs
+    # Of our own is --import, which changes no argument.
+    assert [option for option in ours if "--import" not in option[1]] == theirs

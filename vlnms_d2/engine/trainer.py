@@ -1,4 +1,4 @@
-"""`DefaultTrainer` for detectors and for the relatedness branch, with exact resuming."""
+"""A `DefaultTrainer` for detectors and for the relatedness branch, which resumes exactly."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Record which checkpoint is the last, for `resume_or_load`."""
+        """Record the name of the last checkpoint for `resume_or_load`, atomically too."""
         with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
             file.write(last_filename_basename.encode())
 
 
 class VLNMSTrainer(DefaultTrainer):
-    """Trains what the config describes: a stock detector, or the relatedness branch on top of one.
+    """Trains the config's model: a stock detector, or the relatedness branch on top of one.
 
-    Data sets with expressions (`evaluator_type` "refer") use `GroundingMapper` and
-    `ProposalRecallEvaluator`, all others Detectron2's own mapper and COCO evaluation.
+    Data sets with expressions (those whose metadata has `evaluator_type` "refer") use
+    `GroundingMapper` and `ProposalRecallEvaluator`, all others `DatasetMapper` and `COCOEvaluator`.
 
     With `SEED` >= 0 a run that resumes after interruption ends with the same weights as an
     uninterrupted one: the order of the images and all random draws depend only on the seed and
@@ -82,11 +82,16 @@ class VLNMSTrainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        # DefaultTrainer has built its hooks around the checkpointer that this replaces.
         self._hooks.clear()
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """See `DefaultTrainer`; a new run also reads the word vectors."""
+        """See `DefaultTrainer`; a run that starts from iteration 0 also loads the word vectors.
+
+        Raises:
+            ValueError: `MODEL.VLNMS.WORD_VECTORS` is set and the text encoder is not BiGRU.
+        """
         super().resume_or_load(resume)
         self.data_loader.batch_sampler.start_iter = self.start_iter
         path = self.cfg.MODEL.VLNMS.WORD_VECTORS
@@ -129,7 +134,7 @@ class VLNMSTrainer(DefaultTrainer):
         }
 
         def lr_factor(parameter_name: str) -> float:
-            matches = (f for part, f in factors.items() if parameter_name.startswith(part))
+            matches = (f for prefix, f in factors.items() if parameter_name.startswith(prefix))
             return next(matches, 1.0)
 
         parameters = get_default_optimizer_params(
@@ -179,8 +184,7 @@ class VLNMSTrainer(DefaultTrainer):
         """Recall for data sets with expressions, COCO evaluation for the others.
 
         Args:
-            thresholds: the real operating point, chosen on another data set; None to choose it
-                on this one.
+            thresholds: see `ProposalRecallEvaluator`; None to choose them on this data set.
         """
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
         if _has_expressions([dataset_name]):
@@ -197,8 +201,8 @@ class VLNMSTrainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> OrderedDict:
         """Evaluate on each data set of `DATASETS.TEST`, in order.
 
-        The real operating point is chosen on the first data set with expressions (put val first)
-        and used unchanged on the others.
+        The thresholds of the "real" operating point are chosen on the first data set with
+        expressions, which should be val, and used unchanged on the others.
         """
         if evaluators is not None:
             return super().test(cfg, model, evaluators)
@@ -208,11 +212,12 @@ class VLNMSTrainer(DefaultTrainer):
             loader = cls.build_test_loader(cfg, name)
             if isinstance(evaluator, ProposalRecallEvaluator):
                 # Without the wrapper of DistributedDataParallel: evaluation needs no gradients.
-                bare = getattr(model, "module", model)
-                with inference_context(bare):
+                unwrapped = getattr(model, "module", model)
+                with inference_context(unwrapped):
                     results[name] = inference_on_dataset(
-                        partial(predict_with_detector, bare), loader, evaluator
+                        partial(predict_with_detector, unwrapped), loader, evaluator
                     )
+                # Only the main process has chosen them.
                 thresholds = comm.all_gather(evaluator.thresholds)[0]
             else:
                 results[name] = inference_on_dataset(model, loader, evaluator)
@@ -222,7 +227,7 @@ class VLNMSTrainer(DefaultTrainer):
 
 
 class SeedEveryIteration(HookBase):
-    """Seeds torch before each iteration, so that random draws do not depend on earlier ones.
+    """Seeds torch before each iteration, so that random draws do not depend on earlier iterations.
 
     Args:
         seed: `SEED` of the config.
@@ -232,14 +237,16 @@ class SeedEveryIteration(HookBase):
         self.seed = seed
 
     def before_step(self) -> None:
+        # Distinct for up to a million iterations and 4,093 processes.
         torch.manual_seed((self.seed * 1_000_003 + self.trainer.iter) * 4093 + comm.get_rank())
 
 
 def build_vocabulary(cfg: CfgNode) -> None:
-    """Set `MODEL.VLNMS.VOCAB` of a config that trains a text encoder and does not set it, in place.
+    """Build a vocabulary, if the config needs one, and set `MODEL.VLNMS.VOCAB` to it, in place.
 
-    The vocabulary is built from the training expressions and saved as `{OUTPUT_DIR}/vocab.json`,
-    unless it is there already, as in a resumed run.
+    It is needed if the text encoder uses a vocabulary, the key is empty, and the training data sets
+    have expressions. It is built from these and saved as `{OUTPUT_DIR}/vocab.json`, unless that
+    file exists, as in a resumed run.
     """
     if cfg.MODEL.VLNMS.VOCAB or not text_encoder_class(text_encoder_name(cfg)).uses_vocabulary:
         return
@@ -261,10 +268,11 @@ def build_vocabulary(cfg: CfgNode) -> None:
 
 
 def _has_expressions(dataset_names) -> bool:
-    kinds = {MetadataCatalog.get(name).get("evaluator_type") == "refer" for name in dataset_names}
-    if len(kinds) > 1:
+    """Whether the data sets have expressions; raises if only some of them do."""
+    answers = {MetadataCatalog.get(name).get("evaluator_type") == "refer" for name in dataset_names}
+    if len(answers) > 1:
         raise ValueError(
             f"{tuple(dataset_names)} mixes data sets with and without expressions; train and test "
             "them apart"
         )
-    return kinds == {True}
+    return answers == {True}

@@ -214,16 +214,20 @@ class RESEvaluator(_AnswerEvaluator):
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """COCO's segmentation, polygons or RLE, as bool [height, width]."""
+    """COCO's segmentation, polygons, RLE or a list of RLE, as bool [height, width]."""
     if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            segmentation = mask_util.frPyObjects(segmentation, height, width)
-        return mask_util.decode(segmentation).astype(bool)
-    # COCO has polygons of two points, which have no area and which pycocotools refuses.
-    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-    if not polygons:
+        segmentation = [segmentation]
+    if segmentation and isinstance(segmentation[0], dict):
+        parts = [
+            mask_util.frPyObjects(rle, height, width) if isinstance(rle["counts"], list) else rle
+            for rle in segmentation
+        ]
+    else:
+        # COCO has polygons of two points, which have no area and which pycocotools refuses.
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        parts = mask_util.frPyObjects(polygons, height, width) if polygons else []
+    if not parts:
         return np.zeros((height, width), dtype=bool)
-    parts = mask_util.frPyObjects(polygons, height, width)
     return mask_util.decode(mask_util.merge(parts)).astype(bool)
 
 

@@ -1,8 +1,8 @@
 """Recall of referents and contextual objects, for the detector alone and for VL-NMS.
 
-Source: VL-NMS, Sec. 4.1 and Table 1. Two operating points: the first N proposals, and "real", a
-score threshold that leaves few of them. The threshold is chosen on one data set (val) and used
-unchanged on the others.
+As in Sec. 4.1 and Table 1 of the paper, there are two operating points: the first N proposals, and
+"real", the few proposals above a score threshold. The threshold is chosen on one data set (val) and
+used unchanged on the others.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ _LABELS = {"detector": "detector", "detector_matched": "detector (matched)", "vl
 
 @torch.no_grad()
 def predict_with_detector(model: GeneralizedRCNN, batched_inputs: list[dict]) -> list[dict]:
-    """The proposals for each image's queries and, from the same pass of the detector, its own.
+    """Run the model with its queries and, in the same pass, as the stock detector.
 
-    The baseline must be the stock detector exactly, whatever the settings of VL-NMS. An empty query
-    is no substitute: it has at least one proposal, only the candidates that
-    `MODEL.VLNMS.MAX_CANDIDATES` leaves, and the fusion, NMS and final threshold of the other
-    queries.
+    The stock detector is the baseline. An empty query would not do: its proposals too are limited
+    by `MODEL.VLNMS.MAX_CANDIDATES`, are at least one, and depend on the settings of fusion, NMS and
+    final cut.
 
     Args:
         model: a model with a VL-NMS head, in eval mode.
         batched_inputs: model inputs with "query".
 
     Returns:
-        Per image "instances", as the model returns them, without masks, and "detector", what it
-        returns for the image without a query.
+        Per image a dictionary of "instances", the model's output, and "detector", its output for
+        the image without a query; both without masks.
 
     Raises:
         TypeError: an image has no query, or one that is not a string.
@@ -69,7 +68,7 @@ def predict_with_detector(model: GeneralizedRCNN, batched_inputs: list[dict]) ->
 
 @dataclass(frozen=True)
 class ExpressionRecord:
-    """What is kept of an expression."""
+    """What the evaluator stores for an expression."""
 
     detector: Match  # the proposals of the detector alone
     vlnms: Match  # the query-aware proposals
@@ -84,25 +83,26 @@ class ProposalRecallEvaluator(RecordEvaluator):
         with inference_context(model):
             inference_on_dataset(partial(predict_with_detector, model), loader, evaluator)
 
-    Boxes are xyxy in pixels of the image file. An expression is identified by its "manner" (the
-    style of expressions that it belongs to) and "sent_id", and counted once however often it is
-    processed. One without a referent (a caption) is excluded from the numbers of referents only.
+    Boxes are xyxy in pixels of the image file. An expression is identified by its "manner" (its
+    style, such as that of RefCOCOg) and "sent_id", and counted once however often it is processed.
+    An expression without a referent (a caption) counts for contextual objects only.
 
-    A threshold for the detector alone that gives it as many proposals as VL-NMS has on the same
-    expressions is evaluated as well, "detector (matched)". It is chosen on the data set that it is
-    evaluated on and is for comparison only.
+    At the "real" operating point the detector may have more or fewer proposals than VL-NMS. For
+    comparison, it is also evaluated with a threshold that gives it as many on the same expressions:
+    "detector (matched)".
 
     Args:
         num_proposals: N of the first operating point; proposals beyond it are ignored.
-        mean_proposals: proposals per expression at the real operating point; used to choose the
+        mean_proposals: proposals per expression at the "real" operating point; used to choose the
             thresholds.
-        thresholds: of "detector" and "vlnms" at the real operating point: proposals with a score
-            above it remain, and always the best one. None chooses them on this data set.
-        iou_threshold: a proposal hits an annotated box above this IoU.
+        thresholds: for "detector" and "vlnms", the threshold of the "real" operating point:
+            proposals with a score above it remain, and always the best one. None to choose them on
+            this data set.
+        iou_threshold: a proposal hits an annotated box if their IoU is above this.
         dataset_name, output_dir, distributed: see `RecordEvaluator`.
 
     Attributes:
-        thresholds: those used by the last `evaluate`, on the main process; to be given to the
+        thresholds: those used by the last `evaluate`, on the main process. Pass them to the
             evaluators of other data sets.
 
     Raises:
@@ -139,9 +139,8 @@ class ProposalRecallEvaluator(RecordEvaluator):
         """Add a batch; see the class.
 
         Raises:
-            ValueError: an image comes without its queries or expressions, or without the
-                detector's own proposals; the message names the file. Or the model gives no
-                `query_index`.
+            ValueError: an input has no queries or not as many expressions, or an output lacks
+                "detector" or `query_index`.
         """
         for image_input, output in zip(inputs, outputs, strict=True):
             expressions = _expressions(image_input)
@@ -197,15 +196,17 @@ class ProposalRecallEvaluator(RecordEvaluator):
 def evaluate_group(
     tables: Mapping[str, MatchTable], thresholds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Evaluate a group of expressions at both operating points; `tables` has the same expressions
-    for each of `METHODS`, `thresholds` that of the real operating point.
+    """Evaluate a group of expressions at both operating points.
+
+    Args:
+        tables: the same expressions for each of `METHODS`.
+        thresholds: of the "real" operating point, for each of `METHODS`.
 
     Returns:
-        "top" and "real" hold for "detector" and "vlnms" what `MatchTable.summary` gives, and
-        under "misses_cut" by how many percent of the detector's VL-NMS has fewer misses of
-        "referent" and "context" (None where the detector misses nothing). "real" also has
-        "detector_matched", with its "threshold", and "misses_cut_matched" against that.
-        "expressions", "expressions_with_referent" and "expressions_with_context" count them.
+        * "top" and "real", one dictionary per operating point: "detector" and "vlnms" as
+          `MatchTable.summary` returns them, and "misses_cut", see `misses_cut`. "real" also has
+          "detector_matched", with its "threshold", and "misses_cut_matched" relative to it;
+        * "expressions", "expressions_with_referent" and "expressions_with_context": their numbers.
     """
     top = {method: table.summary(table.num_proposals) for method, table in tables.items()}
     real = {name: table.summary(table.counts(thresholds[name])) for name, table in tables.items()}
@@ -227,7 +228,8 @@ def evaluate_group(
 def misses_cut(
     detector: Mapping[str, float | None], vlnms: Mapping[str, float | None]
 ) -> dict[str, float | None]:
-    """By how many percent VL-NMS has fewer misses than the detector; None where it has none."""
+    """The share of the detector's misses that VL-NMS avoids, in percent, of "referent" and
+    "context"; None if the detector has no misses or there is nothing to miss."""
     reduction = {}
     for key in ("referent", "context"):
         before, after = detector[key], vlnms[key]
@@ -238,7 +240,9 @@ def misses_cut(
 
 def flat_results(results: Mapping[str, Any]) -> dict[str, float]:
     """The results as a flat dictionary, as Detectron2 expects it; NaN where there is no number.
-    The names of the numbers for one style of expressions end in a hyphen and the style."""
+
+    Numbers for one style of expressions have a hyphen and the style at the end of their names.
+    """
     flat = {f"threshold_{method}": results["thresholds"][method] for method in METHODS}
     groups = {"": results["overall"]}
     groups |= {f"-{style}": group for style, group in results["by_manner"].items()}
@@ -280,7 +284,7 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 
 def _boxes_only(instances: Instances) -> Instances:
-    """The fields that are evaluated, on the CPU; masks and others would be slow to move."""
+    """The fields that are evaluated, on the CPU; moving others, such as masks, would be slow."""
     fields = ("pred_boxes", "scores", "query_index")
     kept = {name: instances.get(name) for name in fields if instances.has(name)}
     return Instances(instances.image_size, **kept).to("cpu")

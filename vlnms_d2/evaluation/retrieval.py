@@ -16,6 +16,7 @@ from .base import RecordEvaluator
 
 RANKS = (1, 5, 10)
 FOLD = 1000
+CAPTIONS = 5  # of an image in the published protocols: 25,000 of COCO's 25,010 for testing
 
 
 def retrieval_recall(similarities: np.ndarray, image_of_caption: np.ndarray) -> dict[str, float]:
@@ -86,8 +87,11 @@ class RetrievalEvaluator(RecordEvaluator):
         dataset_name: names the results.
         dataset_dicts: images with captions ("expressions" with "sent_id").
         output_dir: where `retrieval_{dataset_name}.json` is written; None writes nothing.
-        fold: images per fold. Where the images make several whole folds, the mean over these
-            (COCO's 1K) is given beside the retrieval among all of them (5K).
+        captions_per_image: the first captions of each image that are ranked, as published; None
+            ranks all of them.
+        fold: images per fold, in the order of the data set. Where the images make several whole
+            folds, the mean over these (COCO's 1K) is given beside the retrieval among all of them
+            (5K).
         distributed: gather the images of all processes.
 
     Attributes:
@@ -105,6 +109,7 @@ class RetrievalEvaluator(RecordEvaluator):
         dataset_dicts: Sequence[dict[str, Any]],
         *,
         output_dir: str | None = None,
+        captions_per_image: int | None = CAPTIONS,
         fold: int = FOLD,
         distributed: bool = True,
     ):
@@ -112,9 +117,10 @@ class RetrievalEvaluator(RecordEvaluator):
         self.fold = fold
         self.image_ids = [image["image_id"] for image in dataset_dicts]
         self.caption_ids = [e["sent_id"] for image in dataset_dicts for e in image["expressions"]]
-        self._image_of_caption = np.repeat(
-            np.arange(len(dataset_dicts)), [len(image["expressions"]) for image in dataset_dicts]
-        )
+        counts = [len(image["expressions"]) for image in dataset_dicts]
+        number_in_image = np.concatenate([np.arange(count) for count in [0, *counts]])
+        self._ranked = number_in_image < (captions_per_image or np.inf)  # bool [C]
+        self._image_of_caption = np.repeat(np.arange(len(counts)), counts)[self._ranked]
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Add a batch; see the class.
@@ -139,10 +145,10 @@ class RetrievalEvaluator(RecordEvaluator):
                 f"{len(missing)} of the {len(self.image_ids)} images of {self.dataset_name} are "
                 f"missing, such as {missing[0]}; retrieval is among all of them"
             )
-        similarities = np.stack([records[image_id] for image_id in self.image_ids])
+        similarities = np.stack([records[image_id][self._ranked] for image_id in self.image_ids])
         results = {
             "images": len(self.image_ids),
-            "captions": len(self.caption_ids),
+            "captions": len(self._image_of_caption),
             "all": retrieval_recall(similarities, self._image_of_caption),
         }
         num_folds, rest = divmod(len(similarities), self.fold)

@@ -3,16 +3,19 @@
 from collections.abc import Iterable, Sequence
 
 from .base import ListFormat, ProposalFormat, QueryProposals
-from .feature_formats import DDPN, Scan
-from .json_formats import CocoResults, JsonLines, MAttNet, NMTree, PerExpression
+from .feature_formats import DDPN, BottomUp, Imram, Scan
+from .json_formats import Albef, CocoResults, JsonLines, MAttNet, NMTree, PerExpression
 from .pair_store import PairStore
 
 FORMATS: dict[str, ProposalFormat] = {
-    each.name: each for each in (JsonLines(), CocoResults(), PerExpression(), MAttNet(), NMTree())
+    each.name: each
+    for each in (JsonLines(), CocoResults(), PerExpression(), MAttNet(), NMTree(), Albef())
 }
 """Formats without box features, by name."""
 
-FEATURE_FORMATS: dict[str, type[ProposalFormat]] = {each.name: each for each in (DDPN, Scan)}
+FEATURE_FORMATS: dict[str, type[ProposalFormat]] = {
+    each.name: each for each in (DDPN, BottomUp, Scan, Imram)
+}
 """Formats with box features, by name."""
 
 
@@ -34,7 +37,10 @@ __all__ = [
     "DDPN",
     "FEATURE_FORMATS",
     "FORMATS",
+    "Albef",
+    "BottomUp",
     "CocoResults",
+    "Imram",
     "JsonLines",
     "ListFormat",
     "MAttNet",

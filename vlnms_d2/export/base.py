@@ -5,16 +5,26 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
+from torchvision.ops import batched_nms
 
 from ..file_io import atomic_write
+
+NEAR_COPY_IOU = 0.9
+"""Boxes of a class that overlap more are copies of one object; see `union`."""
+_COLUMNS = (
+    *("boxes", "corners", "category_ids", "category_names", "scores", "cls_scores"),
+    *("relatedness", "candidate_index", "features"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class QueryProposals:
         relatedness: float32 [K], r.
         candidate_index: int64 [K], index into the detections of the image.
         image_size: (height, width) in pixels; None if no format needs it.
-        image_suffix: suffix of the image file, such as ".jpg".
+        image_name: name of the image file, without its folder.
         features: float32 [K, D], box features for `FEATURE_FORMATS`; else None.
         masks: K masks of the size of the image in COCO's compressed RLE ({"size", "counts"}), or
             None.
@@ -54,7 +64,7 @@ class QueryProposals:
     relatedness: np.ndarray
     candidate_index: np.ndarray
     image_size: tuple[int, int] | None = None
-    image_suffix: str = ""
+    image_name: str = ""
     features: np.ndarray | None = None
     masks: Sequence[dict[str, Any]] | None = None
 
@@ -62,24 +72,37 @@ class QueryProposals:
         return len(self.scores)
 
 
-def union(proposals: Sequence[QueryProposals]) -> list[tuple[QueryProposals, int]]:
+def union(proposals: Sequence[QueryProposals], near_copies: bool = True) -> QueryProposals:
     """Everything that any query of an image keeps, without duplicates.
 
     A candidate that several queries keep is a duplicate if its box is the same; box refinement
     gives each query its own box.
 
+    Args:
+        proposals: of all queries of the image, at least one.
+        near_copies: keep boxes whose IoU with a better one of the same class is above
+            `NEAR_COPY_IOU`. Readers that compare boxes of a class would find copies of one object.
+
     Returns:
-        For each proposal its `QueryProposals` and its index there, in descending order of the
-        confidence c, then by candidate.
+        In descending order of the confidence c, then by candidate, then in descending order of the
+        score s. Without masks; ids and query are those of the first query.
     """
-    distinct: dict[tuple[int, bytes], tuple[QueryProposals, int]] = {}
-    for query in proposals:
-        for place, candidate in enumerate(query.candidate_index.tolist()):
-            distinct.setdefault((candidate, query.corners[place].tobytes()), (query, place))
-    return sorted(
-        distinct.values(),
-        key=lambda item: (-item[0].cls_scores[item[1]], item[0].candidate_index[item[1]]),
-    )
+    columns = {}
+    for name in _COLUMNS:
+        if getattr(proposals[0], name) is not None:
+            columns[name] = np.concatenate([getattr(query, name) for query in proposals])
+    scores, candidates = columns["scores"], columns["candidate_index"]
+    order = np.lexsort((-scores, candidates, -columns["cls_scores"]))
+    corners = columns["corners"][order].astype(np.float64)
+    keys = np.column_stack([candidates[order], corners])
+    keep = np.sort(np.unique(keys, axis=0, return_index=True)[1])
+    if not near_copies:
+        classes = torch.from_numpy(columns["category_ids"][order[keep]])
+        ranks = -torch.arange(len(keep), dtype=torch.float64)
+        boxes = torch.from_numpy(corners[keep])
+        keep = keep[batched_nms(boxes, ranks, classes, NEAR_COPY_IOU).numpy()]
+    kept = {name: column[order[keep]] for name, column in columns.items()}
+    return replace(proposals[0], masks=None, **kept)
 
 
 class ProposalFormat(ABC):
@@ -92,6 +115,16 @@ class ProposalFormat(ABC):
 
     name: str
     output: str
+
+    def check(self, images: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
+        """Check that the format can hold a data set, before the model runs.
+
+        Args:
+            images: with "expressions", as in Detectron2's catalog.
+
+        Raises:
+            ValueError: it cannot.
+        """
 
     @abstractmethod
     def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
@@ -116,10 +149,12 @@ class ListFormat(ProposalFormat):
     """A format that is a single JSON list. A shard has one entry per line.
 
     Attributes:
-        numbered: key that numbers the entries of the whole list from 0; None for no numbers.
+        brackets: of the list.
+        numbered: keys that number the entries of the whole list from 0.
     """
 
-    numbered: str | None = None
+    brackets = b"[]"
+    numbered: tuple[str, ...] = ()
 
     @abstractmethod
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
@@ -131,17 +166,21 @@ class ListFormat(ProposalFormat):
 
     def merge(self, shards: Iterable[Path], path: Path) -> None:
         with atomic_write(path) as file:
-            file.write(b"[")
+            file.write(self.brackets[:1])
             for number, line in enumerate(_lines(shards)):
                 file.write(b",\n" if number else b"\n")
-                if self.numbered is not None:
-                    line = self._number(line, number)
-                file.write(line)
-            file.write(b"\n]\n")
+                numbers = "".join(f'"{key}": {number}, ' for key in self.numbered)
+                # Every line is an object that is not empty.
+                file.write(line[:1] + numbers.encode() + line[1:])
+            file.write(b"\n" + self.brackets[1:] + b"\n")
 
-    def _number(self, line: bytes, number: int) -> bytes:
-        # Every line is an object that is not empty.
-        return b'{"%s": %d, %s' % (self.numbered.encode(), number, line[1:])
+
+def concatenate(shards: Iterable[Path], path: Path) -> None:
+    """Make a file of the bytes of all shards."""
+    with atomic_write(path) as file:
+        for shard in shards:
+            with shard.open("rb") as source:
+                shutil.copyfileobj(source, file)
 
 
 def json_line(entry: dict[str, Any]) -> bytes:

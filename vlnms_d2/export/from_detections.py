@@ -35,7 +35,7 @@ from .workers import Processes, Workers
 
 logger = logging.getLogger(__name__)
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 IMAGES_PER_BLOCK = 32
 PICTURES = "pictures"
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from ..file_io import atomic_write, write_json
 from ..modeling.feature_extraction import LAYERS
 from . import FEATURE_FORMATS, FORMATS, check_formats
 from .base import ProposalFormat, QueryProposals, read_records, write_record
-from .feature_formats import Scan
-from .job import Block, Job, Shards
+from .feature_formats import DDPN, BottomUp, Imram, Scan
+from .job import Block, Job, Shards, sha256_of
 from .model import ModelSettings, detector_classes, model_identity, read_images
 from .proposals import ImageProposals, ProposalModel
 from .threshold import check_cut, save_scores, threshold_for_mean
@@ -36,7 +38,7 @@ class ExportSettings:
     """What is exported.
 
     Attributes:
-        model: the model and the data set.
+        model: the model and the data sets.
         out: the output folder, which all machines can read and write.
         formats: names in `vlnms_d2.export.FORMATS` and `FEATURE_FORMATS`.
         top_n: proposals kept per query. At most one of this and the next two is given; without
@@ -44,11 +46,17 @@ class ExportSettings:
         score_thresh: of the proposals that the config leaves, keep those with s above this, and
             the best one.
         mean_proposals: like `score_thresh`, with the threshold at which the mean number per query
-            (of queries with proposals) is closest to this.
+            (of queries with proposals) is closest to this; of several data sets in the first, and
+            the others are cut at the same threshold.
         layer: of the box features, for formats that need them; see `box_features`.
         masks: add masks, in `MASK_FORMATS`.
         categories_of: see `detector_classes`.
         block_size: images per block, which is what an interruption loses at most.
+        matt_dets: model, id, data set and splitBy, of which the Ref-NMS forks make the name of the
+            file of per-expression; None for our name.
+        ddpn_names, ddpn_annotations: see `DDPN`.
+        tsv_columns, tsv_boxes, tsv_per_query: see `BottomUp`.
+        allow_test_split: in scan and imram; see `Scan`.
 
     Raises:
         ValueError: a value is impossible, or several exclude each other.
@@ -64,6 +72,13 @@ class ExportSettings:
     masks: bool = False
     categories_of: str | None = None
     block_size: int = 8
+    matt_dets: tuple[str, str, str, str] | None = None
+    ddpn_names: str = "auto"
+    ddpn_annotations: tuple[Path, ...] = ()
+    tsv_columns: str = "bottom-up"
+    tsv_boxes: tuple[int, int] = (10, 100)
+    tsv_per_query: bool = False
+    allow_test_split: bool = False
 
     def __post_init__(self):
         check_cut(self.top_n, self.score_thresh, self.mean_proposals)
@@ -74,8 +89,13 @@ class ExportSettings:
             raise ValueError(
                 f"masks are asked for, but only {' and '.join(MASK_FORMATS)} have a place for them"
             )
-        if "scan" in self.formats and self.top_n is None:
-            raise ValueError("scan has the same number of boxes for each caption: give top_n")
+        for name in ("scan", "imram"):
+            if name in self.formats and self.top_n is None:
+                raise ValueError(f"{name} has the same number of boxes per caption: give top_n")
+        if self.matt_dets is not None and "per-expression" not in self.formats:
+            raise ValueError("matt_dets names the file of per-expression: add that format")
+        if any(not part or "/" in part for part in self.matt_dets or ()):
+            raise ValueError(f"matt_dets is {self.matt_dets}, expected parts of a file name")
         if self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}, expected at least 1")
 
@@ -92,6 +112,11 @@ class ExportSettings:
             cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
         if self.score_thresh is not None:
             cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = self.score_thresh
+        if "ddpn" in self.formats and cfg.TEST.DETECTIONS_PER_IMAGE > DDPN.MAX_BOXES:
+            raise ValueError(
+                f"up to {cfg.TEST.DETECTIONS_PER_IMAGE} proposals are kept per query, but DDPN has "
+                f"room for {DDPN.MAX_BOXES} boxes (its RPN_TOPN): give a top_n of at most that"
+            )
         if self.mean_proposals is not None:
             cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = -1.0  # cut when all scores are known
         if self.masks and not cfg.MODEL.MASK_ON:
@@ -102,9 +127,16 @@ class ExportSettings:
 
     def make_formats(self) -> list[ProposalFormat]:
         """An object for each name."""
-        known = {**FORMATS, **{name: make() for name, make in FEATURE_FORMATS.items()}}
-        if self.top_n is not None:
-            known["scan"] = Scan(self.top_n)
+        known: dict[str, ProposalFormat] = {
+            **FORMATS,
+            "ddpn": DDPN(self.ddpn_names, self.ddpn_annotations),
+            "bottom-up": BottomUp(self.tsv_columns, self.tsv_boxes, self.tsv_per_query),
+            "scan": Scan(self.top_n, self.allow_test_split),
+            "imram": Imram(self.top_n, self.allow_test_split),
+        }
+        if self.matt_dets is not None:
+            known["per-expression"] = copy(known["per-expression"])
+            known["per-expression"].output = f"matt_dets_{'_'.join(self.matt_dets)}_0.json"
         return [known[name] for name in self.formats]
 
 
@@ -136,20 +168,31 @@ class _ModelExport(Job):
         self.settings = settings
         self.cfg = settings.config(processes.device)
         images = settings.model.images()
+        for each in settings.make_formats():
+            each.check(images)
         super().__init__(settings.out, images, settings.block_size, processes)
         self.classes = detector_classes(self.cfg, settings.model.dataset, settings.categories_of)
         self.threshold = self.cfg.MODEL.VLNMS.FINAL_SCORE_THRESH
 
     def identity(self) -> dict[str, Any]:
         settings = {
-            "dataset": self.settings.model.dataset,
+            "dataset": " ".join(self.settings.model.datasets),
             "formats": list(self.settings.formats),
             "mean_proposals": self.settings.mean_proposals,
             "features": self.settings.feature_layer,
             "masks": self.settings.masks,
             "categories_of": self.settings.categories_of,
             "block_size": self.settings.block_size,
+            "ddpn_names": self.settings.ddpn_names,
+            "tsv": [
+                self.settings.tsv_columns,
+                self.settings.tsv_boxes,
+                self.settings.tsv_per_query,
+            ],
+            "ddpn_annotations": [sha256_of(path) for path in self.settings.ddpn_annotations],
         }
+        if self.settings.matt_dets is not None:
+            settings["matt_dets"] = list(self.settings.matt_dets)
         return model_identity(self.cfg, self.images, settings)
 
     def fill(self) -> None:
@@ -188,7 +231,8 @@ class _Answerer:
             with atomic_write(self.shards.path(number, PROPOSALS)) as file:
                 for image, image_input in images:
                     proposals = self.model(image_input, image_input["query"])
-                    scores += [proposals.scores[query] for query in proposals.queries()]
+                    of_first = islice(proposals.queries(), image.get("num_of_first"))
+                    scores += [proposals.scores[query] for query in of_first]
                     write_record(file, {"image_id": image["image_id"]}, proposals.to_bytes())
                 if self.with_scores:  # before the file that says that the block is finished
                     save_scores(self.shards.path(number, SCORES), scores)
@@ -260,7 +304,7 @@ class _Writer:
                 relatedness=proposals.relatedness[rows],
                 candidate_index=proposals.candidate_index[rows],
                 image_size=(height, width),
-                image_suffix=Path(image["file_name"]).suffix,
+                image_name=Path(image["file_name"]).name,
                 features=features,
                 masks=masks,
             )

@@ -1,15 +1,23 @@
-"""Formats of JSON: every detail (jsonl), COCO results, and the lists of MAttNet, CM-A-E and NMTree
-and of their Ref-NMS forks."""
+"""Formats of JSON: every detail (jsonl), COCO results, the lists of MAttNet, CM-A-E and NMTree and
+of their Ref-NMS forks, and the detections of ALBEF."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..file_io import atomic_write
-from .base import ListFormat, ProposalFormat, QueryProposals, decimals, json_line, union
+import numpy as np
+
+from .base import (
+    ListFormat,
+    ProposalFormat,
+    QueryProposals,
+    concatenate,
+    decimals,
+    json_line,
+    union,
+)
 
 
 class JsonLines(ProposalFormat):
@@ -41,10 +49,7 @@ class JsonLines(ProposalFormat):
             shard.write(json_line(line | {"proposals": entries}))
 
     def merge(self, shards: Iterable[Path], path: Path) -> None:
-        with atomic_write(path) as file:
-            for shard in shards:
-                with shard.open("rb") as source:
-                    shutil.copyfileobj(source, file)
+        concatenate(shards, path)
 
 
 class CocoResults(ListFormat):
@@ -58,18 +63,13 @@ class CocoResults(ListFormat):
 
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
         for query in proposals:
-            columns = zip(
-                query.category_ids.tolist(),
-                decimals(query.boxes),
-                decimals(query.scores),
-                strict=True,
-            )
-            for place, (category_id, box, score) in enumerate(columns):
+            scores = decimals(query.scores)
+            for place, box in enumerate(decimals(query.boxes)):
                 entry = {
                     "image_id": query.image_id,
-                    "category_id": category_id,
+                    "category_id": int(query.category_ids[place]),
                     "bbox": box,
-                    "score": score,
+                    "score": scores[place],
                     "sent_id": query.query_id,
                 }
                 if query.masks is not None:
@@ -86,34 +86,27 @@ class PerExpression(ListFormat):
 
     name = "per-expression"
     output = "per_expression_dets.json"
-    numbered = "det_id"
+    numbered = ("det_id", "h5_id")
 
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
         for query in proposals:
-            for box, category_id, name in zip(
-                decimals(query.boxes),
-                query.category_ids.tolist(),
-                query.category_names,
-                strict=True,
-            ):
+            for place, box in enumerate(decimals(query.boxes)):
                 yield {
                     "ref_id": query.ref_id,
                     "sent_id": query.query_id,
                     "image_id": query.image_id,
                     "box": box,
-                    "category_id": category_id,
-                    "category_name": name,
+                    "category_id": int(query.category_ids[place]),
+                    "category_name": query.category_names[place],
                     "split": query.split,
                 }
 
-    def _number(self, line: bytes, number: int) -> bytes:
-        return super()._number(b'{"h5_id": %d, %s' % (number, line[1:]), number)
-
 
 class MAttNet(ListFormat):
-    """Detections per image, for MAttNet and CM-A-E: `det_id`, `box` [x, y, width, height] in
-    pixels, `image_id`, `category_id`, `category_name` and `score` of everything that any query of
-    the image keeps, without duplicates.
+    """Detections per image, for MAttNet and CM-A-E: `det_id`, `h5_id` (the same), `box` [x, y,
+    width, height] in pixels, `image_id`, `category_id`, `category_name` and `score` of everything
+    that any query of the image keeps, without near-copies: these readers compare a box with the
+    nearest ones of its class.
 
     The score is the detector's confidence c, which does not depend on the query; the entries of an
     image are in descending order of it.
@@ -121,16 +114,19 @@ class MAttNet(ListFormat):
 
     name = "mattnet"
     output = "mattnet_dets.json"
-    numbered = "det_id"
+    numbered = ("det_id", "h5_id")
 
     def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
-        for query, place in union(proposals):
+        if not proposals:
+            return
+        kept = union(proposals, near_copies=False)
+        for place, box in enumerate(decimals(kept.boxes)):
             yield {
-                "box": decimals(query.boxes[place]),
-                "image_id": query.image_id,
-                "category_id": int(query.category_ids[place]),
-                "category_name": query.category_names[place],
-                "score": decimals(query.cls_scores[place]),
+                "box": box,
+                "image_id": kept.image_id,
+                "category_id": int(kept.category_ids[place]),
+                "category_name": kept.category_names[place],
+                "score": decimals(kept.cls_scores[place]),
             }
 
 
@@ -139,3 +135,31 @@ class NMTree(MAttNet):
 
     name = "nmtree"
     output = "nmtree_dets.json"
+
+
+class Albef(ListFormat):
+    """`{image_id: [[x, y, width, height], ...]}`, in pixels, for the grounding evaluation of ALBEF:
+    everything that any query of the image keeps, without near-copies.
+
+    ALBEF scores the pixels from int(x) to int(x + width). Boxes without such a pixel are left out;
+    if none remains, the whole image is the only box.
+    """
+
+    name = "albef"
+    output = "dets.json"
+    brackets = b"{}"
+
+    def write(self, proposals: Sequence[QueryProposals], shard: BinaryIO) -> None:
+        for entry in self.entries(proposals):
+            shard.write(json_line(entry)[1:-2] + b"\n")
+
+    def entries(self, proposals: Sequence[QueryProposals]) -> Iterator[dict[str, Any]]:
+        if not proposals:
+            return
+        kept = union(proposals, near_copies=False)
+        starts, ends = (np.trunc(kept.boxes[:, :2] + part) for part in (0, kept.boxes[:, 2:]))
+        boxes = decimals(kept.boxes[(ends > starts).all(axis=1)])
+        if not boxes and kept.image_size is not None:
+            boxes = [[0, 0, kept.image_size[1], kept.image_size[0]]]
+        if boxes:
+            yield {str(kept.image_id): boxes}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,24 +20,35 @@ from torch.utils.data import SequentialSampler
 
 from ..config import load_config
 from ..data import GroundingMapper
+from ..data.datasets.coco import read_categories
+from ..data.datasets.refer import merge_by_image
 from .job import Block, identity_of_files, versions
 
-IDENTITY_VERSION = 1
+logger = logging.getLogger(__name__)
+
+IDENTITY_VERSION = 2
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """A model, and the data set whose queries it answers.
+    """A model, and the data sets whose queries it answers.
 
     Attributes:
         config_file: see `load_config`.
         dataset: a registered name; its images have "expressions".
         opts: KEY VALUE pairs that override the config.
+        more_datasets: further registered names, answered in the same run.
     """
 
     config_file: Path
     dataset: str
     opts: tuple[str, ...] = ()
+    more_datasets: tuple[str, ...] = ()
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """All names."""
+        return (self.dataset, *self.more_datasets)
 
     def config(self, device: str) -> CfgNode:
         """The config, for a device.
@@ -65,28 +77,43 @@ class ModelSettings:
         return cfg
 
     def images(self) -> list[dict[str, Any]]:
-        """The images of the data set that have expressions, as in Detectron2's catalog.
+        """The images of the data sets that have expressions, as in Detectron2's catalog.
+
+        Of several data sets, each image appears once, with its distinct expressions; those of the
+        first data set come first, and "num_of_first" says how many they are.
 
         Raises:
-            ValueError: the data set is not registered, has no expressions, or repeats an id.
+            ValueError: a data set is not registered or has no expressions, or an id is repeated.
         """
-        if self.dataset not in DatasetCatalog.list():
-            raise ValueError(
-                f"{self.dataset!r} is no registered data set; those of datasets/README.md are, "
-                "and what your own code registers"
-            )
-        images = [image for image in DatasetCatalog.get(self.dataset) if image.get("expressions")]
-        if not images:
-            raise ValueError(f"the data set {self.dataset} has no image with expressions")
+        images, *others = map(_with_expressions, self.datasets)
+        if others:
+            num_of_first = {image["image_id"]: len(image["expressions"]) for image in images}
+            images = merge_by_image(images, *others)
+            for image in images:
+                image["num_of_first"] = num_of_first.get(image["image_id"], 0)
+                # RefCLEF's split testAB belongs to testA and to testB.
+                image["expressions"] = list({repr(e): e for e in image["expressions"]}.values())
         ids = Counter(e["sent_id"] for image in images for e in image["expressions"])
         [(twice, times)] = ids.most_common(1)
         if times > 1:
             raise ValueError(
-                f"the data set {self.dataset} has {times} expressions of the id {twice!r}, by "
-                "which second stages tell them apart. If it is several data sets in one, export "
-                "each of them."
+                f"the data set {' + '.join(self.datasets)} has {times} expressions of the id "
+                f"{twice!r}, by which second stages tell them apart. If it is several data sets in "
+                "one, export each of them."
             )
         return images
+
+
+def _with_expressions(dataset: str) -> list[dict[str, Any]]:
+    if dataset not in DatasetCatalog.list():
+        raise ValueError(
+            f"{dataset!r} is no registered data set; those of datasets/README.md are, and those "
+            "that your own module registers: name it with --import"
+        )
+    images = [image for image in DatasetCatalog.get(dataset) if image.get("expressions")]
+    if not images:
+        raise ValueError(f"the data set {dataset} has no image with expressions")
+    return images
 
 
 def model_identity(
@@ -136,10 +163,11 @@ def detector_classes(
             config's test and its training sets with `MODEL.ROI_HEADS.NUM_CLASSES` classes.
 
     Returns:
-        Ids and names by class. If the data set has no ids, they are the classes' numbers.
+        Ids and names by class. Without ids in the metadata they are read from the data set's own
+        annotation file; without one, they are the classes' numbers, with a warning.
 
     Raises:
-        ValueError: no data set has that many classes.
+        ValueError: no data set has that many classes, or its annotation file has others.
     """
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     names: Sequence[str] = (dataset, *cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
@@ -149,15 +177,40 @@ def detector_classes(
         metadata = MetadataCatalog.get(name)
         things = metadata.get("thing_classes") or ()
         if len(things) == num_classes:
-            class_of = metadata.get("thing_dataset_id_to_contiguous_id")
-            class_of = class_of or {number: number for number in range(num_classes)}
-            id_of = {number: category_id for category_id, number in class_of.items()}
-            return [id_of[number] for number in range(num_classes)], list(things)
+            return _category_ids(name, list(things)), list(things)
     raise ValueError(
         f"none of {', '.join(dict.fromkeys(names))} has the names of {num_classes} classes "
         "(MODEL.ROI_HEADS.NUM_CLASSES). Name a data set that has the detector's, with "
         "--categories-of, as coco_2017_val."
     )
+
+
+def _category_ids(dataset: str, names: list[str]) -> list[int]:
+    """The category id of each class of a data set."""
+    metadata = MetadataCatalog.get(dataset)
+    class_of = metadata.get("thing_dataset_id_to_contiguous_id")
+    if class_of:
+        id_of = {number: category_id for category_id, number in class_of.items()}
+        return [id_of[number] for number in range(len(names))]
+    if metadata.get("evaluator_type") == "lvis":  # whose ids are those of Detectron2 plus one
+        return list(range(1, len(names) + 1))
+    # Detectron2 sets the ids of COCO's format only when it reads the data set.
+    path = Path(PathManager.get_local_path(metadata.get("json_file") or ""))
+    if path.is_file():
+        id_of_name = {name: category_id for category_id, name in read_categories(path).items()}
+        for name in names:
+            if name not in id_of_name:
+                raise ValueError(
+                    f"{path}: no category is called {name!r}, a class of the data set {dataset} "
+                    "(thing_classes); register the names that its file has"
+                )
+        return [id_of_name[name] for name in names]
+    logger.warning(
+        "Data set %s has names of classes but no category ids, so category_id counts from 0. If "
+        "its annotations differ, add thing_dataset_id_to_contiguous_id to its metadata.",
+        dataset,
+    )
+    return list(range(len(names)))
 
 
 def read_images(

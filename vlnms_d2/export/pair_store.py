@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .feature_formats import Scan
+from .feature_formats import Imram, Scan
 
 PADDING = np.iinfo(np.uint16).max
 """In the index, after the last proposal of a pair."""
@@ -146,8 +146,9 @@ def write_scan(
     num_boxes: int,
     folder: Path,
     split: str,
+    imram: bool = False,
 ) -> None:
-    """Write some pairs in the format `Scan`.
+    """Write some pairs in the format `Scan`, a row each.
 
     Args:
         store: with at least `num_boxes` proposals per pair.
@@ -155,6 +156,7 @@ def write_scan(
         num_boxes: per pair.
         folder: the output; replaced if it exists.
         split: first part of the file names.
+        imram: in the format `Imram`.
 
     Raises:
         ValueError: the store has fewer proposals per pair, or lacks an image or a caption.
@@ -164,7 +166,7 @@ def write_scan(
             f"{num_boxes} boxes are asked for, but the store has {store.index.shape[2]} a pair; "
             "make it with a larger --top-n"
         )
-    scan = Scan(num_boxes)
+    scan = (Imram if imram else Scan)(num_boxes)
     work = folder.with_name(f".{folder.name}.tmp")
     work.mkdir(parents=True, exist_ok=True)
     with (work / "pairs").open("wb") as shard:

@@ -1,37 +1,38 @@
-"""Greedy NMS of N boxes for Q queries at once, each with its own scores.
+"""Greedy NMS of N boxes for Q queries at once, where each query scores the boxes differently.
 
 VL-NMS (Sec. 3.2) runs NMS once per query on the fused score. The IoUs of the boxes do not depend on
 the query, so they are computed once per image. What remains for each query is to decide which boxes
 suppress which others:
 
-* One query is left to torchvision. So are a few queries on the CPU, and boxes of which very many
-  overlap.
-* Many queries on the CPU (``nms_cpu``) and on CUDA (``nms_cuda``) do without a loop over the
-  ranking, as in Cluster-NMS (Zheng et al., "Enhancing Geometric Factors in Model Learning and
-  Inference for Object Detection and Instance Segmentation", 2021, Sec. IV): start with every box
-  kept, and repeat the rule "a box is kept if no better-ranked box that overlaps it is kept" until
-  nothing changes. Suppression only acts down the ranking, so after t repetitions at least the best
-  t boxes are final, and the result is that of greedy NMS, not an approximation. The number of
-  repetitions is the length of the longest chain of suppressions: at most N + 1, a handful in
-  practice.
+* torchvision does this for a single query. On the CPU it also does it, query by query, for a few
+  queries, and if so many boxes overlap that it is faster.
+* For several queries on CUDA (``nms_cuda``) and many on the CPU (``nms_cpu``) there is no loop over
+  the ranked boxes. As in Cluster-NMS (Zheng et al., "Enhancing Geometric Factors in Model Learning
+  and Inference for Object Detection and Instance Segmentation", 2021, Sec. IV), start with every
+  box kept, and repeat the rule "a box is kept if no better-ranked box that overlaps it is kept"
+  until nothing changes. Boxes are only suppressed by better-ranked ones, so after t repetitions at
+  least the best t boxes are final, and the result is that of greedy NMS, not an approximation. The
+  number of repetitions is at most N + 1 and in practice a handful, the length of the longest chain
+  of boxes that suppress one another.
 
 What equality with torchvision means
 ------------------------------------
 For every query the result is that of ``torchvision.ops.batched_nms`` on the same device:
 
-* The set of kept boxes is the same, rounding included: boxes are shifted apart by class (the
-  "coordinate trick") or compared class by class ("vanilla") for the same numbers of boxes, and the
+* The set of kept boxes is the same, rounding included. Depending on the number of boxes, both shift
+  boxes apart by class (the "coordinate trick") or compare them class by class ("vanilla"), and the
   IoU and the threshold are computed in the order of operations and the precision of the kernels.
   The CUDA kernel adds the area of the worse-ranked box in a fused multiply-add. For float32 boxes
   this is reproduced in float64, exactly for thresholds of at least 0.1. For float64 boxes on CUDA
-  it is not: an IoU within rounding of the threshold may be decided differently. The CPU kernel is
-  assumed to be compiled without fused operations, as in torchvision's x86-64 wheels.
+  it is not, so the decision may differ if an IoU is within rounding error of the threshold. The CPU
+  kernel is assumed to be compiled without fused operations, as in torchvision's x86-64 wheels.
 * Boxes are in descending score order, equal scores in ascending index order, as in torchvision
   with the coordinate trick. The vanilla strategy (more than 1,000 boxes on the CPU, 25,000 on CUDA)
-  ends in an unstable sort, so torchvision does not define the order of equal scores; here it is
-  ascending index order there too, and of equal scores at the ``topk`` limit the lower indices stay.
-* NaN scores rank first and zero-area boxes suppress nothing, as in torchvision. Boxes with negative
-  coordinates may suppress boxes of another class where they do so in torchvision.
+  ends in an unstable sort, so torchvision does not define the order of equal scores. Here it is
+  ascending index order in that case too, and of equal scores at the ``topk`` limit the lower
+  indices are kept.
+* As in torchvision, NaN scores rank first, zero-area boxes suppress nothing, and with the
+  coordinate trick boxes with negative coordinates may suppress boxes of another class.
 * float16 and bfloat16 input is converted to float32 first, as in Detectron2.
 """
 
@@ -44,10 +45,10 @@ from .nms_cpu import nms_cpu
 from .nms_cuda import nms_cuda
 from .nms_iou import TRICK_MAX_NUMEL_CPU, TRICK_MAX_NUMEL_CUDA, shift_by_class, uses_trick
 
-# On the CPU, the number of queries from which on nms_cpu is faster than torchvision query by query.
+# On the CPU, the minimum number of queries for which nms_cpu is faster than torchvision.
 _MIN_QUERIES = 8
 
-# The operator itself: torchvision.ops.nms runs further checks at each call.
+# The operator itself, without the checks of torchvision.ops.nms at each call.
 _nms = torch.ops.torchvision.nms
 
 
@@ -59,16 +60,16 @@ def multi_query_nms(
     Args:
         boxes: float [N, 4], or [Q, N, 4] if each query has its own boxes; xyxy in pixels.
         scores: float [Q, N], of the dtype of the boxes.
-        classes: int [N], the class of each box; boxes of different classes do not compete.
+        classes: int [N]; only boxes of the same class suppress each other.
         iou_threshold: in [0, 1]; a box is suppressed if its IoU with a better-ranked kept box is
-            above (not at) it.
+            above this, not equal to it.
         topk: the maximum number of boxes to return per query; None or negative for all.
 
     Returns:
-        ``(keep, num_kept)``: ``keep`` int64 [Q, K], K = min(topk, N), the indices into the N boxes
-        that each query keeps, in descending score order and padded with -1; ``num_kept`` int64
-        [Q], how many there are in each row. Each row equals ``batched_nms(...)[:topk]`` in the
-        sense of the module's documentation.
+        ``(keep, num_kept)``: ``keep`` int64 [Q, K], K = min(topk, N), the indices of the boxes that
+        each query keeps, in descending score order and padded with -1; ``num_kept`` int64 [Q],
+        their number. Each row equals ``batched_nms(...)[:topk]`` in the sense of the module's
+        docstring.
 
     Raises:
         ValueError: the shapes do not match, or the threshold is outside [0, 1].
@@ -94,7 +95,7 @@ def multi_query_nms(
 def _checked(
     boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Boxes and scores in at least float32; raises as ``multi_query_nms`` documents."""
+    """Check the arguments of ``multi_query_nms``; return boxes and scores in at least float32."""
     if scores.dim() != 2:
         raise ValueError(f"expected scores [Q, N], got {list(scores.shape)}")
     num_queries, num_boxes = scores.shape
@@ -117,7 +118,7 @@ def _checked(
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
-    """The values, detached."""
+    """The values, detached, and in float32 if they have half precision."""
     if values.requires_grad:
         values = values.detach()
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
@@ -126,15 +127,15 @@ def _at_least_float32(values: Tensor) -> Tensor:
 def _one_query(
     boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, topk: int
 ) -> tuple[Tensor, Tensor]:
-    """NMS of one query by torchvision. It is so fast that each operation and call here counts."""
+    """NMS of one query by torchvision, which is so fast that any operation around it is felt."""
     query_boxes, query_scores = boxes if boxes.dim() == 2 else boxes[0], scores[0]
     if boxes.numel() <= (TRICK_MAX_NUMEL_CPU if boxes.is_cpu else TRICK_MAX_NUMEL_CUDA):
-        # shift_by_class, inlined.
+        # shift_by_class, inlined to save the call.
         shifted = query_boxes + classes.to(boxes)[:, None] * (query_boxes.max() + 1)
         kept = _nms(shifted, query_scores, iou_threshold)
     else:
         kept = _class_by_class(query_boxes, query_scores, classes, iou_threshold)
-    # A negative pad width removes elements.
+    # A negative pad width cuts the row to topk.
     keep = torch.constant_pad_nd(kept[None], (0, topk - len(kept)), -1)
     return keep, kept.new_full((1,), min(len(kept), topk))
 
@@ -161,10 +162,11 @@ def _query_by_query(
 def _class_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
     """NMS of boxes [N, 4] within each class in turn, as ``batched_nms`` does for many boxes, but
     with a stable sort at the end. Returns int64 [K], in descending score order."""
-    members = classes.argsort(stable=True)
-    sizes = classes[members].unique_consecutive(return_counts=True)[1].tolist()
+    by_class = classes.argsort(stable=True)
+    sizes = classes[by_class].unique_consecutive(return_counts=True)[1].tolist()
     if len(sizes) == 1:
         return _nms(boxes, scores, iou_threshold)
-    kept = [m[_nms(boxes[m], scores[m], iou_threshold)] for m in members.split(sizes)]
+    kept = [m[_nms(boxes[m], scores[m], iou_threshold)] for m in by_class.split(sizes)]
+    # In index order, so that the stable sort leaves equal scores in it.
     kept = torch.cat(kept).sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]

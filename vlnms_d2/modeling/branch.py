@@ -17,15 +17,15 @@ class RelatednessBranch(nn.Module):
     """Text encoder, visual encoder and relatedness module.
 
     Args:
-        visual_encoder: the branch's copy of the detector's head; None where the detector's own
-            features are used ("shared").
-        text_encoder: from strings to word features.
-        relatedness: from box and word features to logits.
-        refinement_encoder: a second copy of the detector's head for the box refinement; None
-            where it uses the same features as the relatedness.
-        chunk_bytes: limit on the temporary memory of scoring the queries of one image; see
+        visual_encoder: the branch's copy of the detector's head; None if pooled candidates are
+            visual features already (`MODEL.VLNMS.VISUAL_ENCODER` other than "finetune").
+        text_encoder: maps strings to word features.
+        relatedness: maps box and word features to logits.
+        refinement_encoder: a second copy of the detector's head, for the box refinement; None if
+            there is no refinement, or if it uses the same features as the relatedness.
+        chunk_bytes: limit on the temporary memory for scoring the queries of one image; see
             `score`.
-        precision: "float32" or "bfloat16", of the layers.
+        precision: "float32" or "bfloat16", the precision in which the layers compute.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RelatednessBranch(nn.Module):
         self.precision = precision
 
     def autocast(self) -> torch.autocast:
-        """The context in which the branch computes, by its precision."""
+        """The autocast context of the branch's precision."""
         device = next(self.buffers(), next(self.parameters(), torch.empty(0))).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
@@ -58,15 +58,15 @@ class RelatednessBranch(nn.Module):
         """Encode the queries of several images; each distinct query is encoded once.
 
         Args:
-            queries: per image its queries.
+            queries: the query strings of each image.
 
         Returns:
-            Per image one TextFeatures.
+            One TextFeatures per image.
         """
-        distinct = list(dict.fromkeys(text for texts in queries for text in texts))
-        row = {text: i for i, text in enumerate(distinct)}
-        features = self.text_encoder(distinct)
-        return [features[[row[text] for text in texts]] for texts in queries]
+        distinct = list(dict.fromkeys(query for image in queries for query in image))
+        row = {query: i for i, query in enumerate(distinct)}
+        features = self.text_encoder(distinct)  # [number of distinct queries, L, D]
+        return [features[[row[query] for query in image]] for image in queries]
 
     def encode_boxes(
         self, pooled: list[Tensor], apply: Callable[[nn.Module, Tensor], Tensor]
@@ -74,11 +74,12 @@ class RelatednessBranch(nn.Module):
         """Visual features of the pooled boxes of several images.
 
         Args:
-            pooled: per image float [N, ...].
-            apply: applies an encoder to pooled boxes of all images: float [sum of N, D].
+            pooled: per image float [N, ...]. Without a visual encoder, [N, D], returned as it is.
+            apply: applies an encoder to the pooled boxes of all images: float [sum of N, D].
 
         Returns:
-            Per image float [N, D]; [N, 2 * D] where the box refinement has features of its own.
+            Per image float [N, D]. With a refinement encoder [N, 2 * D]: the features for the
+            relatedness, then those for the box refinement.
         """
         if self.visual_encoder is None or not pooled:
             return pooled
@@ -101,8 +102,8 @@ class RelatednessBranch(nn.Module):
         The queries are scored in chunks, so that temporary memory stays below `chunk_bytes`
         whatever their number.
 
-        An empty query mentions nothing, so nothing speaks against a box: r = 1 and no box
-        refinement, and the fused score keeps the detector's order.
+        For an empty query r = 1 and there is no box refinement, so that the fused score keeps the
+        detector's order.
 
         Args:
             visual: float [N, D], box features of one image.
@@ -111,10 +112,11 @@ class RelatednessBranch(nn.Module):
             with_attention: see `Relatedness.forward`.
 
         Returns:
-            r, float [Q, N], and the module's output.
+            r, float [Q, N], and the module's output. Empty queries are taken care of in r and in
+            the output's `deltas`, not in its `logits`.
         """
         cost = self.relatedness.bytes_per_query(len(visual), text.mask.shape[1])
-        # Two fifths for tensors; the rest is for what the allocator keeps of freed memory.
+        # Tensors get two fifths; the rest is headroom for freed memory that the allocator keeps.
         step = max(1, self.chunk_bytes * 2 // 5 // max(1, cost))
         chunks = [text[i : i + step] for i in range(0, max(1, len(text)), step)]
         output = RelatednessOutput.cat(
@@ -133,14 +135,14 @@ def refine_boxes(
 ) -> Tensor:
     """Apply each query's box refinement t (Sec. 3.2.2) to the candidates' boxes.
 
-    Zeros leave a box unchanged, to the bit, and so does a refinement that would move all of the
-    box out of the image: Detectron2 drops empty boxes, and the query may have no other.
+    A box stays exactly as it is if t is zero, or if t would move all of it out of the image:
+    Detectron2 drops empty boxes, and it may be the query's only one.
 
     Args:
         boxes: float [N, 4], xyxy in pixels.
         deltas: float [Q, N, 4], t.
         image_size: (height, width) in pixels.
-        box2box: the parameterisation of t, that of the detector's box predictor.
+        box2box: the parameterisation of t, taken from the detector's box predictor.
 
     Returns:
         float [Q, N, 4], clipped to the image.

@@ -22,18 +22,18 @@ from torchvision.ops import clip_boxes_to_image
 
 from ..layers.roi_align import roi_align_rows
 
-# Delta is lowered in steps of this size where an image has no candidate above it.
+# If an image has no candidate above delta, delta is lowered in steps of this size.
 DELTA_STEP = 0.005
 
 
 class Predictions(NamedTuple):
-    """What the detector's head predicts for the proposals of I images, before any threshold.
+    """What the detector's head predicts for the R proposals of each image, before any threshold.
 
     Attributes:
         boxes: per image float [R, K * 4] or, class-agnostic, [R, 4]; xyxy in pixels of the
             network's input.
         scores: per image float [R, K + 1], class probabilities, background last.
-        features: per image float [R, D], the features that the scores were computed from.
+        features: per image float [R, D], the input of the box predictor.
     """
 
     boxes: list[Tensor]
@@ -129,8 +129,9 @@ def select_candidates(
 ) -> Candidates:
     """Select the (proposal, class) pairs with confidence above `score_thresh`, without NMS.
 
-    Where no pair is above the threshold, it is lowered in steps of 0.005 until one is, so that an
-    image with proposals always has a candidate.
+    If no pair is above the threshold, it is lowered in steps of 0.005 until one is. So there is
+    always a candidate, unless there are no proposals or none with finite predictions: proposals
+    with a box or score that is not finite are dropped, as in stock Detectron2.
 
     Args:
         boxes: float [R, K * 4] or, class-agnostic, [R, 4]; xyxy in pixels, as Detectron2's
@@ -170,9 +171,10 @@ def select_candidates(
 
 
 def reachable_threshold(score_thresh: float, best: Tensor) -> float:
-    """`score_thresh`, lowered in steps of 0.005 until it is below the scalar `best`.
+    """`score_thresh`, lowered in steps of 0.005 until the scalar tensor `best` is above it.
 
-    Compared as tensors are: in Python, float32's 0.05 is above 0.05.
+    `best` stays a tensor, so that this comparison rounds as the caller's `scores > threshold` does.
+    As a Python float, a float32 score of 0.05 would be above 0.05.
     """
     steps = 0
     while not best > score_thresh - steps * DELTA_STEP:
@@ -181,13 +183,13 @@ def reachable_threshold(score_thresh: float, best: Tensor) -> float:
 
 
 def pool_boxes(pooler: ROIPooler, maps: list[Tensor], boxes: list[Boxes]) -> Tensor:
-    """Pool boxes of the branch; equal to `pooler(maps, boxes)` up to rounding, faster on the CPU.
+    """Pool the boxes of the relatedness branch, on the CPU faster than `pooler(maps, boxes)`.
 
-    The detector's own boxes go through the stock pooler.
+    The result equals the pooler's only up to rounding, so the detector itself does not use this.
 
     Args:
-        pooler: the detector's.
-        maps: per level float [I, C, height, width].
+        pooler: the detector's pooler.
+        maps: per level float [I, C, height, width], for I images.
         boxes: per image, xyxy in pixels of the network's input.
 
     Returns:
@@ -195,10 +197,11 @@ def pool_boxes(pooler: ROIPooler, maps: list[Tensor], boxes: list[Boxes]) -> Ten
     """
     if not _has_fast_path(pooler, maps):
         return pooler(maps, boxes)
-    image, corners = convert_boxes_to_pooler_format(boxes).tensor_split([1], dim=1)
-    image = image[:, 0].long()
+    # [sum of N, 1] and [sum of N, 4]
+    image_index, xyxy = convert_boxes_to_pooler_format(boxes).tensor_split([1], dim=1)
+    image_index = image_index[:, 0].long()
     if len(maps) == 1:
-        level = torch.zeros_like(image)
+        level = torch.zeros_like(image_index)
     else:
         level = assign_boxes_to_levels(
             boxes,
@@ -208,10 +211,11 @@ def pool_boxes(pooler: ROIPooler, maps: list[Tensor], boxes: list[Boxes]) -> Ten
             pooler.canonical_level,
         )
     scales = [level_pooler.spatial_scale for level_pooler in pooler.level_poolers]
-    return roi_align_rows(maps, corners, image, level, scales, pooler.output_size)
+    return roi_align_rows(maps, xyxy, image_index, level, scales, pooler.output_size)
 
 
 def _has_fast_path(pooler: ROIPooler, maps: list[Tensor]) -> bool:
+    """Whether `roi_align_rows`, which has no gradient, computes what the pooler does."""
     if torch.is_grad_enabled() and any(feature_map.requires_grad for feature_map in maps):
         return False
     return all(

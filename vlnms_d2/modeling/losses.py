@@ -16,9 +16,9 @@ from torchvision.ops import box_iou
 from .candidates import Candidates
 from .relatedness import RelatednessOutput
 
-# Exclusive lower bounds of the levels 1 to 5 of the ranking loss. Float32 may compute an IoU of 0.6
-# a few units in the last place too high, and it still belongs to the lower level; the first bound
-# is exact, so that "level above 0" is "rho > 0.5", the positives.
+# Exclusive lower bounds of the levels 1 to 5 of the ranking loss. The tolerance keeps an IoU of
+# exactly 0.6, which float32 may round up, on the lower level. The first bound has none, so that
+# "level > 0" means "rho > 0.5", the positives.
 _LEVEL_BORDERS = (0.5, 0.6 + 1e-6, 0.7 + 1e-6, 0.8 + 1e-6, 0.9 + 1e-6)
 
 
@@ -27,15 +27,15 @@ class CandidateLabels:
     """Training labels of the N candidates of one image for its Q queries.
 
     Attributes:
-        labels: float [Q, N], r*: 1 where the IoU with a reliable foreground box is above the
-            threshold, `unreliable_label` where only that with an unreliable one is (pseudo ground
-            truth of WSPG), else 0.
-        weights: float [Q, N], weight in the binary cross-entropy: `unreliable_label` where the
-            label comes from an unreliable box only, else 1.
-        iou: float [Q, N], rho: the best IoU with any foreground box, 0 where there is none.
+        labels: float [Q, N], r*: 1 if the IoU with a reliable foreground box is above the
+            threshold; else `unreliable_label` if the IoU with an unreliable one is; else 0.
+        weights: float [Q, N], weight in the binary cross-entropy: `unreliable_label` if the label
+            comes from an unreliable box, else 1.
+        iou: float [Q, N], rho: the best IoU with any foreground box, 0 if there is none.
         matched_boxes: float [Q, N, 4], xyxy in pixels, the regression target: the reliable
             foreground box of the candidate's class with the highest IoU, zeros if there is none.
-        regress: bool [Q, N], positives of their matched box: the candidates in the regression loss.
+        regress: bool [Q, N], whether the IoU with the matched box is above the threshold, so that
+            the pair is part of the regression loss.
     """
 
     labels: Tensor
@@ -68,26 +68,27 @@ def label_candidates(
 ) -> CandidateLabels:
     """Match the candidates of one image with the foreground boxes of its queries (Sec. 3.4).
 
-    Labels ignore the class, as in the paper. Regression does not, which the paper leaves open:
-    most of its examples would be loose boxes classified "dog" on a cat, while the boxes that are
-    kept in the end are classified "cat".
+    Labels ignore the class, as in the paper. Regression, where the paper does not say, matches
+    only boxes of the same class. Otherwise most of its examples would be loose boxes of a wrong
+    class, such as "dog" on a cat, while the boxes that are finally kept have the right one.
 
     Args:
         boxes: float [N, 4], xyxy in pixels.
         foreground: per query float [F, 4], xyxy in pixels; F may be 0.
-        reliable: per query bool [F]: False for pseudo ground truth of WSPG.
+        reliable: per query bool [F]: False for unreliable pseudo ground truth (WSPG, Sec. 4.1.5).
         classes: int64 [N].
-        foreground_classes: per query int64 [F], negative where it is not known; such a box
-            matches any class.
-        iou_threshold: a candidate is positive above it; the paper's is 0.5.
-        unreliable_label: label and weight of a positive of unreliable boxes only.
+        foreground_classes: per query int64 [F], negative if not known; such a box matches any
+            class.
+        iou_threshold: a candidate is positive if its IoU is above this; 0.5 in the paper.
+        unreliable_label: label and weight of a candidate that is positive for unreliable boxes
+            only.
 
     Returns:
         CandidateLabels, without gradient.
 
     Raises:
-        ValueError: `foreground`, `reliable` and `foreground_classes` differ in length, of the
-            lists or of a query's.
+        ValueError: `foreground`, `reliable` and `foreground_classes` differ in the number of
+            queries, or in the number of boxes of a query.
     """
     counts = [len(gt_boxes) for gt_boxes in foreground]
     for name, others in (("reliable", reliable), ("foreground_classes", foreground_classes)):
@@ -96,22 +97,25 @@ def label_candidates(
                 f"foreground has {counts} boxes per query, {name} has "
                 f"{[len(other) for other in others]} entries"
             )
-    # One extra box, empty and unreliable, pads the queries that have fewer boxes than others.
+    # The last box, empty and unreliable, pads the queries that have fewer boxes than others.
     total = sum(counts)
-    gt_boxes = torch.cat([*foreground, boxes.new_zeros(1, 4)])
+    gt_boxes = torch.cat([*foreground, boxes.new_zeros(1, 4)])  # [total + 1, 4]
     is_reliable = torch.cat([*reliable, boxes.new_zeros(1, dtype=torch.bool)])
     gt_classes = torch.cat([*foreground_classes, classes.new_full((1,), -1)])
-    numbers = [*torch.arange(total).split(counts), torch.tensor([total])]
-    table = pad_sequence(numbers, batch_first=True, padding_value=total)[:-1]
-    table = table.to(boxes.device)  # [Q, max F, at least 1], rows of gt_boxes
+    # Indices into gt_boxes, [Q, F'], F' = max(F of any query, 1): the extra row, which is removed
+    # again, guarantees a column.
+    indices = [*torch.arange(total).split(counts), torch.tensor([total])]
+    query_boxes = pad_sequence(indices, batch_first=True, padding_value=total)[:-1]
+    query_boxes = query_boxes.to(boxes.device)
 
     # Two empty boxes have the IoU 0 / 0.
-    iou = box_iou(gt_boxes, boxes).nan_to_num(nan=0.0)[table]  # [Q, max F, N]
-    best_iou = iou.amax(dim=1)
-    reliable_iou = iou.masked_fill(~is_reliable[table][:, :, None], -1.0)  # [Q, max F, N]
-    of_class = (gt_classes[:, None] == classes) | (gt_classes[:, None] < 0)
-    matched_iou, match = reliable_iou.masked_fill(~of_class[table], -1.0).max(dim=1)
-    matched_boxes = gt_boxes[table.gather(1, match)]  # [Q, N, 4]
+    iou = box_iou(gt_boxes, boxes).nan_to_num(nan=0.0)[query_boxes]  # [Q, F', N]
+    best_iou = iou.amax(dim=1)  # [Q, N]
+    reliable_iou = iou.masked_fill(~is_reliable[query_boxes][:, :, None], -1.0)  # [Q, F', N]
+    same_class = (gt_classes[:, None] == classes) | (gt_classes[:, None] < 0)  # [total + 1, N]
+    # [Q, N] each
+    matched_iou, match = reliable_iou.masked_fill(~same_class[query_boxes], -1.0).max(dim=1)
+    matched_boxes = gt_boxes[query_boxes.gather(1, match)]  # [Q, N, 4]
     matched_boxes = matched_boxes.masked_fill((matched_iou < 0)[:, :, None], 0.0)
 
     positive = reliable_iou.amax(dim=1) > iou_threshold
@@ -127,12 +131,12 @@ def label_candidates(
 
 @torch.no_grad()
 def sample_candidates(labels: Tensor, batch_size: int, positive_fraction: float) -> Tensor:
-    """Sample candidates for the loss at random, per query and with a limited share of positives.
+    """Randomly sample candidates for the loss of each query, with a limited share of positives.
 
     Args:
         labels: float [Q, N].
-        batch_size: candidates sampled per query, if there are as many; negative for all.
-        positive_fraction: largest share of positives among `batch_size`.
+        batch_size: candidates sampled per query, if there are that many; negative for all.
+        positive_fraction: the maximum number of positives, as a fraction of `batch_size`.
 
     Returns:
         bool [Q, N].
@@ -140,7 +144,7 @@ def sample_candidates(labels: Tensor, batch_size: int, positive_fraction: float)
     if batch_size < 0:
         return torch.ones_like(labels, dtype=torch.bool)
     positive = labels > 0
-    # Random numbers of the CPU, so that the same seed gives the same sample on every device.
+    # Drawn on the CPU, so that the same seed gives the same sample on every device.
     random = torch.rand(labels.shape).to(labels.device)
     num_positive = positive.sum(dim=1).clamp(max=int(batch_size * positive_fraction))
     sampled_positive = _rank_within(random, positive) < num_positive[:, None]
@@ -149,21 +153,21 @@ def sample_candidates(labels: Tensor, batch_size: int, positive_fraction: float)
 
 
 def _rank_within(random: Tensor, members: Tensor) -> Tensor:
-    """Rank, from 0, of each member's number among the members of its row."""
-    outside_last = random.masked_fill(~members, 2.0)
-    return outside_last.argsort(dim=1).argsort(dim=1)
+    """Rank of each number in [0, 1) among the `members` of its row, from 0; others rank last."""
+    others_last = random.masked_fill(~members, 2.0)
+    return others_last.argsort(dim=1).argsort(dim=1)  # [Q, N]
 
 
 def relatedness_bce(logits: Tensor, target: CandidateLabels, sampled: Tensor) -> Tensor:
-    """Weighted binary cross-entropy over the sampled pairs (Eq. 4): the mean over each query's
-    candidates, averaged over the queries that have any.
+    """Weighted binary cross-entropy (Eq. 4): the mean over each query's sampled candidates,
+    averaged over the queries that have any.
 
-    The mean divides by the number of samples, not by the sum of weights: an unreliable positive
-    counts less, also where all are.
+    The mean divides by the number of samples, not by the sum of their weights. So unreliable
+    positives count less even if a query has no others.
 
     Args:
         logits: float [Q, N], before the sigmoid.
-        target: of the same Q and N.
+        target: labels for the same Q and N.
         sampled: bool [Q, N].
 
     Returns:
@@ -179,13 +183,13 @@ def relatedness_bce(logits: Tensor, target: CandidateLabels, sampled: Tensor) ->
 def ranking_loss(
     logits: Tensor, iou: Tensor, sampled: Tensor, *, margin: float = 0.1, top_h: int = 100
 ) -> Tensor:
-    """Hinge loss that ranks candidates by IoU (Eq. 5), with sampling after splitting.
+    """Hinge loss that ranks candidates by IoU (Eq. 5), with the paper's "sampling after splitting".
 
-    A candidate's level is ceil(max(0, rho - 0.5) / 0.1): 0 for rho <= 0.5, 1 for (0.5, 0.6], up
-    to 5; a rho above 0.6, 0.7, 0.8 or 0.9 by at most 1e-6 counts as equal to it. Positives are
-    the sampled candidates with rho > 0.5. The negatives of a positive are, among the sampled
-    candidates of its query on lower levels, the `top_h` with the highest predicted r, or all if
-    there are fewer. Which ones of equal r are chosen is undefined, and does not change the loss.
+    Candidates are first split into levels ceil(max(0, rho - 0.5) / 0.1): 0 for rho <= 0.5, 1 for
+    (0.5, 0.6], up to 5. (A rho at most 1e-6 above 0.6, 0.7, 0.8 or 0.9 counts as equal to it.)
+    Positives are the sampled candidates above level 0. The negatives of a positive are the `top_h`
+    candidates with the highest predicted r among the sampled ones of its query on lower levels, or
+    all of these if there are fewer. Ties in r may be broken either way: the loss is the same.
 
     Args:
         logits: float [Q, N], before the sigmoid.
@@ -200,14 +204,14 @@ def ranking_loss(
     """
     # Half precision, which autocast returns, is too coarse near 1 to rank by.
     r = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
-    level = torch.stack([iou > border for border in _LEVEL_BORDERS]).sum(dim=0)
+    level = torch.stack([iou > border for border in _LEVEL_BORDERS]).sum(dim=0)  # [Q, N]
 
-    # All positives of one query and level share their negatives.
+    # All positives of one query and level have the same negatives: choose them once per level.
     positive_levels = torch.arange(1, len(_LEVEL_BORDERS) + 1, device=r.device)
     is_lower = sampled[:, None] & (level[:, None] < positive_levels[:, None])  # [Q, 5, N]
-    # -1 is below every r: entries that are no negatives come last and can be recognised.
-    candidates = r[:, None].masked_fill(~is_lower, -1.0)
-    negatives = candidates.topk(min(top_h, r.shape[1]), dim=2).values  # [Q, 5, h]
+    # -1 is below every r, so that entries that are not negatives come last and can be recognised.
+    lower_r = r[:, None].masked_fill(~is_lower, -1.0)  # [Q, 5, N]
+    negatives = lower_r.topk(min(top_h, r.shape[1]), dim=2).values  # [Q, 5, h]
 
     query, candidate = (sampled & (level > 0)).nonzero(as_tuple=True)  # P positives
     negatives = negatives[query, level[query, candidate] - 1]  # [P, h]
@@ -221,9 +225,9 @@ def box_regression_loss(predicted: Tensor, target: Tensor, beta: float = 1.0) ->
     of boxes.
 
     Args:
-        predicted: float [M, 4], offsets t of the positives with reliable boxes (`regress`).
+        predicted: float [M, 4], offsets t of the pairs that `CandidateLabels.regress` marks.
         target: float [M, 4], offsets of their matched boxes; gets no gradient.
-        beta: the difference above which it is linear; 1 in the paper; 0 is L1.
+        beta: the difference above which the loss is linear; 1 in the paper; 0 gives L1.
 
     Returns:
         float scalar; 0 with a gradient of 0 for M = 0.
@@ -254,11 +258,9 @@ class Criterion:
         loss: "bce" or "ranking".
         rank_margin, rank_top_h: of the ranking loss.
         reg_weight: lambda, weight of the box refinement's loss.
-        reg_beta: of its smooth L1.
-        batch_size_per_query: candidates sampled per query; negative for all.
-        positive_fraction: largest share of positives among them.
-        iou_threshold: a candidate is positive above this IoU with a foreground box.
-        unreliable_label: label and weight of positives of unreliable foreground.
+        reg_beta: beta of its smooth L1 loss.
+        batch_size_per_query, positive_fraction: see `sample_candidates`.
+        iou_threshold, unreliable_label: see `label_candidates`.
         max_candidates: at most this many candidates of an image are used; negative for all.
 
     Raises:
@@ -320,12 +322,10 @@ class Criterion:
         """Label the candidates of an image and sample those of this step.
 
         Args:
-            candidates: N of them.
-            targets: per query an `Instances` with `gt_boxes` and, where some of them are
-                unreliable, `gt_reliable` (bool); where their classes are known, `gt_classes`
-                (int64).
-            keep_others: keep the candidates that no query sampled, for modules that compare
-                boxes with each other.
+            candidates: the N candidates of the image.
+            targets: one `Instances` per query; see `QueryBatch.targets`.
+            keep_others: also keep the candidates that are not sampled for any query, as modules
+                that compare boxes with each other need them.
         """
         if 0 <= self.max_candidates < len(candidates):
             # Uniformly, so that their distribution is that of inference.
@@ -358,14 +358,14 @@ class Criterion:
         """The losses of a batch.
 
         Args:
-            outputs: of the relatedness module, per image that has queries.
-            samples: per image, from `sample`.
+            outputs: outputs of the relatedness module, one per image that has queries.
+            samples: outputs of `sample` for these images.
             box2box: the parameterisation of the box refinement.
 
         Returns:
-            "loss_relatedness", the mean over images, and "loss_refinement" where the module
-            refines boxes: lambda times the mean over all used candidates that are positives of a
-            reliable box of their class, sampled for the relatedness loss or not.
+            "loss_relatedness", the mean over images, and, if the module refines boxes,
+            "loss_refinement": lambda times the mean over all pairs that `CandidateLabels.regress`
+            marks, whether they are sampled for the relatedness loss or not.
         """
         relatedness = [self._relatedness(o, s) for o, s in zip(outputs, samples, strict=True)]
         losses = {"loss_relatedness": torch.stack(relatedness).mean()}
@@ -392,14 +392,15 @@ class Criterion:
         box2box: Box2BoxTransform,
     ) -> Tensor:
         predicted, target = [], []
-        for output, image in zip(outputs, samples, strict=True):
-            query, candidate = image.labels.regress.nonzero(as_tuple=True)
-            boxes = image.candidates.boxes[candidate]
+        for output, image_samples in zip(outputs, samples, strict=True):
+            labels = image_samples.labels
+            query, candidate = labels.regress.nonzero(as_tuple=True)
+            boxes = image_samples.candidates.boxes[candidate]
             predicted.append(output.deltas[query, candidate])
-            target.append(box2box.get_deltas(boxes, image.labels.matched_boxes[query, candidate]))
+            target.append(box2box.get_deltas(boxes, labels.matched_boxes[query, candidate]))
         return box_regression_loss(torch.cat(predicted), torch.cat(target), self.reg_beta)
 
 
 def _field(target: Instances, name: str, default: bool | int) -> Tensor:
-    """A field [F], filled with the default where the target has none."""
+    """The field of the F boxes, [F]; filled with `default` if the target does not have it."""
     return target.get(name) if target.has(name) else torch.full((len(target),), default)

@@ -39,7 +39,8 @@ class Selection:
     scores: Tensor
 
     def flatten(self) -> tuple[Tensor, Tensor]:
-        """Without padding, query after query: (query_index, candidate_index), int64 [M] each."""
+        """The M kept proposals without padding, query after query: (query_index,
+        candidate_index), int64 [M] each."""
         kept = torch.arange(self.index.shape[1], device=self.index.device) < self.num_kept[:, None]
         query_index, position = kept.nonzero(as_tuple=True)
         return query_index, self.index[query_index, position]
@@ -55,13 +56,14 @@ class VLNMSPostprocessor:
         query_index, candidate_index = post(boxes, cls_scores, relatedness, classes).flatten()
 
     Args:
-        nms_thresh: a box is suppressed by a higher-scored one of its class above this IoU.
-        topk: proposals kept per query; negative for all.
-        score_thresh: the real operating point: proposals with a fused score above it are kept;
-            the best one always is.
+        nms_thresh: a box is suppressed by a higher-scored box of its class if their IoU is above
+            this.
+        topk: maximum number of proposals kept per query; negative for all.
+        score_thresh: proposals with a fused score above this are kept, and always the best one
+            (the paper's "real" operating point, Sec. 4.1).
         fusion: "product" (s = r * c) or "weighted_sum" (s = w * r + (1 - w) * c).
         fusion_weight: w.
-        class_agnostic: boxes of all classes suppress each other.
+        class_agnostic: run NMS across classes instead of within each class.
     """
 
     @configurable
@@ -101,7 +103,7 @@ class VLNMSPostprocessor:
         """Select the proposals of each query.
 
         Args:
-            boxes: float [N, 4], or [Q, N, 4] where they differ by query; xyxy in pixels.
+            boxes: float [N, 4], or [Q, N, 4] if each query has its own boxes; xyxy in pixels.
             cls_scores: float [N], class confidence c.
             relatedness: float [Q, N], r.
             classes: int64 [N].
@@ -133,17 +135,20 @@ class QueryResult:
 
     Args:
         candidates: the N candidates of the image.
-        boxes: float [N, 4], their boxes, or [Q, N, 4] where they differ by query.
+        boxes: float [N, 4], their boxes, or [Q, N, 4] if each query has its own boxes.
         relatedness: float [Q, N], r.
-        selection: of the postprocessor.
-        attention: word attention to add to the output, [Q, L] or [Q, N, L], or None.
+        selection: the output of the postprocessor.
+        attention: word attention to add to the output, [Q, L] or [Q, N, L]; None to add none.
         masks: one of `MASKS`, the type of `pred_masks`; see `MODEL.VLNMS.MASKS`.
 
     Attributes:
         query_index, candidate_index: int64 [M], query and candidate of each kept proposal.
-        distinct: int64 [D], the candidates of the distinct kept boxes.
-        position: int64 [M], the distinct box of each kept proposal.
+        distinct: int64 [D], the candidate of each distinct kept box.
+        boxes: float [D, 4], the distinct kept boxes.
+        position: int64 [M], the distinct box of each kept proposal; `slice(None)` if each query
+            has its own boxes, since then every kept box is distinct (D = M).
         scores, relatedness: float [M], s and r.
+        shares_masks: whether `pred_masks` will be a `SharedMasks`.
     """
 
     def __init__(
@@ -160,9 +165,9 @@ class QueryResult:
         if boxes.dim() == 2:
             self.distinct, self.position = self.candidate_index.unique(return_inverse=True)
             self.boxes = boxes[self.distinct]  # [D, 4]
-        else:  # refined per query: every kept box is distinct, D = M
+        else:
             self.distinct, self.position = self.candidate_index, slice(None)
-            self.boxes = boxes[self.query_index, self.candidate_index]
+            self.boxes = boxes[self.query_index, self.candidate_index]  # [M, 4]
         self.scores = selection.scores[self.query_index, self.candidate_index]
         self.relatedness = relatedness[self.query_index, self.candidate_index]
         self.attention = attention
@@ -180,16 +185,17 @@ class QueryResult:
     def per_query(self, distinct: Instances) -> Instances:
         """The proposals of all queries, query after query, in descending order of s."""
         if distinct.has("pred_masks") and self.shares_masks:
+            # [D, 1, M, M] -> [D, M, M]; the indexing below then repeats indices instead of masks.
             each = torch.arange(len(distinct), device=self.scores.device)
             distinct.pred_masks = SharedRoiMasks(distinct.pred_masks[:, 0], each)
-        instances = distinct[self.position]
+        instances = distinct[self.position]  # [D] -> [M]
         instances.scores = self.scores
         instances.relatedness = self.relatedness
         instances.query_index = self.query_index
         if self.attention is not None:
-            shared = self.attention.dim() == 2
-            index = self.query_index if shared else (self.query_index, self.candidate_index)
-            instances.word_attention = self.attention[index]
+            per_box = self.attention.dim() == 3
+            index = (self.query_index, self.candidate_index) if per_box else self.query_index
+            instances.word_attention = self.attention[index]  # [M, L]
         return instances
 
 
@@ -198,7 +204,7 @@ def split_by_query(instances: Instances, num_queries: int) -> list[Instances]:
 
     Args:
         instances: an output of the model, with the field `query_index`.
-        num_queries: how many queries the image had; one without proposals gets an empty list.
+        num_queries: how many queries the image had; a query without instances gets empty ones.
 
     Returns:
         `num_queries` Instances, each in the order of the input (descending score).

@@ -1,11 +1,13 @@
 """How query text reaches the ROI head under the stock `GeneralizedRCNN`, and freezing.
 
-`GeneralizedRCNN.forward` passes images, features and proposals to its ROI heads, not the inputs.
-So PyTorch's module-registration hook tells us which module becomes the parent of one of our heads.
-A forward pre-hook on that parent reads the queries from `batched_inputs`, and a forward hook
-discards them, also when the forward raised. The hooks find the head through the module that they
-are called with, so copies and unpickled models use their own head. The queries of a call live in
-context variables, not on the module, so threads that share a model do not see each other's.
+`GeneralizedRCNN.forward` passes images, features and proposals to its ROI heads, but not the
+inputs. To get at these, a PyTorch module-registration hook detects when a VL-NMS head is assigned
+to a parent module, and adds two hooks to that parent: a forward pre-hook, which reads the queries
+from `batched_inputs`, and a forward hook, which discards them, even if the forward raised.
+
+The hooks find the head through the module that they are called with, so copied and unpickled
+models use their own head. The queries of a call are kept in context variables, not on the module,
+so threads that share a model do not see each other's.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ class QueryBatch:
 
     Attributes:
         queries: per image its query strings, or None for an image that the stock detector handles.
-        targets: per image one `Instances` per query with `gt_boxes` (the foreground boxes of
-            the query, in pixels of the network's input), where their classes are known
-            `gt_classes` (int64, negative: not known), and, where some of them are unreliable
-            pseudo ground truth, `gt_reliable` (bool); or None. Used in training.
+        targets: per image None, or one `Instances` per query; used in training. Its fields are
+            `gt_boxes`, the foreground boxes of the query in pixels of the network's input, and
+            optionally `gt_classes` (int64, negative if not known; without the field, none is) and
+            `gt_reliable` (bool, False for unreliable pseudo ground truth; without the field, all
+            boxes are reliable).
     """
 
     queries: list[list[str] | None]
@@ -42,7 +45,7 @@ class QueryBatch:
 
     @property
     def is_empty(self) -> bool:
-        """True when no image has a query: the model then is the stock detector."""
+        """Whether no image has a query, so that the model is the stock detector."""
         return all(queries is None for queries in self.queries)
 
     def check_for_training(self, freeze_detector: bool) -> None:
@@ -67,7 +70,7 @@ class QueryBatch:
 
 
 class TakesQueries:
-    """Marks the ROI heads that queries are passed to.
+    """Base class of the ROI heads that the hooks of this module pass queries to.
 
     Attributes:
         freeze_detector: whether only the relatedness branch is trained.
@@ -81,10 +84,10 @@ class TakesQueries:
         Raises:
             ValueError: they are for another number of images.
         """
-        # The forward in progress, else the innermost `use_queries`, of this head.
+        # For this head: the forward in progress, else the innermost `use_queries`.
         entries = (*_given_queries.get(), *_forward_queries.get())
-        batch_for = next((make for head, make in reversed(entries) if head is self), _no_queries)
-        batch = batch_for(num_images)
+        innermost_first = (get_batch for head, get_batch in reversed(entries) if head is self)
+        batch = next(innermost_first, _no_queries)(num_images)
         if len(batch.queries) != num_images:
             raise ValueError(
                 f"queries for {len(batch.queries)} images were given but the batch has "
@@ -97,7 +100,7 @@ def _no_queries(num_images: int) -> QueryBatch:
     return QueryBatch.without_targets([None] * num_images)
 
 
-# (head, function from the number of images to their queries), innermost last.
+# Pairs of a head and a function from the number of images to a batch; the innermost call is last.
 _Entries = tuple[tuple[TakesQueries, Callable[[int], QueryBatch]], ...]
 _forward_queries: ContextVar[_Entries] = ContextVar("forward_queries", default=())
 _given_queries: ContextVar[_Entries] = ContextVar("given_queries", default=())
@@ -131,10 +134,10 @@ def read_queries(batched_inputs: Sequence[dict]) -> QueryBatch:
 
 
 def as_query_list(query: str | Sequence[str], where: str = "query") -> list[str]:
-    """A query string or a list of them as a list, checked.
+    """A query string, or a list of them, as a checked list.
 
     Raises:
-        TypeError: something in it is not a string; the message says where.
+        TypeError: something in it is not a string; the message names it after `where`.
     """
     if isinstance(query, str):
         return [query]
@@ -162,14 +165,14 @@ def use_queries(
         with use_queries(model, [["red cup", "left chair"], "a dog"]):
             outputs = model.inference(batched_inputs)
 
-    A call of the model itself inside the `with` still uses the queries of its own inputs. The
-    queries are given to calls of the same thread.
+    A call of the model itself inside the `with` block still uses the queries in its inputs. The
+    queries apply to calls from the same thread only.
 
     Args:
         model: a model with a VL-NMS head, or a wrapper such as DistributedDataParallel around one.
         queries: per image a string, a list of strings, or None for the stock detector.
-        every_image: `queries` is one image's string or list of strings, used for every image of
-            every batch (test-time augmentation: the batches are views of one image).
+        every_image: `queries` is a string or list of strings for one image, and applies to every
+            image of every batch (in test-time augmentation these are views of one image).
 
     Raises:
         ValueError: the model has no VL-NMS head.
@@ -217,13 +220,13 @@ def _begin_forward(parent: nn.Module, args: tuple, kwargs: dict) -> None:
     if head is None:
         return
     before = _forward_queries.get()
-    # An entry before reading, since `_end_forward` removes one also when reading raises.
+    # Push a placeholder first: if reading raises, `_end_forward` still runs and pops an entry.
     _forward_queries.set((*before, (head, _no_queries)))
     batch = read_queries(args[0] if args else kwargs.get("batched_inputs", ()))
     _forward_queries.set((*before, (head, lambda num_images: batch)))
     if parent.training and head.freeze_detector:
-        # `model.train()` reaches these too; RPN would sample and return losses, and batch norm
-        # would update its statistics.
+        # `model.train()` put these into training mode: RPN would sample and return losses, and
+        # batch norm would update its statistics.
         for sibling in _siblings(parent, head):
             sibling.eval()
 
@@ -236,13 +239,13 @@ def _end_forward(parent: nn.Module, args: tuple, kwargs: dict, output: object) -
 
 
 def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Module-registration hook: `parent.name = child` is about to happen."""
+    """Module-registration hook, called just before `parent.name = child`."""
     if not isinstance(child, TakesQueries):
         return
     if not any(hook is _begin_forward for hook in parent._forward_pre_hooks.values()):
         parent.register_forward_pre_hook(_begin_forward, with_kwargs=True)
         parent.register_forward_hook(_end_forward, with_kwargs=True, always_call=True)
-    if child.freeze_detector:
+    if child.freeze_detector:  # GeneralizedRCNN registers its ROI heads after all other modules
         for sibling in _siblings(parent, child):
             sibling.requires_grad_(False)
 

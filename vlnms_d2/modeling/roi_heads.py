@@ -1,9 +1,9 @@
-"""Query-conditioned ROI heads: Detectron2's own plus the relatedness branch, top to bottom.
+"""Query-conditioned ROI heads: Detectron2's heads plus the relatedness branch.
 
 `VLNMSHead`, `VLNMSRes5Head` and `VLNMSCascadeHead` replace `StandardROIHeads`, `Res5ROIHeads` and
-`CascadeROIHeads`; without a query they are those heads, to the bit. With one, the stock head
-predicts boxes and class scores for the proposals, predictions above delta become candidates, the
-branch scores each against each query, and the postprocessor runs NMS on the product.
+`CascadeROIHeads`. Without a query their output is bit-identical. With one, the stock head predicts
+boxes and class scores for the proposals, predictions above delta become candidates, the branch
+scores every candidate against every query, and the postprocessor runs NMS on the fused score.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class QueryConditionedMixin(TakesQueries):
     """Adds text, relatedness and fused-score NMS to a Detectron2 ROI head.
 
     Args (besides those of the stock head):
-        text_encoder: from strings to word features.
-        relatedness: from box and word features to logits.
+        text_encoder: maps strings to word features.
+        relatedness: maps box and word features to logits.
         postprocessor: fusion, NMS and final cut; see `VLNMSPostprocessor`.
         criterion: samples candidates in training and computes the losses.
-        visual_encoder: "finetune" or "shared"; or "class", for relatedness modules whose visual
-            feature is the one-hot class of a candidate.
+        visual_encoder: "finetune" or "shared", see `MODEL.VLNMS.VISUAL_ENCODER`; or "class", for
+            relatedness modules whose visual feature is the one-hot class of a candidate.
         score_thresh: delta, the minimum class confidence of a candidate.
-        max_candidates: the most candidates per image.
+        max_candidates: the maximum number of candidates per image.
         freeze_detector: train only the branch.
         precision, chunk_bytes: see `RelatednessBranch`.
         output_attention: add the word attention to the output.
@@ -145,12 +145,12 @@ class QueryConditionedMixin(TakesQueries):
 
     @property
     def visual_encoder_source(self) -> str:
-        """Name of the submodule that the visual encoder copies."""
+        """Name of the stock submodule that the visual encoder is a copy of."""
         raise NotImplementedError
 
     @property
     def last_predictor(self) -> FastRCNNOutputLayers:
-        """The box predictor whose boxes are used."""
+        """The box predictor whose boxes and box parameterisation are used."""
         return self.box_predictor
 
     def predict(self, features: Features, proposals: list[Instances]) -> Predictions:
@@ -158,18 +158,18 @@ class QueryConditionedMixin(TakesQueries):
         raise NotImplementedError
 
     def pool_boxes(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        """Pool boxes of all images: float [sum of N, C, height, width]."""
+        """Pool the boxes of all images: float [sum of N, C, height, width]."""
         maps = [features[f] for f in self.box_in_features]
         return pool_boxes(self.box_pooler, maps, boxes)
 
     def encode_pooled(self, encoder: nn.Module, pooled: Tensor) -> Tensor:
-        """Apply a copy of the visual encoder's source: float [N, D]."""
+        """Apply an encoder, a copy of `visual_encoder_source`, to pooled boxes: float [N, D]."""
         return encoder(pooled).flatten(1)
 
     # --- inference ----------------------------------------------------------------------------
 
     def forward(self, images, features: Features, proposals: list[Instances], targets=None):
-        """See `ROIHeads.forward`; queries arrive as `vlnms_d2.modeling.queries` describes."""
+        """See `ROIHeads.forward`; `vlnms_d2.modeling.queries` explains where queries come from."""
         batch = self.current_queries(len(proposals))
         if self.training:
             return self._forward_training(images, features, proposals, targets, batch)
@@ -180,18 +180,18 @@ class QueryConditionedMixin(TakesQueries):
         predictions = self.predict(features, proposals)
         sizes = [p.image_size for p in proposals]
         queried = [i for i, queries in enumerate(batch.queries) if queries is not None]
-        stock = [i for i in range(len(proposals)) if i not in queried]
-        stock_instances = stock_results(self.last_predictor, predictions, sizes, stock)
-        results = dict(zip(stock, stock_instances, strict=True))
+        unqueried = [i for i in range(len(proposals)) if i not in queried]
+        stock_instances = stock_results(self.last_predictor, predictions, sizes, unqueried)
+        instances = dict(zip(unqueried, stock_instances, strict=True))  # image index -> Instances
         candidates = self._select(predictions, sizes, queried)
         self._pool(features, predictions, queried, candidates)
         query_results = self.score_queries(
             candidates, [sizes[i] for i in queried], [batch.queries[i] for i in queried]
         )
         for i, result in zip(queried, query_results, strict=True):
-            results[i] = result.distinct_instances(sizes[i])
-        # Masks and keypoints: once per distinct box, whatever the number of queries.
-        results = self.add_masks_and_keypoints(features, [results[i] for i in range(len(sizes))])
+            instances[i] = result.distinct_instances(sizes[i])
+        # Before the boxes are repeated for each query that keeps them: one mask per distinct box.
+        results = self.add_masks_and_keypoints(features, [instances[i] for i in range(len(sizes))])
         for i, result in zip(queried, query_results, strict=True):
             results[i] = result.per_query(results[i])
         return results, {}
@@ -218,22 +218,22 @@ class QueryConditionedMixin(TakesQueries):
         indices: list[int],
         candidates: list[Candidates],
     ) -> None:
-        """Pool the candidates of the images at `indices` for the visual encoder, in place."""
+        """Set `pooled` of the candidates of the images at `indices`, in place."""
         if self.visual_encoder == "class":
-            for image in candidates:
-                image.pooled = F.one_hot(image.classes, self.num_classes).to(image.scores.dtype)
+            for c in candidates:
+                c.pooled = F.one_hot(c.classes, self.num_classes).to(c.scores.dtype)
             return
         if self.visual_encoder == "shared":
-            for i, image in zip(indices, candidates, strict=True):
-                image.pooled = predictions.features[i][image.proposal_index]
+            for i, c in zip(indices, candidates, strict=True):
+                c.pooled = predictions.features[i][c.proposal_index]  # [N, D]
             return
         no_boxes = Boxes(next(iter(features.values())).new_zeros(0, 4))
-        boxes = [no_boxes] * len(predictions.boxes)
-        for i, image in zip(indices, candidates, strict=True):
-            boxes[i] = Boxes(image.boxes)
-        pooled = self.pool_boxes(features, boxes).split([len(image) for image in candidates])
-        for image, image_pooled in zip(candidates, pooled, strict=True):
-            image.pooled = image_pooled
+        boxes = [no_boxes] * len(predictions.boxes)  # poolers expect boxes for the whole batch
+        for i, c in zip(indices, candidates, strict=True):
+            boxes[i] = Boxes(c.boxes)
+        pooled = self.pool_boxes(features, boxes).split([len(c) for c in candidates])
+        for c, pooled_boxes in zip(candidates, pooled, strict=True):
+            c.pooled = pooled_boxes  # [N, C, height, width]
 
     def score_queries(
         self,
@@ -241,9 +241,9 @@ class QueryConditionedMixin(TakesQueries):
         image_sizes: list[tuple[int, int]],
         queries: list[list[str]],
     ) -> list[QueryResult]:
-        """Everything that depends on the queries: encode, score, refine, fuse, NMS, cut.
+        """Everything that depends on the queries: encode, score, refine, fuse, NMS, final cut.
 
-        Per image: pooled candidates, (height, width) in pixels of the network's input, queries.
+        Per image: pooled candidates, (height, width) of the network's input in pixels, queries.
         """
         with self.vlnms.autocast():
             visual = self.encode_candidates(candidates)
@@ -258,13 +258,13 @@ class QueryConditionedMixin(TakesQueries):
         visual: Tensor,
         text: TextFeatures,
     ) -> QueryResult:
-        """`score_queries` for one image whose candidates and queries are encoded.
+        """`score_queries` for one image whose candidates and queries are already encoded.
 
         Args:
-            candidates: its N candidates; they need not be pooled.
-            image_size: (height, width) in pixels of the network's input.
-            visual: float [N, D], of `encode_candidates`.
-            text: its Q queries.
+            candidates: the N candidates; `pooled` is not used.
+            image_size: (height, width) of the network's input in pixels.
+            visual: float [N, D], from `encode_candidates`.
+            text: the Q encoded queries.
         """
         locations = box_locations(candidates.boxes, image_size)  # [N, 5]
         with self.vlnms.autocast():
@@ -273,19 +273,19 @@ class QueryConditionedMixin(TakesQueries):
         if output.deltas is not None:
             box2box = self.last_predictor.box2box_transform
             boxes = refine_boxes(boxes, output.deltas, image_size, box2box)  # [Q, N, 4]
-        kept = self.postprocessor(boxes, candidates.scores, relatedness, candidates.classes)
+        selection = self.postprocessor(boxes, candidates.scores, relatedness, candidates.classes)
         attention = output.attention if self.output_attention else None
-        return QueryResult(candidates, boxes, relatedness, kept, attention, self.masks)
+        return QueryResult(candidates, boxes, relatedness, selection, attention, self.masks)
 
     def encode_candidates(self, candidates: list[Candidates]) -> list[Tensor]:
-        """Per image the visual features of its candidates, float [N, D]; [N, 2 * D] where the box
-        refinement has features of its own."""
+        """The visual features of each image's candidates: float [N, D], or [N, 2 * D] if the box
+        refinement has separate features; see `RelatednessBranch.encode_boxes`."""
         return self.vlnms.encode_boxes([c.pooled for c in candidates], self.encode_pooled)
 
     def add_masks_and_keypoints(
         self, features: Features, results: list[Instances]
     ) -> list[Instances]:
-        """`forward_with_given_boxes`, with bounded memory for any number of boxes."""
+        """`forward_with_given_boxes` in chunks of boxes, which bounds memory."""
         if not (self.mask_on or getattr(self, "keypoint_on", False)):
             return results
         return forward_in_chunks(partial(self.forward_with_given_boxes, features), results)
@@ -294,7 +294,7 @@ class QueryConditionedMixin(TakesQueries):
     def detect(
         self, features: Features, proposals: list[Instances]
     ) -> tuple[list[Candidates], list[Instances]]:
-        """Everything that does not depend on the queries: per image its candidates, pooled, and
+        """Everything that does not depend on the queries: per image its pooled candidates, and
         the stock result without masks and keypoints."""
         predictions = self.predict(features, proposals)
         sizes = [p.image_size for p in proposals]
@@ -316,7 +316,7 @@ class QueryConditionedMixin(TakesQueries):
             queried = [i for i, queries in enumerate(batch.queries) if queries]
             sizes = [p.image_size for p in proposals]
             candidates = self._select(predictions, sizes, queried)
-            # Pooled after sampling: only the candidates that are used.
+            # Pooling waits for the sampling, since only sampled candidates need it.
             pool = partial(self._pool, features, predictions, queried)
             losses.update(self.query_losses(candidates, [sizes[i] for i in queried], batch, pool))
         return proposals, losses
@@ -333,22 +333,22 @@ class QueryConditionedMixin(TakesQueries):
         Args:
             candidates, image_sizes: of these images.
             batch: queries and targets of all images.
-            pool: pools the sampled candidates in place; None where all are pooled already.
+            pool: pools the sampled candidates in place; None if all are pooled already.
         """
         queried = [i for i, queries in enumerate(batch.queries) if queries]
         samples = [
-            self.criterion.sample(image, batch.targets[i], self.vlnms.relatedness.compares_boxes)
-            for i, image in zip(queried, candidates, strict=True)
+            self.criterion.sample(c, batch.targets[i], self.vlnms.relatedness.compares_boxes)
+            for i, c in zip(queried, candidates, strict=True)
         ]
-        candidates = [image.candidates for image in samples]
+        candidates = [sample.candidates for sample in samples]
         if pool is not None:
             pool(candidates)
         with self.vlnms.autocast():
             visual = self.encode_candidates(candidates)
             text = self.vlnms.encode_queries([batch.queries[i] for i in queried])
             outputs = [
-                self.vlnms.relatedness(boxes, box_locations(image.boxes, size), queries)
-                for boxes, image, size, queries in zip(
+                self.vlnms.relatedness(box_features, box_locations(c.boxes, size), queries)
+                for box_features, c, size, queries in zip(
                     visual, candidates, image_sizes, text, strict=True
                 )
             ]
@@ -366,7 +366,7 @@ class QueryConditionedMixin(TakesQueries):
     # --- weights ------------------------------------------------------------------------------
 
     def _trainable_copy(self) -> nn.Module:
-        """A copy of the visual encoder's source with gradients."""
+        """A copy of `visual_encoder_source` whose parameters require gradients."""
         return copy.deepcopy(self.get_submodule(self.visual_encoder_source)).requires_grad_(True)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
@@ -420,7 +420,7 @@ class VLNMSRes5Head(QueryConditionedMixin, Res5ROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class VLNMSCascadeHead(QueryConditionedMixin, CascadeROIHeads):
-    """`CascadeROIHeads` with a query: scores are the mean over the stages, boxes the last's."""
+    """`CascadeROIHeads` with a query: mean scores of all stages, boxes of the last stage."""
 
     @property
     def visual_encoder_source(self) -> str:
@@ -435,16 +435,16 @@ class VLNMSCascadeHead(QueryConditionedMixin, CascadeROIHeads):
         image_sizes = [p.image_size for p in proposals]
         stages: list[Predictions] = []
         for head, predictor in zip(self.box_head, self.box_predictor, strict=True):
-            if stages:  # `_create_proposals_from_boxes` drops empty boxes while training
+            if stages:  # not `_create_proposals_from_boxes`: it drops empty boxes in training
                 proposals = [
                     Instances(size, proposal_boxes=Boxes(clip_boxes_to_image(boxes, size)))
                     for boxes, size in zip(stages[-1].boxes, image_sizes, strict=True)
                 ]
             pooled = self.box_pooler(pyramid, [p.proposal_boxes for p in proposals])
             stages.append(apply_box_predictor(predictor, head(pooled), proposals))
-        # The stock head's own arithmetic, so that scores agree with it to the bit.
+        # Written as in the stock head, so that scores are bit-identical to its scores.
         scores = [
             sum(list(per_image)) * (1.0 / self.num_cascade_stages)
-            for per_image in zip(*(stage.scores for stage in stages), strict=True)
+            for per_image in zip(*(stage.scores for stage in stages), strict=True)  # [R, K + 1]
         ]
         return Predictions(stages[-1].boxes, scores, stages[-1].features)

@@ -123,7 +123,11 @@ def evaluate_grounding(
 
 
 def evaluate_retrieval(
-    model: StackedCrossAttention, split: Split, out_dir: Path, num_boxes: int | None
+    model: StackedCrossAttention,
+    split: Split,
+    out_dir: Path,
+    num_boxes: int | None,
+    captions_per_image: int | None = None,
 ) -> None:
     """Compare all pairs of a split and write `retrieval_<data set>.json`.
 
@@ -132,8 +136,14 @@ def evaluate_retrieval(
         split: images and captions with the boxes of one source.
         out_dir: existing or new folder.
         num_boxes: number of boxes of an image or of a pair; None for all.
+        captions_per_image: see `RetrievalEvaluator`.
     """
-    evaluator = RetrievalEvaluator(split.name, split.dataset_dicts, output_dir=str(out_dir))
+    evaluator = RetrievalEvaluator(
+        split.name,
+        split.dataset_dicts,
+        output_dir=str(out_dir),
+        captions_per_image=captions_per_image,
+    )
     for image_id, row in compare_all(model, split.dataset_dicts, split.images, num_boxes):
         evaluator.process([{"image_id": image_id}], [{"similarities": row}])
     evaluator.evaluate()

@@ -66,13 +66,16 @@ class Experiment:
                     phrases=are_phrases,
                 )
 
-    def run_retrieval(self, num_boxes: int, from_annotations: bool) -> None:
+    def run_retrieval(
+        self, num_boxes: int, from_annotations: bool, captions_per_image: int | None = None
+    ) -> None:
         """Train the retrieval model and evaluate it on every source.
 
         Args:
             num_boxes: of an image, or of a pair of image and caption; annotated boxes are all used.
             from_annotations: train one model on annotated boxes; otherwise one for each source, on
                 the boxes of that source.
+            captions_per_image: see `RetrievalEvaluator`.
         """
         shared = self._retrieval_model(GROUND_TRUTH, self.out, None) if from_annotations else None
         for source in self.sources:
@@ -80,7 +83,8 @@ class Experiment:
             folder = self.out / source
             model = shared or self._retrieval_model(source, folder, limit)
             for name in self.test:
-                evaluate_retrieval(model, self._load(name, source), folder, limit)
+                split = self._load(name, source)
+                evaluate_retrieval(model, split, folder, limit, captions_per_image)
 
     def _retrieval_model(
         self, source: str, folder: Path, num_boxes: int | None

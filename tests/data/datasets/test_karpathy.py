@@ -43,7 +43,7 @@ def load_entries(tmp_path, *entries: dict, split: str = "val") -> list[dict]:
 def test_images_of_flickr30k_have_flickrs_numbers(tmp_path):
     make_karpathy_folder(tmp_path, "flickr30k")
     images = load_karpathy(tmp_path / "karpathy" / "dataset_flickr30k.json", "images", "test")
-    assert [image["image_id"] for image in images] == sorted(FLICKR_IDS[3:])
+    assert [image["image_id"] for image in images] == list(FLICKR_IDS[3:])
     assert images[0] == {
         "file_name": str(Path("images", "65567.jpg")),
         "image_id": 65567,
@@ -61,10 +61,16 @@ def test_images_of_coco_have_cocos_ids_and_folders(tmp_path):
     make_karpathy_folder(tmp_path, "coco")
     file = tmp_path / "karpathy" / "dataset_coco.json"
     train = load_karpathy(file, "coco", "train")
-    assert [image["image_id"] for image in train] == sorted(COCO_IDS[:2])
+    assert [image["image_id"] for image in train] == list(COCO_IDS[:2])
     assert train[0]["file_name"] == str(Path("coco/train2014/COCO_train2014_000000000009.jpg"))
     (restval,) = load_karpathy(file, "coco", "restval")
     assert restval["file_name"] == str(Path("coco/val2014/COCO_val2014_000000581857.jpg"))
+
+
+def test_images_are_in_the_order_of_the_file(tmp_path):
+    # COCO's folds of 1,000 images are consecutive ones of the file.
+    entries = [entry(n, sentence(n, n, "a dog"), cocoid=i) for n, i in enumerate((7, 900, 3, 12))]
+    assert [image["image_id"] for image in load_entries(tmp_path, *entries)] == [7, 900, 3, 12]
 
 
 def test_other_files_have_karpathys_numbers(tmp_path):

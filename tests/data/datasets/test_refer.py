@@ -233,6 +233,40 @@ def test_damaged_contexts(files, tmp_path, path, message):
         load_refer(**arguments, contexts_file=tmp_path / "contexts.json")
 
 
+def test_splits_of_several_letters_belong_to_each_as_in_refers_reader(files):
+    splits = ("testA", "testAB", "testBC", "train", "val")  # RefCLEF has the two of two letters
+    refs = [ref(n, 10, 1, split, sentence(n, "key")) for n, split in enumerate(splits)]
+    arguments = files(refs=refs)
+
+    def read(split):
+        [image] = load_refer(**arguments, split=split)
+        return [expression["sent_id"] for expression in image["expressions"]]
+
+    asked = ("testA", "testB", "testC", "testAB", "test", "train", "val")
+    assert list(map(read, asked)) == [[0, 1], [1, 2], [2], [1], [0, 1, 2], [3], [4]]
+
+
+def test_a_list_of_one_rle_is_that_rle(files):
+    rle = {"size": [100, 120], "counts": "abc"}
+    instances = changed(INSTANCES, "annotations", 1, "segmentation", [rle])
+    [_, second] = load_refer(**files(instances=instances), split="train")
+    assert [one.get("segmentation") for one in second["annotations"]] == [None, rle]
+
+
+@pytest.mark.parametrize("ids", [[21, 20], [-1]])
+def test_grefcoco_is_told_by_its_lists_of_targets(files, tmp_path, ids):
+    message = r"ref number 1: 'ann_id' is the list .* gRefCOCO, .* several or no targets"
+    refs = changed(REFS, 1, "ann_id", ids)
+    arguments = files(refs=refs)
+    with pytest.raises(ValueError, match=message):
+        load_refer(**arguments)
+    (tmp_path / "grefs(unc).json").write_text(json.dumps(refs))
+    with pytest.raises(ValueError, match=message):
+        load_refer(**arguments | {"refs_file": tmp_path / "grefs(unc).json"})
+    (tmp_path / "refs.json").write_text(json.dumps(REFS))
+    assert load_refer(**arguments | {"refs_file": tmp_path / "refs.json"}) == load_refer(**files())
+
+
 def test_an_unknown_split_lists_the_available_ones(files):
     with pytest.raises(ValueError, match=r"no ref of the split 'testA'.*splits: train, val"):
         load_refer(**files(), split="testA")

@@ -32,11 +32,12 @@ def load_karpathy(
             train.
 
     Returns:
-        Dicts sorted by image id with "file_name", "image_id" (COCO's id; otherwise the number in
-        the file name if all files are named by numbers, as in Flickr30k; otherwise Karpathy's
-        "imgid"), no "annotations" and "expressions": dicts with "sent_id", "ref_id" (None),
-        "query", "ann_id" (None), "context_ann_ids" (None), "split" and "manner" (None). "height"
-        and "width" are not in the file; the mapper reads them from the image.
+        Dicts in the order of the file, which COCO's folds of 1,000 images follow, with "file_name",
+        "image_id" (COCO's id; otherwise the number in the file name if all files are named by
+        numbers, as in Flickr30k; otherwise Karpathy's "imgid"), no "annotations" and "expressions":
+        dicts with "sent_id", "ref_id" (None), "query", "ann_id" (None), "context_ann_ids" (None),
+        "split" and "manner" (None). "height" and "width" are not in the file; the mapper reads
+        them from the image.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -72,7 +73,7 @@ def load_karpathy(
             f"{path} holds no image of the split '{split}', available splits: {available}. Choose "
             "one of them."
         )
-    return [images[image_id] for image_id in sorted(images) if images[image_id]["expressions"]]
+    return [image for image in images.values() if image["expressions"]]
 
 
 def _image_ids(entries: list[dict[str, Any]], path: Path) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..entries import check_exists, is_finite, is_integer, read_json, require
+from ..entries import check_exists, is_finite, is_integer, iter_json_list, read_json, require
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ def load_refer(
         refs_file: pickled refs of REFER, as `refs(unc).p`.
         instances_file: annotations in COCO's JSON format.
         image_root: folder of the images.
-        split: the split to read; None reads all.
+        split: the split to read, as in REFER's own reader: testA has testAB too, and test has every
+            split of that beginning. None reads all.
         contexts_file: ids of the contextual objects per sentence, as RefShapes has them.
         manner: the style of the expressions, kept with each of them to distinguish merged data
             sets.
@@ -156,7 +157,7 @@ def read_refs(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
     """Reads the refs of a file of REFER.
 
     Args:
-        path: pickled refs.
+        path: pickled refs, or a JSON list of them.
         keys: required of each ref, with the types of their values; see `entries.require`.
 
     Raises:
@@ -166,20 +167,32 @@ def read_refs(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
     """
     check_exists(path, SOURCE)
     try:
-        refs = load_plain_pickle(path)
+        is_json = path.suffix == ".json"
+        refs = list(iter_json_list(path, SOURCE)) if is_json else load_plain_pickle(path)
     except RefusedPickle as error:
         raise RefusedPickle(f"{error} {SOURCE}") from error
     if not isinstance(refs, list):
         raise ValueError(f"{path}: expected a list of refs, found {type(refs).__name__}. {SOURCE}")
     for number, ref in enumerate(refs):
         where = f"{path}: ref number {number}"
+        if "ann_id" in keys and isinstance(ref, dict) and isinstance(ref.get("ann_id"), list):
+            raise ValueError(
+                f"{where}: 'ann_id' is the list {ref['ann_id']}, as in gRefCOCO, whose expressions "
+                "have one, several or no targets; expected an integer, the one referent. Use the "
+                "refs of RefCOCO, or keep the refs of one target and write its id without the list."
+            )
         for key, kind in keys.items():
             require(ref, key, kind, where)
     return refs
 
 
 def _of_split(refs: list[dict[str, Any]], split: str | None, path: Path) -> list[dict[str, Any]]:
-    chosen = [ref for ref in refs if split is None or ref["split"] == split]
+    def belongs(of_ref: str) -> bool:
+        if split in ("testA", "testB", "testC"):
+            return of_ref.startswith("test") and split[-1] in of_ref[len("test") :]
+        return split is None or of_ref == split or (split == "test" and of_ref.startswith(split))
+
+    chosen = [ref for ref in refs if belongs(ref["split"])]
     if not chosen:
         missing = "refs" if split is None else f"ref of the split '{split}'"
         available = ", ".join(sorted({ref["split"] for ref in refs})) or "none"
@@ -310,7 +323,11 @@ def _annotation(
         "category_id": classes[category_id],
         "iscrowd": annotation.get("iscrowd", 0),
     }
-    return made | {key: annotation[key] for key in ("segmentation", "area") if key in annotation}
+    made |= {key: annotation[key] for key in ("segmentation", "area") if key in annotation}
+    segmentation = made.get("segmentation")
+    if isinstance(segmentation, list) and len(segmentation) == 1 and type(segmentation[0]) is dict:
+        made["segmentation"] = segmentation[0]  # RefCLEF lists its RLE; COCO and Detectron2 do not
+    return made
 
 
 def _unusable(

@@ -54,7 +54,7 @@ def register_refshapes(root: str | Path, name: str = "refshapes") -> None:
     for split in SPLITS:
         register_coco_instances(
             f"{name}_instances_{split}",
-            {},
+            _metadata(),
             str(root / "annotations" / f"instances_{split}.json"),
             str(root / "images"),
         )
@@ -68,7 +68,12 @@ def register_refshapes(root: str | Path, name: str = "refshapes") -> None:
 
 def _register(name: str, loader: Callable[[], list[dict[str, Any]]]) -> None:
     DatasetCatalog.register(name, loader)
-    MetadataCatalog.get(name).set(evaluator_type="refer", thing_classes=list(CATEGORIES))
+    MetadataCatalog.get(name).set(evaluator_type="refer", **_metadata())
+
+
+def _metadata() -> dict[str, Any]:
+    class_of = {number + 1: number for number in range(len(CATEGORIES))}
+    return {"thing_classes": list(CATEGORIES), "thing_dataset_id_to_contiguous_id": class_of}
 
 
 def _load(

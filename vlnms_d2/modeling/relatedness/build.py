@@ -25,11 +25,11 @@ class RelatednessOutput:
 
     Attributes:
         logits: float [Q, N]; relatedness r is their sigmoid.
-        attention: float [Q, L] where the word attention is the same for every box, [Q, N, L]
-            where it is not; rows sum to one over the words of a query. None where it was not
-            requested, or the module has none.
+        attention: word attention, float [Q, L] if it is the same for every box, else [Q, N, L];
+            rows sum to one over the words of a query. None if it was not requested, or if the
+            module has none.
         deltas: float [Q, N, 4], box refinement t = (tx, ty, tw, th) in the parameterisation of
-            the detector's box predictor; None where the module has none.
+            the detector's box predictor; None if the module has none.
     """
 
     logits: Tensor
@@ -40,16 +40,15 @@ class RelatednessOutput:
     def cat(
         parts: Iterable[RelatednessOutput], num_queries: int, num_words: int
     ) -> RelatednessOutput:
-        """Concatenate the outputs for different queries.
+        """Concatenate the outputs for different queries of the same boxes.
 
-        Each part is copied as it arrives. Keeping them for `torch.cat` costs some hundred MiB:
-        small as they are, they lie in memory between the temporary tensors of their parts, so the
-        allocator cannot reuse that space for the next part.
+        Each part is copied as it arrives. Keeping all parts for `torch.cat` would fragment memory
+        and cost some hundred MiB: they are small, but lie between temporary tensors.
 
         Args:
-            parts: at least one.
-            num_queries: of all parts.
-            num_words: of the longest query; attentions are padded to it.
+            parts: at least one, usually computed on demand.
+            num_queries: the number of queries of all parts together.
+            num_words: length of the longest query, to which attentions are padded.
         """
         whole: RelatednessOutput | None = None
         start = 0
@@ -65,11 +64,11 @@ class RelatednessOutput:
             if part.deltas is not None:
                 whole.deltas[start:end] = part.deltas
             start = end
-            del part  # before the next one is made
+            del part  # before the next one is computed
         return whole
 
     def _zeros(self, num_queries: int, num_words: int) -> RelatednessOutput:
-        """Zeros for more queries of the same boxes."""
+        """An output of zeros for the same boxes and `num_queries` queries."""
         attention = deltas = None
         if self.attention is not None:
             attention = self.attention.new_zeros(
@@ -90,9 +89,9 @@ class Relatedness(nn.Module):
     Attributes:
         learns: whether there is anything to train.
         compares_boxes: whether a box's score depends on the other boxes of the image.
-        refines: whether it gives a box refinement.
-        text_encoder, visual_encoder: what it uses in place of MODEL.VLNMS.TEXT_ENCODER and
-            MODEL.VLNMS.VISUAL_ENCODER; None for those of the config.
+        refines: whether its output has a box refinement, `deltas`.
+        text_encoder, visual_encoder: names that override MODEL.VLNMS.TEXT_ENCODER and
+            MODEL.VLNMS.VISUAL_ENCODER; None to use those of the config.
     """
 
     learns = True
@@ -122,24 +121,24 @@ class Relatedness(nn.Module):
         """Score every box against every query.
 
         Args:
-            visual: float [N, visual_dim], features of the boxes of one image. With box
-                refinement they may be [N, 2 * visual_dim]: the second half then is for that.
-            locations: float [N, 5], where the boxes are; see `box_locations`.
+            visual: float [N, visual_dim], features of the boxes of one image. For modules with
+                box refinement possibly [N, 2 * visual_dim], the second half for the refinement.
+            locations: float [N, 5]; see `box_locations`.
             text: Q queries with words [Q, L, text_dim].
-            with_attention: return the word attention also where that costs extra.
+            with_attention: return the word attention even if it takes extra computation.
         """
         raise NotImplementedError
 
     def condense(self, text: TextFeatures) -> TextFeatures:
-        """Text that is scored the same and costs less per image, for many images with the same
-        queries."""
+        """Text features that give the same scores at less cost per image. Worthwhile if many
+        images have the same queries."""
         return text
 
     def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
         """Upper bound on the temporary memory of one query at inference, in bytes.
 
-        The queries of an image are scored in chunks by it. This default suits a module whose
-        widest tensor is [Q, N + L, D] with D up to 4,096; a leaner one may override it.
+        It determines how many queries of an image are scored in a chunk. The default allows for
+        four float32 tensors [Q, N + L, 4096] at once; a module that needs less may override it.
         """
         return 4 * (num_boxes + num_words) * 4 * 4096
 
@@ -161,7 +160,7 @@ def box_locations(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, raised from half precision, which layers return under autocast."""
+    """`x` in float32 if it has half precision, which layers return under autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -17,23 +17,23 @@ from .build import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_leas
 
 @RELATEDNESS_REGISTRY.register()
 class Trans(Relatedness):
-    """Words and boxes as tokens, layers that fuse them, and per box r and a refinement t.
+    """A transformer over words and boxes that predicts r and a refinement t for each box.
 
     The paper's "two-layer Transformer and co-attention" can be read in two ways, and both are
     available: "joint", self-attention over one sequence of words and boxes, and "co_attention",
-    two streams that attend to each other. The layers normalise before each block, which trains
-    without a long warm-up.
+    two streams that attend to each other. The layers normalise before each block (pre-norm), so
+    that training needs no long warm-up.
 
     Args:
         visual_dim: width of the box features.
         text_dim: width of the word features.
-        hidden_dim: width of the tokens.
-        num_heads, ffn_dim, num_layers, dropout: of the layers.
+        hidden_dim: width D of the tokens.
+        num_heads, ffn_dim, num_layers, dropout: of the layers, see `MODEL.VLNMS.TRANS`.
         fusion: "joint" or "co_attention".
         refine: whether there is a box refinement, MLP_t.
 
     Raises:
-        ValueError: an unknown `fusion`, or heads that do not divide the width.
+        ValueError: `fusion` is unknown, or `hidden_dim` is not a multiple of `num_heads`.
     """
 
     compares_boxes = True
@@ -99,35 +99,34 @@ class Trans(Relatedness):
         text: TextFeatures,
         with_attention: bool = False,
     ) -> RelatednessOutput:
+        """See `Relatedness.forward`."""
+        # The same features twice if there is no refinement encoder.
         visual, for_refinement = visual[:, : self.visual_dim], visual[:, -self.visual_dim :]
         shape = (len(text), len(visual))
         if 0 in shape:  # attention needs at least one key; empty in gives empty out
             hidden = visual.new_zeros(*shape, self.hidden_dim)
             attention = visual.new_zeros(*shape, text.mask.shape[1]) if with_attention else None
         else:
-            hidden, attention = self._fuse(visual, locations, text, with_attention)
-        logits = at_least_float32(self.fc_r(hidden).squeeze(-1))
-        deltas = (
-            None
-            if self.mlp_t is None
-            else at_least_float32(
-                # Reads what the tokens know of the query, without gradient to them.
-                self.mlp_t(hidden.detach(), for_refinement)
-            )
-        )
+            hidden, attention = self._fuse(visual, locations, text, with_attention)  # [Q, N, D]
+        logits = at_least_float32(self.fc_r(hidden).squeeze(-1))  # [Q, N]
+        deltas = None
+        if self.mlp_t is not None:
+            # Detached: see `Refinement` for why the refinement does not train the layers.
+            deltas = at_least_float32(self.mlp_t(hidden.detach(), for_refinement))  # [Q, N, 4]
         return RelatednessOutput(logits, attention, deltas)
 
     def _fuse(
         self, visual: Tensor, locations: Tensor, text: TextFeatures, with_attention: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The box tokens after the layers, [Q, N, hidden_dim], and the word attention."""
+        """The box tokens after the layers, [Q, N, D], and the word attention, [Q, N, L] or None."""
         words, mask = text.words, text.mask
         num_words = mask.shape[1]
         if num_words == 0:  # only empty queries; attention needs at least one key
             words, mask = F.pad(words, (0, 0, 0, 1)), F.pad(mask, (0, 1))
-        words = self.word_token(words)
-        # boxes: [1, N, D], the same for every query before the first layer; then [Q, N, D]
+        words = self.word_token(words)  # [Q, L, D]
+        # [1, N, D], the same for every query before the first layer; then [Q, N, D]
         boxes = (self.visual_token(visual) + self.location_token(locations))[None]
+        # [Q, L] and [Q, N]
         word_bias, box_bias = key_bias(mask), key_bias(mask.new_ones(len(mask), len(visual)))
         attention = None
         for layer in self.layers:
@@ -138,21 +137,24 @@ class Trans(Relatedness):
         return self.norm(boxes), attention
 
     def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
-        # A layer at its widest. In the attention: the layer's input, input and norm in one
-        # sequence, queries, keys and values before and after concatenation, and three outputs. In
-        # the feed-forward block: the input before and after the attentions, four norms, the
-        # output, hidden units, gates before and after the ReLU, and their product.
-        widest = max(12 * self.hidden_dim, 7 * self.hidden_dim + 4 * self.ffn_dim)
-        return 4 * (num_boxes + num_words) * widest
+        # The tensors of a layer that exist at once, in floats per token.
+        # Attention: the layer's input, input and norm in one sequence, queries, keys and values
+        # before and after concatenation, three outputs.
+        attention = 12 * self.hidden_dim
+        # Feed-forward: the input before and after the attentions, four norms, the output; hidden
+        # units, gates before and after the ReLU, and their product.
+        feed_forward = 7 * self.hidden_dim + 4 * self.ffn_dim
+        return 4 * (num_boxes + num_words) * max(attention, feed_forward)
 
 
 class Refinement(nn.Module):
-    """MLP_t of the paper, on a box's token and, in addition, on its visual feature.
+    """MLP_t of the paper, applied to a box's token and, unlike there, also to its visual feature.
 
-    The visual feature shows how a box is off, and a token has little room for that beside what is
-    mentioned. The visual part is computed once per image. Learning to refine and to relate in the
-    same layers costs recall, so they share none: the visual feature comes from a second copy of
-    the detector's head (VISUAL_ENCODER "finetune"), and the tokens get no gradient from here.
+    The visual feature shows by how much a box is off, for which a token, occupied with what the
+    query mentions, has little capacity. Its part is computed once per image. Learning to refine
+    and to relate in the same layers costs recall, so they share none: with VISUAL_ENCODER
+    "finetune" the visual feature comes from a second copy of the detector's head, and the tokens
+    get no gradient from the refinement.
 
     Args:
         hidden_dim: width D of the tokens.
@@ -170,12 +172,12 @@ class Refinement(nn.Module):
         self.from_hidden = nn.Linear(hidden_dim, hidden_dim)
         self.hidden = nn.Linear(hidden_dim, hidden_dim)
         self.out = nn.Linear(hidden_dim, 4)
-        # Starts with almost no refinement.
+        # Training starts with almost no refinement.
         nn.init.normal_(self.out.weight, std=0.001)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: Tensor, visual: Tensor) -> Tensor:
-        """Refinements of tokens [Q, N, D] of boxes with visual features [N, V]: [Q, N, 4]."""
+        """The refinements t [Q, N, 4] from tokens [Q, N, D] and visual features [N, V]."""
         x = self.from_hidden(hidden) + self.from_visual(visual)
         return self.out(self.hidden(x.relu()).relu())
 
@@ -185,7 +187,7 @@ class Attention(nn.Module):
 
     Args:
         dim: width of the tokens.
-        num_heads: heads; they share the width.
+        num_heads: number of heads, each of width `dim / num_heads`.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -199,9 +201,9 @@ class Attention(nn.Module):
         """Let the tokens attend to the context.
 
         Args:
-            tokens: float [Q, T, D], or [1, T, D] where they are the same for every query.
+            tokens: float [Q, T, D], or [1, T, D] if they are the same for every query.
             context: float [Q, S, D], or [1, S, D] likewise.
-            bias: float [Q, S], added to the attention's logits; see `key_bias`.
+            bias: float [Q, S], added to the attention logits; see `key_bias`.
 
         Returns:
             float [Q, T, D].
@@ -209,21 +211,21 @@ class Attention(nn.Module):
         return self.attend(self.queries(tokens), *self.keys_and_values(context), bias)
 
     def queries(self, tokens: Tensor) -> Tensor:
-        """Tokens [Q, T, D] as queries [Q, heads, T, D / heads]."""
+        """Attention queries [Q, heads, T, D / heads] from tokens [Q, T, D]."""
         return self._split(self.query(tokens))
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Context [Q, S, D] as keys and values, [Q, heads, S, D / heads] each."""
+        """Keys and values, [Q, heads, S, D / heads] each, from context [Q, S, D]."""
         key, value = self.key_value(context).chunk(2, dim=-1)
         return self._split(key), self._split(value)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """The second half of `forward`, on the outputs of `queries` and `keys_and_values`."""
         query, key, value = (x.expand(len(bias), -1, -1, -1) for x in (query, key, value))
-        bias = bias[:, None, None].to(query.dtype)
-        # Finite in half precision as well.
+        bias = bias[:, None, None].to(query.dtype)  # [Q, 1, 1, S]
+        # `key_bias` is finite in float32 but may not be in half precision.
         bias = bias.clamp(min=torch.finfo(query.dtype).min / 2)
-        with _training_kernel(query):
+        with _fastest_kernel(query):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -238,19 +240,20 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-def _training_kernel(query: Tensor) -> AbstractContextManager:
-    """On the CPU, the fused kernel's backward takes several times as long as the plain one's."""
+def _fastest_kernel(query: Tensor) -> AbstractContextManager:
+    """A context that selects the plain attention kernel for training on the CPU, where the fused
+    kernel's backward pass takes several times as long."""
     if query.is_cpu and query.requires_grad:
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
 
 
 def key_bias(mask: Tensor) -> Tensor:
-    """Bias of attention logits: excludes padding and weights each key by one over their number.
+    """Bias on attention logits that excludes padding and weights each of n keys by 1 / n.
 
-    For keys of a single kind the number makes no difference. Where words and boxes are keys of one
-    attention, it makes the balance between them independent of how many there are of each: tens
-    of boxes in a training step, hundreds at inference.
+    Among words alone or boxes alone the weight makes no difference. If words and boxes are keys of
+    one attention, it keeps the balance between them independent of their numbers: a training step
+    has tens of boxes, inference hundreds.
 
     Args:
         mask: bool [Q, S], False for padding.
@@ -258,16 +261,16 @@ def key_bias(mask: Tensor) -> Tensor:
     Returns:
         float32 [Q, S]; finite, so that a row of padding alone gives no NaN.
     """
-    count = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    # Half of the minimum, since attention adds the logit to it.
+    count = mask.sum(dim=1, keepdim=True).clamp(min=1)  # [Q, 1]
+    # Half of the minimum, so that the sum with a logit is finite too.
     return torch.where(mask, -count.log(), torch.finfo(torch.float32).min / 2)
 
 
 class FeedForward(nn.Module):
     """A gated linear unit with a ReLU (Shazeer, "GLU Variants Improve Transformer", 2020).
 
-    A token sums a box's appearance and what it attended to among the words; the gate lets one
-    multiply the other, as the FC module does.
+    A box's token is the sum of its appearance and of the words that it attended to. The gate allows
+    the one to be multiplied by the other, as the FC module does.
     """
 
     def __init__(self, dim: int, hidden_dim: int):
@@ -284,9 +287,10 @@ class JointLayer(nn.Module):
     """Self-attention over words and boxes in one sequence, then a feed-forward block.
 
     Args:
-        dim, num_heads, ffn_dim: widths and heads.
-        dropout: on the output of each block.
-        last: no later layer reads the words, so they pass through unchanged.
+        dim: width D of the tokens.
+        num_heads, ffn_dim: attention heads, and hidden width of the feed-forward block.
+        dropout: dropout on the output of each block.
+        last: whether this is the last layer. Nothing reads its words, so they stay unchanged.
     """
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, last: bool = False):
@@ -304,14 +308,14 @@ class JointLayer(nn.Module):
 
         Args:
             words: float [Q, L, D].
-            boxes: float [Q, N, D], or [1, N, D] where they are the same for every query, as
-                before the first layer: everything before the attention is then computed once.
+            boxes: float [Q, N, D], or [1, N, D] if they are the same for every query, as before
+                the first layer; what precedes the attention is then computed only once.
             word_bias, box_bias: float [Q, L] and [Q, N]; see `key_bias`.
 
         Returns:
             words [Q, L, D] and boxes [Q, N, D].
         """
-        tokens = boxes if self.last else _one_sequence(words, boxes)
+        tokens = boxes if self.last else _one_sequence(words, boxes)  # [Q, L + N, D] if not last
         tokens = tokens + self.dropout(self._attend(words, boxes, word_bias, box_bias))
         tokens = tokens + self.dropout(self.ffn(self.norm_ffn(tokens)))
         if self.last:
@@ -319,7 +323,7 @@ class JointLayer(nn.Module):
         return tokens.tensor_split([words.shape[1]], dim=1)
 
     def _attend(self, words: Tensor, boxes: Tensor, word_bias: Tensor, box_bias: Tensor) -> Tensor:
-        """The attention's output for words and boxes, or in the last layer for boxes only."""
+        """The attention's output: [Q, L + N, D], or in the last layer [Q, N, D] for the boxes."""
         words, boxes = self.norm_attention(words), self.norm_attention(boxes)
         queries = self.attention.queries(boxes)
         if not self.last:
@@ -344,7 +348,7 @@ def _one_sequence(words: Tensor, boxes: Tensor) -> Tensor:
 
 
 class StreamLayer(nn.Module):
-    """One stream's half of a `CoAttentionLayer`."""
+    """The layer of one of the two streams of a `CoAttentionLayer`; arguments as there."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float):
         super().__init__()
@@ -362,7 +366,13 @@ class StreamLayer(nn.Module):
         bias: Tensor,
         other_bias: Tensor,
     ) -> Tensor:
-        """Attend to the other stream, then to this one, then the feed-forward block."""
+        """Attend to the other stream, then to this one, then apply the feed-forward block.
+
+        Args:
+            tokens: float [Q, T, D], this stream; `normed` are these after the layer norm.
+            other_normed: float [Q, S, D], the other stream after its layer norm.
+            bias, other_bias: float [Q, T] and [Q, S]; see `key_bias`.
+        """
         tokens = tokens + self.dropout(self.cross_attention(normed, other_normed, other_bias))
         normed = self.norm_self(tokens)
         tokens = tokens + self.dropout(self.self_attention(normed, normed, bias))
@@ -371,11 +381,11 @@ class StreamLayer(nn.Module):
 
 class CoAttentionLayer(nn.Module):
     """Two streams: words attend to boxes and boxes to words (both as they enter the layer), then
-    each stream to itself, then a feed-forward block each.
+    each stream attends to itself and passes through a feed-forward block.
 
     Args:
-        dim, num_heads, ffn_dim, dropout: as for `JointLayer`, of each stream.
-        last: no later layer reads the words, so they have no stream in this one.
+        dim, num_heads, ffn_dim, dropout: of each stream, as for `JointLayer`.
+        last: whether this is the last layer. Nothing reads its words, so it has no word stream.
     """
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, last: bool = False):

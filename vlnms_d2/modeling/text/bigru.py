@@ -34,10 +34,10 @@ def tokenize(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """A fixed list of words: 0 is padding, 1 any unknown word.
+    """Maps words to ids: 0 is padding, 1 any unknown word, the others follow from 2.
 
     Args:
-        words: distinct words, without the two special ones.
+        words: distinct words, without the special words `<pad>` and `<unk>`.
 
     Raises:
         ValueError: a word occurs twice or is one of the special ones.
@@ -57,24 +57,24 @@ class Vocabulary:
         return word in self._ids
 
     def encode(self, words: Iterable[str]) -> list[int]:
-        """Word ids; unknown words give 1."""
+        """The ids of words; 1 for unknown ones."""
         return [self._ids.get(word, 1) for word in words]
 
     @property
     def fingerprint(self) -> int:
-        """A 63-bit number that differs between different vocabularies."""
+        """A 63-bit hash of the words and their order."""
         digest = hashlib.sha256("\n".join(self.words).encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
     @classmethod
     def build(cls, sentences: Iterable[str], min_count: int = 2) -> Vocabulary:
-        """The words seen at least `min_count` times, most frequent first (Sec. 4)."""
+        """The words that occur at least `min_count` times, most frequent first (Sec. 4)."""
         counts = Counter(word for sentence in sentences for word in tokenize(sentence))
         kept = [word for word, n in counts.items() if n >= min_count]
         return cls(sorted(kept, key=lambda word: (-counts[word], word)))
 
     def save(self, path: str | Path) -> None:
-        """Write the vocabulary as JSON, whole or not at all."""
+        """Write the vocabulary as JSON, atomically."""
         write_json(path, {"version": VOCABULARY_VERSION, "words": list(self.words[2:])})
 
     @classmethod
@@ -114,7 +114,7 @@ class Vocabulary:
 
 @TEXT_ENCODER_REGISTRY.register()
 class BiGRU(TextEncoder):
-    """Embeddings and a bidirectional GRU; a word's feature is both directions side by side.
+    """Word embeddings and a bidirectional GRU, whose two outputs for a word are concatenated.
 
     Args:
         vocabulary: the known words.
@@ -166,25 +166,26 @@ class BiGRU(TextEncoder):
             TextFeatures with words [Q, L, output_dim], L the longest query's number of words.
         """
         device = self.embedding.weight.device
-        words = [self.vocabulary.encode(self.tokenize(query)) for query in queries]
-        ids, mask = pad_words(words, device)
+        word_ids = [self.vocabulary.encode(self.tokenize(query)) for query in queries]
+        ids, mask = pad_words(word_ids, device)  # [Q, L] each
         features = self.embedding.weight.new_zeros(*ids.shape, self.output_dim)
         # cuDNN and packing reject sequences of length 0; empty queries keep their zeros.
-        rows = [i for i, query in enumerate(words) if query]
+        rows = [i for i, query_ids in enumerate(word_ids) if query_ids]
         if rows:
-            lengths = torch.tensor([len(words[i]) for i in rows])
+            lengths = torch.tensor([len(word_ids[i]) for i in rows])
             packed = pack_padded_sequence(
                 self.embedding(ids[rows]), lengths, batch_first=True, enforce_sorted=False
             )
             encoded, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
             # Under autocast, cuDNN returns half precision.
-            encoded = encoded.to(features.dtype)
+            encoded = encoded.to(features.dtype)  # [len(rows), L, output_dim]
             features = features.index_copy(0, torch.tensor(rows, device=device), encoded)
         return TextFeatures(features, mask)
 
     @torch.no_grad()
     def load_word_vectors(self, path: str | Path) -> int:
-        """Initialise the embeddings from a GloVe-format file; returns the number of words in it."""
+        """Initialise the embeddings from a file in GloVe's format. Returns how many words of the
+        vocabulary have a vector there."""
         known = read_word_vectors(path, self.vocabulary.words, self.embedding.embedding_dim)
         for i, word in enumerate(self.vocabulary.words):
             if word in known:
@@ -192,8 +193,8 @@ class BiGRU(TextEncoder):
         return len(known)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        found = state_dict.get(prefix + "vocabulary_fingerprint")
-        if found is not None and int(found) != self.vocabulary.fingerprint:
+        saved = state_dict.get(prefix + "vocabulary_fingerprint")
+        if saved is not None and int(saved) != self.vocabulary.fingerprint:
             raise ValueError(
                 "the checkpoint was trained with another vocabulary than the one of "
                 f"MODEL.VLNMS.VOCAB ({len(self.vocabulary)} words): give the vocab.json that was "

@@ -24,8 +24,9 @@ class TextFeatures:
     """Encoded queries.
 
     Attributes:
-        words: float [Q, L, D], one feature per word; padding rows are zero.
-        mask: bool [Q, L], True where there is a word. A row without any is an empty query.
+        words: float [Q, L, D], one feature per word; zeros for padding.
+        mask: bool [Q, L], True for words, which come first, and False for padding. A row without
+            words is an empty query.
     """
 
     words: Tensor
@@ -35,14 +36,14 @@ class TextFeatures:
         return len(self.mask)
 
     def __getitem__(self, index: Tensor | list[int] | slice) -> TextFeatures:
-        """The queries at `index`, cut to the length of the longest among them."""
+        """The queries at `index`, without the padding that none of them needs."""
         mask = self.mask[index]
         length = int(mask.sum(dim=1).max()) if mask.numel() else 0
         return TextFeatures(self.words[index][:, :length], mask[:, :length])
 
     @staticmethod
     def cat(parts: Sequence[TextFeatures]) -> TextFeatures:
-        """The queries of several parts, padded to the longest."""
+        """Concatenate the queries of several parts, padded to the longest."""
         longest = max(part.mask.shape[1] for part in parts)
         missing = [longest - part.mask.shape[1] for part in parts]
         return TextFeatures(
@@ -56,8 +57,8 @@ class TextEncoder(nn.Module):
 
     Attributes:
         output_dim: width D of the word features.
-        uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`; the trainer builds a vocabulary
-            where that is empty.
+        uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`. If so, and the key is empty, the
+            trainer builds a vocabulary.
     """
 
     output_dim: int
@@ -68,7 +69,7 @@ class TextEncoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, queries: list[str]) -> TextFeatures:
-        """Encode queries; an empty or blank one is a row without words."""
+        """Encode queries. An empty or blank query gives a row without words."""
         raise NotImplementedError
 
 
@@ -99,7 +100,7 @@ def pad_features(words: list[Tensor], dim: int, device: torch.device) -> TextFea
 
 
 def pad_words(words: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Word ids of different lengths as int64 [Q, L] and bool mask [Q, L], padded with 0."""
+    """Word ids of Q queries, padded with 0, int64 [Q, L], and the mask of words, bool [Q, L]."""
     lengths = torch.tensor([len(w) for w in words], dtype=torch.int64)
     longest = int(lengths.max()) if len(words) else 0
     ids = torch.zeros(len(words), longest, dtype=torch.int64)
