@@ -68,7 +68,7 @@ def predict_with_detector(model: GeneralizedRCNN, batched_inputs: list[dict]) ->
 
 @dataclass(frozen=True)
 class ExpressionRecord:
-    """What is kept of an expression."""
+    """What the evaluator stores for an expression."""
 
     detector: Match  # the proposals of the detector alone
     vlnms: Match  # the query-aware proposals
@@ -95,9 +95,10 @@ class ProposalRecallEvaluator(RecordEvaluator):
         num_proposals: N of the first operating point; proposals beyond it are ignored.
         mean_proposals: proposals per expression at the "real" operating point; used to choose the
             thresholds.
-        thresholds: of "detector" and "vlnms" at the real operating point: proposals with a score
-            above it remain, and always the best one. None chooses them on this data set.
-        iou_threshold: a proposal hits an annotated box above this IoU.
+        thresholds: for "detector" and "vlnms", the threshold of the "real" operating point:
+            proposals with a score above it remain, and always the best one. None to choose them on
+            this data set.
+        iou_threshold: a proposal hits an annotated box if their IoU is above this.
         dataset_name, output_dir, distributed: see `RecordEvaluator`.
 
     Attributes:
@@ -195,8 +196,11 @@ class ProposalRecallEvaluator(RecordEvaluator):
 def evaluate_group(
     tables: Mapping[str, MatchTable], thresholds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Evaluate a group of expressions at both operating points; `tables` has the same expressions
-    for each of `METHODS`, `thresholds` that of the real operating point.
+    """Evaluate a group of expressions at both operating points.
+
+    Args:
+        tables: the same expressions for each of `METHODS`.
+        thresholds: of the "real" operating point, for each of `METHODS`.
 
     Returns:
         * "top" and "real", one dictionary per operating point: "detector" and "vlnms" as

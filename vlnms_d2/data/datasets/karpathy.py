@@ -36,8 +36,8 @@ def load_karpathy(
         "image_id" (COCO's id; otherwise the number in the file name if all files are named by
         numbers, as in Flickr30k; otherwise Karpathy's "imgid"), no "annotations" and "expressions":
         dicts with "sent_id", "ref_id" (None), "query", "ann_id" (None), "context_ann_ids" (None),
-        "split" and "manner" (None). "height" and "width" are not in
-        the file; the mapper reads them from the image.
+        "split" and "manner" (None). "height" and "width" are not in the file; the mapper reads
+        them from the image.
 
     Raises:
         FileNotFoundError: the file is missing.
