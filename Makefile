@@ -28,8 +28,10 @@ lint: env
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
 
+# Two processes, each with one thread and whole test files.
+test: export OMP_NUM_THREADS ?= 1
 test: lint
-	@$(VENV_PYTHON) -m pytest -q
+	@$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile
 
 format: env
 	@$(VENV_PYTHON) -m ruff check --fix .

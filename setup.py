@@ -54,6 +54,6 @@ setup(
         "bert": ["transformers", "spacy"],
         # With GloVe's vectors in place of MiniLM; pyarrow reads them.
         "nlp": ["spacy", "pyarrow"],
-        "dev": ["pytest", "hypothesis", "ruff"],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
 )
