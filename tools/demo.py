@@ -132,15 +132,9 @@ def build_predictor(cfg: CfgNode, masks: bool) -> VLNMSPredictor:
     from vlnms_d2 import VLNMSPredictor
 
     predictor = VLNMSPredictor(cfg)
-    head = getattr(predictor.model, "roi_heads", None)
-    if not hasattr(head, "vlnms"):
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME!r}, which takes no queries; "
-            "expected VLNMSHead, VLNMSRes5Head or VLNMSCascadeHead"
-        )
     if not masks:
         # Masks of hundreds of proposals in a large photo are gigabytes.
-        head.mask_on = False
+        predictor.model.roi_heads.mask_on = False
     return predictor
 
 

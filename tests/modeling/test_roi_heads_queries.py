@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from closeness import assert_instances_alike, assert_rounds_alike
-from conftest import build, image_input, run, same_instances
+from conftest import HEADS, build, image_input, run, same_instances, stock_config
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
 
 from vlnms_d2 import split_by_query, use_queries
@@ -104,21 +106,91 @@ def test_copies_and_pickles_use_their_own_head(config, head):
         assert same_instances(run(model, image_input(0, query="red cup"))[0], reference)
 
 
-def test_inference_called_directly_never_sees_old_queries(config):
+def test_inference_called_directly_takes_the_queries_of_its_inputs(config, head):
+    model = build(config(head))
+    asked = run(model, image_input(0, query=["dog", "cup"]))[0]
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            direct = each.inference([image_input(0, query=["dog", "cup"])])[0]["instances"]
+            keyword = each.inference(batched_inputs=[image_input(0, query=["dog", "cup"])])
+            raw = each.inference([image_input(0, query="dog")], do_postprocess=False)[0]
+            # Never those of an earlier call.
+            assert not each.inference([image_input(0)])[0]["instances"].has("query_index")
+            with pytest.raises(TypeError, match="must be a string"):
+                each.inference([image_input(0, query=3)])
+        assert same_instances(direct, asked) and same_instances(keyword[0]["instances"], asked)
+        assert raw.has("query_index") and each.roi_heads.current_queries(1).is_empty
+
+
+def test_a_changed_copy_answers_by_its_own_inference(config):
     model = build(config())
-    run(model, image_input(0, query="dog"))
-    with torch.no_grad():
-        plain = model.inference([image_input(0, query="dog")])[0]["instances"]
-        assert not plain.has("query_index")
-        with use_queries(model, [["dog", "cup"]]):
-            asked = model.inference([image_input(0)])[0]["instances"]
-            # A call of the model takes the queries of its own inputs, also in here.
-            assert not run(model, image_input(0))[0].has("query_index")
-            again = model.inference([image_input(0)])[0]["instances"]
-        after = model.inference([image_input(0)])[0]["instances"]
-    assert same_instances(asked, run(model, image_input(0, query=["dog", "cup"]))[0])
-    assert same_instances(asked, again)
-    assert not after.has("query_index")
+    before = run(model, image_input(0, query="dog"))[0]
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            twin.roi_heads.vlnms.relatedness.fc_r.bias += 1
+            changed = twin.inference([image_input(0, query="dog")])[0]["instances"]
+            original = model.inference([image_input(0, query="dog")])[0]["instances"]
+        assert changed.relatedness.mean() > before.relatedness.mean()
+        assert same_instances(original, before)
+
+
+def test_use_queries_gives_them_to_inputs_without_any(config):
+    model = build(config())
+    asked = run(model, image_input(0, query=["dog", "cup"]))[0]
+    single = run(model, image_input(0, query="dog"))[0]
+    plain = run(model, image_input(0))[0]
+    with use_queries(model, [["dog", "cup"]]), torch.no_grad():
+        assert same_instances(model.inference([image_input(0)])[0]["instances"], asked)
+        assert same_instances(run(model, image_input(0))[0], asked)
+        # The inputs' own go first.
+        assert same_instances(run(model, image_input(0, query="dog"))[0], single)
+        assert same_instances(run(model, image_input(0, query=None))[0], plain)
+        assert same_instances(run(model, image_input(0))[0], asked)
+        with pytest.raises(ValueError, match="queries for 1 images were given but the batch has 2"):
+            run(model, image_input(0), image_input(1))
+    assert same_instances(run(model, image_input(0))[0], plain)
+
+
+def test_the_default_predictor_inside_use_queries(config):
+    predictor = DefaultPredictor(config())
+    predictor.model = build(config())
+    image = image_input(0)["image"].permute(1, 2, 0).numpy().astype("uint8")
+    with use_queries(predictor.model, ["dog"]):
+        assert predictor(image)["instances"].has("query_index")
+    assert not predictor(image)["instances"].has("query_index")
+
+
+def test_the_key_queries_is_an_error(config):
+    model = build(config())
+    for call in (model, model.inference, model.train()):
+        with pytest.raises(ValueError, match=r'\[1\] has the key "queries"; expected "query"'):
+            call([image_input(0), image_input(0, queries=["dog"])])
+        model.eval()
+
+
+@pytest.mark.parametrize(
+    ("zoo_config", "arch"),
+    [
+        ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "RetinaNet"),
+        ("COCO-Detection/rpn_R_50_FPN_1x.yaml", "ProposalNetwork"),
+        ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml", "SemanticSegmentor"),
+    ],
+)
+def test_an_architecture_without_roi_heads_refuses_ours(zoo_config, arch):
+    cfg = stock_config(zoo_config)
+    cfg.MODEL.META_ARCHITECTURE = arch
+    cfg.MODEL.SEM_SEG_HEAD.NORM = ""
+    build_model(cfg)  # a stock config builds
+    cfg.MODEL.ROI_HEADS.NAME = "VLNMSHead"
+    with pytest.raises(ValueError, match=f"'VLNMSHead', but MODEL.META_ARCHITECTURE '{arch}' has"):
+        build_model(cfg)
+
+
+def test_stock_models_beside_ours_stay_as_they_are(config):
+    model, stock = build(config()), build(stock_config(HEADS["VLNMSHead"]))
+    assert type(model) is type(stock) is GeneralizedRCNN
+    assert "inference" in vars(model) and "inference" not in vars(stock)
+    assert same_instances(run(stock, image_input(0, query=3))[0], run(stock, image_input(0))[0])
 
 
 def test_use_queries_checks_its_arguments(config):
@@ -134,19 +206,63 @@ def test_use_queries_checks_its_arguments(config):
         model.inference([image_input(0)])
 
 
-def test_test_time_augmentation_takes_queries(config):
+@pytest.fixture
+def augmentation(config):
     cfg = config()
     cfg.TEST.AUG.MIN_SIZES = (96, 128)
     cfg.TEST.AUG.MAX_SIZE = 160
-    model = build(cfg)
-    augmented = GeneralizedRCNNWithTTA(cfg, model)
-    numpy_input = {"image": image_input(0)["image"], "height": 96, "width": 128}
-    with torch.no_grad():
-        plain = augmented([dict(numpy_input)])[0]["instances"]
-        with use_queries(model, "red cup", every_image=True):
-            asked = augmented([dict(numpy_input)])[0]["instances"]
-    assert len(plain) and len(asked)
-    assert not torch.equal(plain.scores[: len(asked)], asked.scores[: len(plain)])
+    return GeneralizedRCNNWithTTA(cfg, build(cfg))
+
+
+@torch.no_grad()
+def test_test_time_augmentation_answers_query_by_query(augmentation):
+    plain = augmentation([image_input(0)])[0]["instances"]
+    assert len(plain) and not plain.has("query_index")
+    both, alone = augmentation([image_input(0, query=["red cup", "dog"]), image_input(0)])
+    assert same_instances(alone["instances"], plain)
+    parts = split_by_query(both["instances"], 2)
+    for query, part in zip(["red cup", "dog"], parts, strict=True):
+        with use_queries(augmentation.model, query, every_image=True):
+            single = augmentation([image_input(0)])[0]["instances"]
+        assert len(single) and single.pred_masks.any()
+        assert torch.equal(single.pred_boxes.tensor, part.pred_boxes.tensor)
+        assert torch.equal(single.scores, part.scores)
+        assert not torch.equal(plain.scores[: len(single)], single.scores[: len(plain)])
+    none = augmentation([image_input(0, query=[])])[0]["instances"]
+    assert len(none) == 0 and none.has("query_index")
+    with (
+        use_queries(augmentation.model, ["dog", "cup"]),
+        pytest.raises(ValueError, match="queries for 2 images were given but the batch has 1"),
+    ):
+        augmentation([image_input(0)])
+
+
+@torch.no_grad()
+def test_mirrored_views_are_left_out_for_queries_that_speak_of_sides(augmentation):
+    seen = []
+    hook = augmentation.model.backbone.register_forward_pre_hook(
+        lambda module, args: seen.extend(args[0])
+    )
+
+    def num_mirrored(query) -> int:
+        seen.clear()
+        augmentation([image_input(0, query=query)])
+        rounded = {view.round().numpy().tobytes() for view in seen}
+        return sum(view.flip(2).round().numpy().tobytes() in rounded for view in seen) // 2
+
+    for query in ("dog", "a bright cup", "leather sofa", "beast of burden", "lateral"):
+        assert num_mirrored(query) > 0, query
+    for query in ("Left cup", "the rightmost", "topright", "on lt", "3 o'clock", "eastern"):
+        assert num_mirrored(query) == 0, query
+    hook.remove()
+    mirrored = augmentation.tta_mapper
+
+    def only_mirrored(image):
+        return [view for view in mirrored(image) if len(view["transforms"].transforms) > 2]
+
+    augmentation.tta_mapper = only_mirrored
+    with pytest.raises(ValueError, match="all views are mirrored, but the query 'left cup'"):
+        augmentation([image_input(0, query="left cup")])
 
 
 class Wrapper(torch.nn.Module):

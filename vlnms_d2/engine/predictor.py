@@ -11,7 +11,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 
 from ..modeling.postprocessing import split_by_query
-from ..modeling.queries import as_query_list
+from ..modeling.queries import as_query_list, query_head
 from .checkpoint import load_weights
 
 
@@ -29,12 +29,16 @@ class VLNMSPredictor(DefaultPredictor):
         """
         Args:
             cfg: with the weights; see `load_weights` for what they have to hold.
+
+        Raises:
+            ValueError: the weights do not fit, or the model has no VL-NMS head.
         """
         without = cfg.clone()
         without.defrost()
         without.MODEL.WEIGHTS = ""
         super().__init__(without)
         self.cfg = cfg.clone()
+        query_head(self.model)
         load_weights(cfg, self.model)
 
     def __call__(self, image: np.ndarray, queries: str | Sequence[str]) -> list[Instances]:
@@ -69,7 +73,9 @@ class VLNMSPredictor(DefaultPredictor):
         """
         queries = as_query_list(queries)
         model_input = self.prepare(image)
-        detector, instances = self._run([model_input, {**model_input, "query": queries}])
+        detector, instances = self._run(
+            [{**model_input, "query": None}, {**model_input, "query": queries}]
+        )
         return detector, split_by_query(instances, len(queries))
 
     @torch.no_grad()

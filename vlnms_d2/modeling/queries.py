@@ -3,7 +3,9 @@
 `GeneralizedRCNN.forward` passes images, features and proposals to its ROI heads, but not the
 inputs. To get at these, a PyTorch module-registration hook detects when a VL-NMS head is assigned
 to a parent module, and adds two hooks to that parent: a forward pre-hook, which reads the queries
-from `batched_inputs`, and a forward hook, which discards them, even if the forward raised.
+from `batched_inputs`, and a forward hook, which discards them, even if the forward raised. Two
+methods that Detectron2 calls without hooks do the same: `inference`, and that of
+`GeneralizedRCNNWithTTA` for one image.
 
 The hooks find the head through the module that they are called with, so copied and unpickled
 models use their own head. The queries of a call are kept in context variables, not on the module,
@@ -12,12 +14,18 @@ so threads that share a model do not see each other's.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
+from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
+from detectron2.modeling.meta_arch import ProposalNetwork, RetinaNet, SemanticSegmentor
 from detectron2.structures import Instances
+from fvcore.transforms import HFlipTransform
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -84,16 +92,20 @@ class TakesQueries:
         Raises:
             ValueError: they are for another number of images.
         """
-        # For this head: the forward in progress, else the innermost `use_queries`.
-        entries = (*_given_queries.get(), *_forward_queries.get())
-        innermost_first = (get_batch for head, get_batch in reversed(entries) if head is self)
-        batch = next(innermost_first, _no_queries)(num_images)
-        if len(batch.queries) != num_images:
-            raise ValueError(
-                f"queries for {len(batch.queries)} images were given but the batch has "
-                f"{num_images}; in use_queries pass one entry per image, or every_image=True"
-            )
-        return batch
+        # The call in progress, else the innermost `use_queries`.
+        return _innermost((*_given_queries.get(), *_forward_queries.get()), self, num_images)
+
+
+def _innermost(entries: _Entries, head: TakesQueries, num_images: int) -> QueryBatch:
+    """The batch of the last entry of this head; without one, images without queries."""
+    get_batch = next((get for of, get in reversed(entries) if of is head), _no_queries)
+    batch = get_batch(num_images)
+    if len(batch.queries) != num_images:
+        raise ValueError(
+            f"queries for {len(batch.queries)} images were given but the batch has {num_images}; "
+            "in use_queries pass one entry per image, or every_image=True"
+        )
+    return batch
 
 
 def _no_queries(num_images: int) -> QueryBatch:
@@ -114,10 +126,12 @@ def read_queries(batched_inputs: Sequence[dict]) -> QueryBatch:
 
     Raises:
         TypeError: a query is not a string.
-        ValueError: the numbers of queries and of query targets differ.
+        ValueError: the numbers of queries and of query targets differ, or the key is "queries".
     """
     queries, targets = [], []
     for i, image_input in enumerate(batched_inputs):
+        if "queries" in image_input:
+            raise ValueError(f'batched_inputs[{i}] has the key "queries"; expected "query"')
         query, target = image_input.get("query"), image_input.get("query_targets")
         where = f'batched_inputs[{i}]["query"]'
         if "file_name" in image_input:
@@ -151,6 +165,17 @@ def as_query_list(query: str | Sequence[str], where: str = "query") -> list[str]
     return list(query)
 
 
+def query_head(model: nn.Module) -> TakesQueries:
+    """The VL-NMS head of a model; ValueError if it has none, as it would ignore queries."""
+    head = next((m for m in model.modules() if isinstance(m, TakesQueries)), None)
+    if head is None:
+        raise ValueError(
+            "the model has no VL-NMS head; set MODEL.ROI_HEADS.NAME to VLNMSHead, VLNMSRes5Head "
+            "or VLNMSCascadeHead"
+        )
+    return head
+
+
 @contextmanager
 def use_queries(
     model: nn.Module,
@@ -158,15 +183,13 @@ def use_queries(
     *,
     every_image: bool = False,
 ) -> Iterator[None]:
-    """Give queries to a model whose `inference` is called directly, which skips forward hooks.
-
-    Test-time augmentation does so, and so do scripts that want raw outputs::
+    """Give queries to a model whose inputs are made elsewhere, for example by `DefaultPredictor`::
 
         with use_queries(model, [["red cup", "left chair"], "a dog"]):
-            outputs = model.inference(batched_inputs)
+            outputs = model(batched_inputs)
 
-    A call of the model itself inside the `with` block still uses the queries in its inputs. The
-    queries apply to calls from the same thread only.
+    An input with a "query" uses that one, also if it is None. The queries apply to calls from the
+    same thread only.
 
     Args:
         model: a model with a VL-NMS head, or a wrapper such as DistributedDataParallel around one.
@@ -178,12 +201,7 @@ def use_queries(
         ValueError: the model has no VL-NMS head.
         TypeError: a query is not a string.
     """
-    head = next((m for m in model.modules() if isinstance(m, TakesQueries)), None)
-    if head is None:
-        raise ValueError(
-            "the model has no VL-NMS head; set MODEL.ROI_HEADS.NAME to VLNMSHead, VLNMSRes5Head "
-            "or VLNMSCascadeHead"
-        )
+    head = query_head(model)
     if every_image:
         shared = as_query_list(queries, "queries")
         entry = (head, lambda num_images: QueryBatch.without_targets([shared] * num_images))
@@ -215,14 +233,14 @@ def _siblings(parent: nn.Module, head: TakesQueries) -> Iterator[nn.Module]:
 
 
 def _begin_forward(parent: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Forward pre-hook: read the queries of the inputs."""
+    """Forward pre-hook: read the queries of the inputs, else of `use_queries`."""
     head = _head_of(parent)
     if head is None:
         return
     before = _forward_queries.get()
     # Push a placeholder first: if reading raises, `_end_forward` still runs and pops an entry.
     _forward_queries.set((*before, (head, _no_queries)))
-    batch = read_queries(args[0] if args else kwargs.get("batched_inputs", ()))
+    batch = _queries_of(head, args[0] if args else kwargs.get("batched_inputs", ()))
     _forward_queries.set((*before, (head, lambda num_images: batch)))
     if parent.training and head.freeze_detector:
         # `model.train()` put these into training mode: RPN would sample and return losses, and
@@ -238,10 +256,95 @@ def _end_forward(parent: nn.Module, args: tuple, kwargs: dict, output: object) -
         _forward_queries.set(entries[:-1])
 
 
+def _queries_of(head: TakesQueries, batched_inputs: Sequence[dict]) -> QueryBatch:
+    batch = read_queries(batched_inputs)
+    silent = [i for i, image_input in enumerate(batched_inputs) if "query" not in image_input]
+    if silent:
+        given = _innermost(_given_queries.get(), head, len(batched_inputs))
+        for i in silent:
+            batch.queries[i] = given.queries[i]
+    return batch
+
+
+# Methods that Detectron2 calls without hooks. They are set on the instance, as partial functions of
+# it, so that other models stay as they are, and copies and pickles refer to themselves.
+
+
+def _inference(model: nn.Module, *args, **kwargs):
+    """`model.inference`, which reads the queries of its inputs."""
+    try:
+        _begin_forward(model, args, kwargs)
+        return type(model).inference(model, *args, **kwargs)
+    finally:
+        _end_forward(model, args, kwargs, None)
+
+
+def _inference_one_image(tta: GeneralizedRCNNWithTTA, image_input: dict) -> dict:
+    """Test-time augmentation of an image, query by query: merging the views would mix queries.
+
+    Of the fields of VL-NMS the output has `query_index`.
+    """
+    stock = type(tta)._inference_one_image
+    [queries] = _queries_of(_head_of(tta.model), [image_input]).queries
+    if queries is None:
+        return stock(tta, image_input)
+    results = []
+    for i, query in enumerate(queries or [""]):
+        instances = stock(tta, {**image_input, "query": query})["instances"]
+        instances.query_index = torch.full_like(instances.pred_classes, i)
+        results.append(instances if queries else instances[:0])
+    return {"instances": Instances.cat(results)}
+
+
+# Also "topright", "lt"; a word too many costs only the mirrored views.
+_SIDES = re.compile(r"left|(?<!\bb)right|clock|\b(east|west|([lr]|lf?t|r[gh]*t)\b)", re.IGNORECASE)
+
+
+def _augmented_inputs(tta: GeneralizedRCNNWithTTA, image_input: dict) -> tuple[list, list]:
+    """The views of an image, with its query; without mirrored ones if that speaks of sides."""
+    query = image_input.get("query")
+    views = list(zip(*type(tta)._get_augmented_inputs(tta, image_input), strict=True))
+    if _SIDES.search(query or ""):
+        flips = [any(isinstance(t, HFlipTransform) for t in tfm.transforms) for _, tfm in views]
+        views = [view for view, flip in zip(views, flips, strict=True) if not flip]
+        if not views:
+            raise ValueError(
+                f"all views are mirrored, but the query {query!r} speaks of sides; add other views"
+            )
+    return [{**view, "query": query} for view, _ in views], [transforms for _, transforms in views]
+
+
+def _refuse_queries(arch: type[nn.Module]) -> None:
+    """Let an architecture without ROI heads refuse a config that names a VL-NMS head."""
+    stock = arch.from_config.__func__
+
+    @functools.wraps(stock)
+    def from_config(cls, cfg, *args, **kwargs):
+        name = cfg.MODEL.ROI_HEADS.NAME
+        if name in ROI_HEADS_REGISTRY and issubclass(ROI_HEADS_REGISTRY.get(name), TakesQueries):
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NAME is {name!r}, but MODEL.META_ARCHITECTURE {cls.__name__!r} "
+                "has no ROI heads and would ignore queries; use 'GeneralizedRCNN', or "
+                "vlnms_d2.rerank for the detections of another detector"
+            )
+        return stock(cls, cfg, *args, **kwargs)
+
+    arch.from_config = classmethod(from_config)
+
+
+for _arch in (ProposalNetwork, RetinaNet, SemanticSegmentor):
+    _refuse_queries(_arch)
+
+
 def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     """Module-registration hook, called just before `parent.name = child`."""
+    if isinstance(parent, GeneralizedRCNNWithTTA) and child is not None and _head_of(child):
+        parent._inference_one_image = functools.partial(_inference_one_image, parent)
+        parent._get_augmented_inputs = functools.partial(_augmented_inputs, parent)
     if not isinstance(child, TakesQueries):
         return
+    if hasattr(parent, "inference"):
+        parent.inference = functools.partial(_inference, parent)
     if not any(hook is _begin_forward for hook in parent._forward_pre_hooks.values()):
         parent.register_forward_pre_hook(_begin_forward, with_kwargs=True)
         parent.register_forward_hook(_end_forward, with_kwargs=True, always_call=True)
