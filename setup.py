@@ -1,9 +1,11 @@
 """Packaging of vlnms_d2."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 
@@ -23,6 +25,19 @@ def read_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
+class BuildWithZoo(build_py):
+    """Copies configs and weights into the package, where vlnms_d2.model_zoo finds them; an
+    editable installation has those of the checkout."""
+
+    def run(self):
+        """Build the package."""
+        super().run()
+        if not self.editable_mode:
+            for name in ("configs", "models"):
+                target = Path(self.build_lib, "vlnms_d2", name)
+                shutil.copytree(HERE / name, target, dirs_exist_ok=True)
+
+
 setup(
     name="vlnms_d2",
     version=read_version(),
@@ -32,6 +47,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["vlnms_d2", "vlnms_d2.*"]),
     package_data={"": ["*.json"], "vlnms_d2.language": ["en_ud_pos/**"]},
+    cmdclass={"build_py": BuildWithZoo},
     python_requires=">=3.10",
     # Detectron2 itself has no release on the package index: tools/install_detectron2.py
     # installs it, or you build your own.

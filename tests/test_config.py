@@ -1,6 +1,8 @@
 """The keys of the plugin."""
 
+import copy
 import inspect
+import pickle
 import re
 from pathlib import Path
 
@@ -148,6 +150,32 @@ def test_an_address_is_never_looked_for_beside_the_config_file(folder):
 def test_an_absolute_path_stays(folder):
     path = str(folder / "models" / "model.pth")
     assert resolved(folder / "configs" / "config.yaml", path)[0] == path
+
+
+def test_merge_from_file_resolves_them_as_the_tools_do(folder):
+    (folder / "configs" / "base.yaml").write_text(
+        "VERSION: 2\nMODEL: {WEIGHTS: ../models/model.pth, VLNMS: {VOCAB: ../models/vocab.json}}\n"
+    )
+    outer = folder / "far" / "outer.yaml"  # the paths of the base are relative to the base
+    outer.write_text("_BASE_: ../configs/base.yaml\nMODEL: {VLNMS: {BERT: {NAME: ../models}}}\n")
+    plain = make_config()
+    for cfg in (plain, plain.clone(), copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
+        cfg.merge_from_file(str(outer))
+        assert same_file(cfg.MODEL.WEIGHTS, folder / "models" / "model.pth")
+        assert same_file(cfg.MODEL.VLNMS.VOCAB, folder / "models" / "vocab.json")
+        assert same_file(cfg.MODEL.VLNMS.BERT.NAME, folder / "models")
+        assert flatten(cfg) == flatten(load_config(outer))
+    assert "load_yaml_with_base" not in vars(get_cfg())
+
+
+def test_merge_from_file_allows_tags_as_ever(folder):
+    path = folder / "configs" / "tag.yaml"
+    path.write_text("VERSION: 2\nSEED: !!python/object/apply:int ['7']\n")
+    cfg = make_config()
+    cfg.merge_from_file(str(path))
+    assert cfg.SEED == 7
+    with pytest.raises(ValueError, match=r"tag\.yaml"):
+        make_config().merge_from_file(str(path), allow_unsafe=False)
 
 
 def test_a_config_is_loaded_with_its_opts_and_its_paths(folder):

@@ -17,7 +17,7 @@ if importlib.util.find_spec("detectron2") is None:
         "https://github.com/facebookresearch/detectron2."
     )
 
-from . import data
+from . import data, model_zoo
 from .config import add_vlnms_config
 from .engine.predictor import VLNMSPredictor
 from .modeling import (
@@ -45,6 +45,7 @@ __all__ = [
     "add_vlnms_config",
     "data",
     "import_modules",
+    "model_zoo",
     "rerank",
     "split_by_query",
     "use_queries",

@@ -20,9 +20,14 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     minimum class confidence of a candidate; `MODEL.ROI_HEADS.NMS_THRESH_TEST` is the IoU threshold
     of NMS; `TEST.DETECTIONS_PER_IMAGE` is the number of proposals kept per query.
 
+    `cfg.merge_from_file` then resolves paths relative to the config file; see `resolve_paths`.
+
     Args:
         cfg: a config as `detectron2.config.get_cfg()` returns it.
     """
+    # On the instance, so that other configs are read as before; copies keep it.
+    cfg.__dict__["load_yaml_with_base"] = _Reader.load_yaml_with_base
+
     cfg.MODEL.VLNMS = vlnms = CfgNode()
 
     # --- the model ---------------------------------------------------------------------------
@@ -212,15 +217,15 @@ def default_config() -> CfgNode:
 def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """The default config, updated from a config file and KEY VALUE pairs.
 
-    Paths may be relative to the file; see `resolve_paths`. Nothing in the files is run: they are
-    read without the YAML tags of Python, which `merge_from_file` alone allows.
+    Paths may be relative to the file, in `opts` too; see `resolve_paths`. Nothing in the files is
+    run: they are read without the YAML tags of Python, which `merge_from_file` alone allows.
 
     Raises:
         AssertionError, KeyError, ValueError: a key, a value or the number of `opts` is wrong, as in
             Detectron2's configs.
     """
     cfg = default_config()
-    _SafeReader.load_yaml_with_base(str(config_file))  # for clear errors
+    _Reader.load_yaml_with_base(str(config_file))  # for clear errors
     for key, value in zip(opts[::2], opts[1::2], strict=False):
         if str(value).lstrip().startswith("!!"):
             raise ValueError(f"{key} is {shown(value)}: YAML tags are not allowed")
@@ -239,15 +244,17 @@ class _ConfigError(ValueError):
     pass
 
 
-class _SafeReader(CfgNode):
-    """Reads a config file and its `_BASE_` files; errors name the file."""
+class _Reader(CfgNode):
+    """Reads a config file and its `_BASE_` files; paths are relative to the file that has them,
+    and errors name it."""
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         reason = "the file holds none"
         try:
-            loaded = super().load_yaml_with_base(filename)
+            loaded = super().load_yaml_with_base(filename, allow_unsafe)
             if isinstance(loaded, dict):
+                resolve_paths(loaded, filename)
                 return loaded
         except (_ConfigError, OSError):
             raise
@@ -266,7 +273,10 @@ def _shortened(error: Exception) -> str:
     return text if len(text) < 400 else f"{text[:200]} ... {text[-100:]}"
 
 
-def resolve_paths(cfg: CfgNode, config_file: str | Path) -> None:
+_PATHS = ("WEIGHTS", "VLNMS.VOCAB", "VLNMS.BERT.NAME", "VLNMS.PSEUDO_GT.DIR")
+
+
+def resolve_paths(cfg: dict[str, Any], config_file: str | Path) -> None:
     """Resolve paths in a config that are relative to the config file, in place.
 
     The paths are `MODEL.WEIGHTS` and, in `MODEL.VLNMS`, `VOCAB`, `BERT.NAME` and `PSEUDO_GT.DIR`.
@@ -275,15 +285,12 @@ def resolve_paths(cfg: CfgNode, config_file: str | Path) -> None:
     does not exist either, the path stays unchanged, so that later errors name what the user wrote.
     """
     folder = Path(config_file).resolve().parent
-    vlnms = cfg.MODEL.VLNMS
-    paths = (
-        (cfg.MODEL, "WEIGHTS"),
-        (vlnms, "VOCAB"),
-        (vlnms.BERT, "NAME"),
-        (vlnms.PSEUDO_GT, "DIR"),
-    )
-    for node, key in paths:
-        value = node[key]
+    for path in _PATHS:
+        node = cfg.get("MODEL", {})
+        *sections, key = path.split(".")
+        for section in sections:
+            node = node.get(section, {})
+        value = node.get(key)
         if not value or "://" in value or Path(value).exists():
             continue
         beside = folder / value
