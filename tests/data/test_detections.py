@@ -208,6 +208,8 @@ def test_no_detection_at_all(read):
         ([detection(bbox=[1, 2, 3])], r"'bbox' is \[1, 2, 3\]"),
         ([detection(score=float("nan"))], "results.json: not valid JSON after 0 entries"),
         ([{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4]}], "'score' is None"),
+        ([detection(score=7)], "'score' is 7, expected .* from 0 to 1"),
+        ([detection(bbox=[1, 2, 3, -4])], r"'bbox' is \[1, 2, 3, -4\], .*no negative size"),
     ],
 )
 def test_damaged_results_are_refused_in_memory(read, results, message):

@@ -1,6 +1,8 @@
 """Vectors of words, from files in GloVe's format and from MiniLM."""
 
+import codecs
 import copy
+import gzip
 import os
 import pickle
 import re
@@ -270,7 +272,9 @@ def test_malformed_lines_are_named(write, tmp_path, line):
 
 
 def test_the_first_line_of_word2vec_is_explained(write):
-    with pytest.raises(ValueError, match=r"line 1: .*word2vec and fastText do, delete that line"):
+    with pytest.raises(
+        ValueError, match=r"line 1: .*word2vec and fastText begin; delete that line"
+    ):
         GloveVectors(write("3 3", "red 1 2 3", "blue 1 2 3", "dog 1 2 3"))
 
 
@@ -313,10 +317,62 @@ def test_one_number_a_word(write):
     assert as_lists(read_word_vectors(write("red 1", "cup 2"), ["cup"], 1)) == {"cup": [2]}
 
 
-@pytest.mark.parametrize("lines", [[], [""], ["red 1 2", "", "  ", "cup 3 4"]])
-def test_empty_files_and_lines(write, lines):
-    found = read_word_vectors(write(*lines), ["cup"], 2)
-    assert list(found) == (["cup"] if lines[3:] else [])
+def test_empty_lines(write):
+    assert list(read_word_vectors(write("red 1 2", "", "  ", "cup 3 4"), ["cup"], 2)) == ["cup"]
+
+
+# --- one rule for the whole file and for some of its words ---------------------------------------
+
+READERS = {
+    "cache": lambda path: GloveVectors(path)(["naïve", "cup"]).tolist(),
+    "words": lambda path: [
+        v.tolist() for v in read_word_vectors(path, ["naïve", "cup"], 2).values()
+    ],
+}
+each_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+TEXT = "naïve 0.6 0.8\ncup 1 0\n"
+
+
+@each_reader
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        gzip.compress(TEXT.encode()),
+        gzip.compress(TEXT.encode("utf-8-sig")),
+        gzip.compress(TEXT.encode("utf-16")),
+        TEXT.replace("\n", "\r\n").encode("utf-16"),
+    ],
+)
+def test_encodings(tmp_path, read, content):
+    (tmp_path / "v.txt").write_bytes(content)
+    np.testing.assert_allclose(read(tmp_path / "v.txt"), [[0.6, 0.8], [1, 0]], rtol=1e-6)
+
+
+@each_reader
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected lines of a word and numbers"),
+        (b"\n \n", "expected lines of a word and numbers"),
+        (codecs.BOM_UTF8, "expected lines of a word and numbers"),
+        (codecs.BOM_UTF16_LE, "expected lines of a word and numbers"),
+        (gzip.compress(b""), "expected lines of a word and numbers"),
+        (gzip.compress(TEXT.encode())[:-9], "damaged gzip"),
+        (gzip.compress(TEXT.encode())[:5], "damaged gzip"),
+        (b"\x1f\x8b" + b"?" * 50, "damaged gzip"),
+        (b"2 2\n" + TEXT.encode(), "line 1: '2 2' is the size of the file"),
+    ],
+)
+def test_what_has_no_vectors(tmp_path, read, content, message):
+    path = tmp_path / "v.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{message}"):
+        read(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("end", ["\r\n", " \n", " \r\n", "  \n"])

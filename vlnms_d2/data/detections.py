@@ -62,13 +62,13 @@ def read_detections(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or a detection has an unknown category.
+        ValueError: as of `DetectionStore.build`, or a file is damaged.
     """
     categories_file = Path(categories_file)
     names = read_categories(categories_file)
     class_of = {category_id: i for i, category_id in enumerate(names)}
     detections: dict[int, list[tuple[float, list[float], int]]] = {}
-    for image_id, box, score, of_class, _ in _read(Path(results_file), class_of, categories_file):
+    for image_id, box, score, of_class in _read(Path(results_file), class_of, categories_file):
         if score >= min_score:
             detections.setdefault(image_id, []).append((-score, box, of_class))
     by_image = {}
@@ -182,19 +182,8 @@ def _batches(
     results_file: Path, class_of: Mapping[int, int], categories_file: Path
 ) -> Iterator[np.ndarray]:
     rows = []
-    for *row, where in _read(results_file, class_of, categories_file):
-        _, box, score, _ = row
-        if min(box[2:]) < 0:
-            raise ValueError(
-                f"{where}: 'bbox' is {shown(box)}, expected [x, y, width, height] in pixels with "
-                f"no negative size. {SOURCE}"
-            )
-        if not 0 <= score <= 1:
-            raise ValueError(
-                f"{where}: 'score' is {shown(score)}, expected the confidence, a number from 0 to "
-                f"1. {SOURCE}"
-            )
-        rows.append(tuple(row))
+    for row in _read(results_file, class_of, categories_file):
+        rows.append(row)
         if len(rows) == _BATCH:
             yield np.array(rows, dtype=_ROW)
             rows = []
@@ -204,20 +193,20 @@ def _batches(
 
 def _read(
     results_file: Path, class_of: Mapping[int, int], categories_file: Path
-) -> Iterator[tuple[int, list[float], float, int, str]]:
-    """For each detection of a file its image id, box, score and class, and where it stands."""
+) -> Iterator[tuple[int, list[float], float, int]]:
+    """For each detection of a file its image id, box, score and class."""
     for number, entry in enumerate(iter_json_list(results_file, SOURCE)):
         where = f"{results_file}: detection number {number}"
         box, score = require(entry, "bbox", list, where), entry.get("score")
-        if not is_box(box):
+        if not is_box(box) or min(box[2:]) < 0:
             raise ValueError(
                 f"{where}: 'bbox' is {shown(box)}, expected [x, y, width, height] in pixels, four "
-                f"finite numbers. {SOURCE}"
+                f"finite numbers with no negative size. {SOURCE}"
             )
-        if not is_finite(score):
+        if not is_finite(score) or not 0 <= score <= 1:
             raise ValueError(
-                f"{where}: 'score' is {shown(score)}, expected the confidence, a finite number. "
-                f"{SOURCE}"
+                f"{where}: 'score' is {shown(score)}, expected the confidence, a number from 0 to "
+                f"1. {SOURCE}"
             )
         of_class = class_of_detection(entry, class_of, categories_file, where)
-        yield require(entry, "image_id", int, where), box, score, of_class, where
+        yield require(entry, "image_id", int, where), box, score, of_class

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,15 @@ def require(entry: Any, key: str, kind: type, where: str) -> Any:
     else:
         return entry[key]
     raise ValueError(f"{problem}. Repair the entry or fetch the file again.")
+
+
+def check_new(value: Any, seen: Container[Any], key: str, where: str) -> None:
+    """Raises ValueError if an id is among those seen; `key` and `where` are for the message."""
+    if value in seen:
+        raise ValueError(
+            f"{where}: {key} {shown(value)} is used twice, expected distinct ids. Number the "
+            "entries anew or fetch the file again."
+        )
 
 
 def single_spaces(text: str) -> str:

@@ -11,7 +11,7 @@ from ..file_io import shown
 from .datasets.flickr30k import SOURCE as FLICKR30K_SOURCE
 from .datasets.flickr30k import read_sentences
 from .datasets.refer import read_refs
-from .entries import check_exists, is_integer, read_json, require, single_spaces
+from .entries import check_exists, check_new, is_integer, read_json, require, single_spaces
 
 FORMATS = (
     "Queries are COCO captions (.json), refs of REFER (.p, .pkl, .pickle), JSON lines of "
@@ -58,11 +58,7 @@ def read_queries(path: str | Path, split: str | None = None) -> list[Query]:
         raise ValueError(f"{path}: the suffix {suffix!r} is unknown. {FORMATS}")
     queries, ids = [], set()
     for where, query in read(path):
-        if query.query_id in ids:
-            raise ValueError(
-                f"{where}: the id {shown(query.query_id)} is used twice, expected distinct ids. "
-                "Number the queries again."
-            )
+        check_new(query.query_id, ids, "the id", where)
         ids.add(query.query_id)
         queries.append(query)
     if not queries:

@@ -8,15 +8,20 @@ size and modification time of the text file, so that a changed file is converted
 
 from __future__ import annotations
 
+import codecs
 import glob
+import gzip
 import hashlib
+import io
 import os
+import re
+import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -165,7 +170,8 @@ def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dic
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the line of one of the words does not have `dim` numbers.
+        ValueError: the file has no vectors or is damaged, or the line of one of the words does not
+            have `dim` numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -175,28 +181,37 @@ def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dic
         )
     wanted = set(words)
     vectors: dict[str, np.ndarray] = {}
-    with _open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            # The word ends at the first space unless it contains spaces itself.
-            if line.split(" ", 1)[0].rstrip() not in wanted:
-                continue
-            word, vector, problem = _parse_line(line.rstrip(), dim)
-            if word not in wanted or word in vectors:
-                continue
-            if vector is None:
-                raise ValueError(
-                    f"{path}, line {number}: expected {word!r} and {dim} finite numbers "
-                    f"(MODEL.VLNMS.BIGRU.EMBED_DIM), got {problem}"
-                )
-            vectors[word] = vector
+    _find_dim(path)  # refuses what has no vectors
+    for number, line in enumerate(_read_lines(path), start=1):
+        # The word ends at the first space unless it contains spaces itself.
+        if line.split(" ", 1)[0].rstrip() not in wanted:
+            continue
+        word, vector, problem = _parse_line(line.rstrip(), dim)
+        if word not in wanted or word in vectors:
+            continue
+        if vector is None:
+            raise ValueError(
+                f"{path}, line {number}: expected {word!r} and {dim} finite numbers "
+                f"(MODEL.VLNMS.BIGRU.EMBED_DIM), got {problem}"
+            )
+        vectors[word] = vector
     return vectors
 
 
 # --- the file --------------------------------------------------------------------------------
 
 
-def _open_text(path: Path) -> TextIO:
-    return path.open(encoding="utf-8", errors="replace")
+def _read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file in UTF-8 or, with its byte-order mark, UTF-16; or of its gzip."""
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if is_gzip else path.open("rb") as file:
+        try:
+            is_utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            encoding = "utf-16" if is_utf16 else "utf-8-sig"
+            yield from io.TextIOWrapper(file, encoding, errors="replace")
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: damaged gzip ({error}); download it again") from error
 
 
 def _parse_line(line: str, dim: int) -> tuple[str, np.ndarray | None, str]:
@@ -247,12 +262,11 @@ def _parse_lines(lines: list[str], dim: int) -> tuple[list[str], np.ndarray] | N
 
 def _read_chunks(source: Path, dim: int) -> Iterator[tuple[list[str], np.ndarray]]:
     """The words and vectors of a file in chunks of at most `LINES_PER_CHUNK`, in order."""
-    with _open_text(source) as file:
-        first = 1
-        while chunk := [line.rstrip() for line in islice(file, LINES_PER_CHUNK)]:
-            parsed = _parse_lines([line for line in chunk if line], dim)
-            yield parsed or _parse_one_by_one(source, chunk, first, dim)
-            first += len(chunk)
+    lines, first = _read_lines(source), 1
+    while chunk := [line.rstrip() for line in islice(lines, LINES_PER_CHUNK)]:
+        parsed = _parse_lines([line for line in chunk if line], dim)
+        yield parsed or _parse_one_by_one(source, chunk, first, dim)
+        first += len(chunk)
 
 
 def _parse_one_by_one(
@@ -267,8 +281,7 @@ def _parse_one_by_one(
             raise ValueError(
                 f"{source}, line {number}: expected a word and {dim} finite numbers separated by "
                 f"spaces (GloVe's text format; {dim} as in most of the first lines), got "
-                f"{problem}. If the file begins with a line of its size, as those of word2vec and "
-                "fastText do, delete that line; otherwise download the file again"
+                f"{problem}. Download the file again"
             )
         words.append(word)
         vectors.append(vector)
@@ -277,14 +290,18 @@ def _parse_one_by_one(
 
 def _find_dim(source: Path) -> int:
     """Numbers per line: the most common number of spaces in the first lines."""
-    with _open_text(source) as file:
-        lines = (line.rstrip() for line in file if line.strip())
-        counts = Counter(line.count(" ") for line in islice(lines, LINES_FOR_DIM))
+    lines = [line.rstrip() for line in islice(_read_lines(source), LINES_FOR_DIM)]
+    counts = Counter(line.count(" ") for line in lines if line)
     dim = counts.most_common(1)[0][0] if counts else 0
     if not dim:
         raise ValueError(
             f"{source}: expected lines of a word and numbers separated by spaces, in GloVe's text "
             "format, but there are none. Check the file, or download it again"
+        )
+    if dim > 1 and re.fullmatch(r"\d+ \d+", lines[0]):
+        raise ValueError(
+            f"{source}, line 1: {lines[0]!r} is the size of the file, with which those of word2vec "
+            "and fastText begin; delete that line"
         )
     return dim
 

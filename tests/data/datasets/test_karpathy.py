@@ -128,7 +128,7 @@ def test_an_unknown_split_lists_the_available_ones(file, which):
             {"cocoid": 7},
             r"image number 0 has no 'cocoid', expected an integer as in image number 1",
         ),
-        ({"filename": "100.jpg"}, r"image number 1 has the id 100 of another one"),
+        ({"filename": "100.jpg"}, r"image number 1: the id 100 is used twice"),
     ],
 )
 def test_damaged_entries(tmp_path, change, message):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...file_io import shown
-from ..entries import is_finite, is_integer, iter_json_list, read_json, require
+from ..entries import check_new, is_finite, is_integer, iter_json_list, read_json, require
 
 SOURCE = (
     "It needs 'categories' with 'id' and 'name', as COCO's annotations (instances_val2017.json) "
@@ -77,6 +77,7 @@ def read_annotations(path: str | Path) -> Annotations:
     images = {}
     for number, entry in enumerate(content.get("images", [])):
         image_id = require(entry, "id", int, f"{path}: image number {number}")
+        check_new(image_id, images, "'id'", f"{path}: image number {number}")
         size = entry.get("height"), entry.get("width")
         known = all(is_integer(value) and value > 0 for value in size)
         file_name = entry.get("file_name")
@@ -124,8 +125,7 @@ def _category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
     for number, entry in enumerate(require(content, "categories", list, str(path))):
         where = f"{path}: category number {number}"
         category_id = require(entry, "id", int, where)
-        if category_id in names:
-            raise ValueError(f"{where}: 'id' {category_id} is used twice, expected distinct ids")
+        check_new(category_id, names, "'id'", where)
         names[category_id] = require(entry, "name", str, where)
     if not names:
         raise ValueError(f"{path}: 'categories' is empty. {SOURCE}")
@@ -165,8 +165,7 @@ def read_mentioned(
             )
         if caption_id not in image_of or not ids:
             continue
-        if caption_id in mentioned:
-            raise ValueError(f"{where}: 'caption_id' {caption_id} appears twice, expected once")
+        check_new(caption_id, mentioned, "'caption_id'", where)
         boxes, classes = [], set()
         for ann_id in ids:
             known = objects.get(ann_id) if is_integer(ann_id) else None
@@ -208,7 +207,9 @@ def _read_objects(annotations: Annotations) -> dict[int, tuple[int, int, list[fl
                 "have. Repair the entry or fetch the file again."
             )
         x, y, width, height = box
-        objects[require(entry, "id", int, where)] = (
+        ann_id = require(entry, "id", int, where)
+        check_new(ann_id, objects, "'id'", where)
+        objects[ann_id] = (
             require(entry, "image_id", int, where),
             class_of[category_id],
             [x, y, x + width, y + height],

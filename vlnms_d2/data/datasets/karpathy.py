@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..entries import read_json, require, single_spaces
+from ..entries import check_new, read_json, require, single_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +14,6 @@ SOURCE = (
     "Karpathy's splits (dataset_flickr30k.json, dataset_coco.json) come from "
     "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip."
 )
-_EXPECTED_DISTINCT = f"expected distinct ids. Repair the entry or fetch the file again. {SOURCE}"
 
 
 def load_karpathy(
@@ -59,8 +58,7 @@ def load_karpathy(
         where = f"{path}: image number {number}"
         folder = require(entry, "filepath", str, where) if "filepath" in entry else ""
         expressions = _expressions(entry, where, sent_ids)
-        if image_id in images:
-            raise ValueError(f"{where} has the id {image_id} of another one, {_EXPECTED_DISTINCT}")
+        check_new(image_id, images, "the id", where)
         images[image_id] = {
             "file_name": str(Path(image_root, folder, entry["filename"])),
             "image_id": image_id,
@@ -101,11 +99,7 @@ def _expressions(entry: dict[str, Any], where: str, sent_ids: set[int]) -> list[
     made = []
     for number, sentence in enumerate(entry["sentences"]):
         sent_id = require(sentence, "sentid", int, f"{where}, sentence number {number}")
-        if sent_id in sent_ids:
-            raise ValueError(
-                f"{where}, sentence number {number}: 'sentid' {sent_id} is used twice, "
-                f"{_EXPECTED_DISTINCT}"
-            )
+        check_new(sent_id, sent_ids, "'sentid'", f"{where}, sentence number {number}")
         sent_ids.add(sent_id)
         query = _words(sentence)
         if not query:

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ...file_io import shown
-from ..entries import check_exists, is_finite, is_integer, iter_json_list, read_json, require
+from ..entries import (
+    check_exists,
+    check_new,
+    is_finite,
+    is_integer,
+    iter_json_list,
+    read_json,
+    require,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +78,8 @@ def load_refer(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, lacks a key, refers to an annotation or image that does not
-            exist, or has no ref of the split.
+        ValueError: a file is damaged, lacks a key, uses an id twice, refers to an annotation or
+            image that does not exist, or has no ref of the split.
     """
     refs = _of_split(read_refs(Path(refs_file), _KEYS), split, Path(refs_file))
     contexts = None if contexts_file is None else _read_contexts(Path(contexts_file))
@@ -79,6 +87,7 @@ def load_refer(
     images, annotations = _read_instances(Path(instances_file), wanted, classes)
 
     expressions: dict[int, list[dict[str, Any]]] = {}
+    sent_ids: set[int] = set()
     for ref in refs:
         image_id = ref["image_id"]
         where = f"{refs_file}: ref {ref['ref_id']}"
@@ -89,6 +98,8 @@ def load_refer(
             )
         made = _expressions(ref, where, contexts, contexts_file, manner)
         for expression in made:
+            check_new(expression["sent_id"], sent_ids, "'sent_id'", where)
+            sent_ids.add(expression["sent_id"])
             for ann_id in [expression["ann_id"], *(expression["context_ann_ids"] or [])]:
                 if annotations[image_id].get(ann_id) is None:
                     raise ValueError(_unusable(expression, ann_id, where, instances_file))
@@ -266,6 +277,7 @@ def _read_instances(
     for number, image in enumerate(require(content, "images", list, str(path))):
         where = f"{path}: image number {number}"
         image_id = require(image, "id", int, where)
+        check_new(image_id, images, "'id'", where)
         if image_id in wanted:
             require(image, "file_name", str, where)
             for key in ("height", "width"):
@@ -289,11 +301,7 @@ def _read_instances(
             continue
         ann_id = require(annotation, "id", int, where)
         where = f"{path}: annotation {ann_id}"
-        if ann_id in annotations[image["id"]]:
-            raise ValueError(
-                f"{where}: 'id' is used twice on image {image['id']}, expected distinct ids. "
-                "Number the annotations anew."
-            )
+        check_new(ann_id, annotations[image["id"]], "'id'", f"{where} of image {image['id']}")
         annotations[image["id"]][ann_id] = _annotation(annotation, image, classes, where)
     return images, annotations
 
