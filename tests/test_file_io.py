@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import torch
 
+from vlnms_d2 import file_io
 from vlnms_d2.file_io import atomic_write, shown, write_json
 
 
@@ -25,6 +32,65 @@ def test_atomic_write_keeps_the_earlier_file_when_the_block_raises(tmp_path):
         raise RuntimeError("stop")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+WRITE = """
+import os, signal, sys
+from vlnms_d2.file_io import atomic_write
+with atomic_write(sys.argv[1]) as file:
+    file.write(b"half")
+    print("begun", flush=True)
+    sys.stdin.read() if sys.argv[2] == "wait" else os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_killed_processes_left_is_removed_by_the_next(tmp_path):
+    subprocess.run([sys.executable, "-c", WRITE, tmp_path / "a", "die"], capture_output=True)
+    [left] = os.listdir(tmp_path)
+    assert left.startswith(".a.") and left.endswith(".vlnms_d2.tmp")
+    foreign = (".b.tmp", ".diary", "x.vlnms_d2.tmp")
+    for name in foreign:
+        (tmp_path / name).touch()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", WRITE, tmp_path / "c", "wait"], **pipes) as other:
+        other.stdout.readline()
+        [used] = {*os.listdir(tmp_path)} - {*foreign}  # the other process has removed it
+        (tmp_path / ".d.0.vlnms_d2.tmp").touch()
+        with atomic_write(tmp_path / "a") as file:
+            file.write(b"new")
+            assert len({*os.listdir(tmp_path)} - {*foreign, used}) == 1
+        other.stdin.close()
+        assert other.wait() == 0
+    assert set(os.listdir(tmp_path)) == {*foreign, "a", "c"}
+    assert (tmp_path / "c").read_bytes() == b"half"
+
+
+class FullDisk(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+SAVES = {
+    "at once": lambda file: file.write(b"x" * 10**6),
+    "at the end": lambda file: file.write(b"x"),
+    "torch": lambda file: torch.save(torch.zeros(10**6), file),
+    "numpy": lambda file: np.save(file, np.zeros(10**6)),
+}
+
+
+@pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
+def test_a_full_disk_is_told_with_the_path(tmp_path, monkeypatch, save):
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(file_io, "_locked_temporary", lambda path: (full, path / "no"))
+    full = io.BufferedWriter(FullDisk())
+    message = r"the disk is full\. Free some space.*run again: '.*/a'$"
+    with pytest.raises(OSError, match=message) as e, atomic_write(tmp_path / "a") as file:
+        save(file)
+    assert e.value.errno == errno.ENOSPC and e.value.filename == str(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"old"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import reprlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_TEMPORARY = ".vlnms_d2.tmp"
 
 
 @contextmanager
@@ -17,21 +22,55 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yields a temporary file beside `path`, open for bytes, that replaces `path` when the block
     ends.
 
-    When the block raises, the temporary file is removed and `path` is left as it was.
+    When the block raises, the temporary file is removed and `path` is left as it was. Temporary
+    files that killed processes left in the folder are removed too.
+
+    Raises:
+        OSError: the file cannot be written; if the disk is full, with what to do.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    _sweep(path.parent.resolve())
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        # Temporary files are private to the user; the final one follows the umask, as others do.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        file, temporary = _locked_temporary(path)
+        with file:
+            try:
+                yield file
+                # Temporary files are private to the user; the final one follows the umask.
+                umask = os.umask(0)
+                os.umask(umask)
+                temporary.chmod(0o666 & ~umask)
+                file.flush()
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except Exception as error:
+        causes = [error]  # torch raises its own errors while the disk's are handled
+        while causes[-1].__context__ is not None:
+            causes.append(causes[-1].__context__)
+        if any(getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for e in causes):
+            message = "the disk is full. Free some space, or choose another folder, and run again"
+            raise OSError(errno.ENOSPC, message, str(path)) from error
+        raise
+
+
+def _locked_temporary(path: Path) -> tuple[BinaryIO, Path]:
+    """A new file beside `path`, locked until it is closed, so that `_sweep` leaves it alone."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):  # not swept before it was locked
+            return os.fdopen(handle, "wb"), Path(name)
+        os.close(handle)
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files in a folder that no process has open; once per process."""
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
