@@ -241,19 +241,6 @@ def test_the_family_has_its_data_and_the_papers_schedule(dataset, variant):
     assert {key: flat[key] for key in expected} == expected
 
 
-def test_flickr30k_has_the_schedule_of_fc_on_its_sentences():
-    cfg, name = load(CONFIGS / "flickr30k" / "vlnms_fc.yaml"), "flickr30k_entities_captions"
-    base = load(leaf("refcoco", "vlnms_fc"))
-    epochs = [ceil(29_783 * n / 8) for n in (2, 3, 4, 5)]
-    assert [*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER] == epochs
-    assert (
-        (f"{name}_train",),
-        (f"{name}_val", f"{name}_test"),
-    ) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-    expected = {"DATASETS.TRAIN", "DATASETS.TEST", "MODEL.VLNMS.MAX_WORDS", "OUTPUT_DIR"}
-    assert difference(cfg, base) == expected | {"SOLVER.STEPS", "SOLVER.MAX_ITER"}
-
-
 @pytest.mark.parametrize("variant", ["vlnms_fc", "vlnms_trans_joint"])
 def test_the_learning_rate_halves_after_epochs_2_3_and_4(variant):
     # And starts with the full rate: a warm-up of no iterations is a corner of Detectron2's.
