@@ -320,6 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for job in tqdm(jobs, unit="image", disable=not paths):
         try:
             image = read_image(job.path, "BGR")
+            predictor.prepare(image, str(job.path))
         except (OSError, ValueError) as error:
             failures.append(str(error))
             continue
@@ -333,7 +334,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("recall on all of RefShapes testB is in docs/results.md.")
         print(f"\n{args.output}: {pictures} pictures and proposals.json")
     if failures:
-        print(f"{len(failures)} of {len(jobs)} files are no images, or damaged:", file=sys.stderr)
+        print(
+            f"{len(failures)} of {len(jobs)} files are no images, damaged or too thin:",
+            file=sys.stderr,
+        )
         print(*failures, sep="\n", file=sys.stderr)
     return 1 if failures else 0
 

@@ -61,6 +61,7 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
     add("--num-machines", type=int, default=1, metavar="M", help="default: %(default)s")
     add("--machine-rank", type=int, default=0, metavar="R", help="of this one, from 0")
     add("--dist-url", default="auto", metavar="URL", help="tcp://<machine of rank 0>:<port>")
+    add("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
     add("--overwrite", action="store_true", help="replace the output of other settings in DIR")
     rest = argparse.REMAINDER
     add("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="override the config; last")
@@ -88,7 +89,8 @@ def take_model_options(args: dict[str, Any]) -> tuple[Any, Any]:
         given["num_gpus"] = int(torch.cuda.is_available() and given["processes"] == 1)
     opts = tuple(args.pop("opts"))
     dataset, *more = args.pop("datasets")
-    model = ModelSettings(args.pop("config_file"), dataset, opts, tuple(more))
+    config_file, skip = args.pop("config_file"), args.pop("skip_bad_images")
+    model = ModelSettings(config_file, dataset, opts, tuple(more), skip)
     return model, Processes(**given)
 
 

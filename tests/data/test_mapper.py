@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -332,6 +333,37 @@ def test_an_image_is_turned_as_exif_says(tmp_path):
     exif[0x0112] = 6  # turned by a quarter
     upright.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg", "BGR").shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"),
+    [("uint16", "png"), ("uint16", "tif"), ("int32", "tif"), ("float32", "tif")],
+)
+def test_pixels_of_more_than_8_bits_are_named(tmp_path, dtype, suffix):
+    """Pillow makes them white or black."""
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(np.full((4, 5), 30_000, dtype)).save(path)
+    with pytest.raises(ValueError, match=rf"{path} .*\(its pixels have more than 8 bits"):
+        read_image(path, "BGR")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_all_other_modes_are_read_as_before(tmp_path, mode):
+    image = Image.new("RGB", (5, 4), RED).convert(mode)
+    path = tmp_path / ("image.jpg" if mode in ("CMYK", "YCbCr") else "image.png")
+    image.save(path)
+    for image_format in ("BGR", "RGB"):
+        stock = detection_utils.read_image(str(path), image_format)
+        assert np.array_equal(read_image(path, image_format), stock)
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000)])
+def test_an_image_too_thin_to_be_resized_is_named(tmp_path, size):
+    path = tmp_path / "thin.png"
+    Image.new("RGB", size).save(path)
+    one = dataset_dict(str(path), expression(1, 1)) | {"width": size[0], "height": size[1]}
+    with pytest.raises(ValueError, match=f"{path}: {size[0]}x{size[1]} pixels is too thin"):
+        make_mapper()(one)
 
 
 @pytest.mark.parametrize("key", ["width", "height"])

@@ -1,8 +1,11 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 from closeness import assert_instances_alike
 from conftest import build, same_instances
+from PIL import Image
 
 from vlnms_d2 import VLNMSPredictor
 
@@ -61,6 +64,32 @@ def test_an_image_of_one_pixel_is_answered(predictor):
     assert len(instances) > 0
 
 
+def test_an_image_of_pillow_is_known_to_be_rgb(predictor):
+    bgr = picture()
+    rgb = Image.fromarray(bgr[:, :, ::-1].copy())
+    [expected] = predictor(bgr, "red cup")
+    for image in (rgb, rgb.convert("RGBA")):
+        assert same_instances(predictor(image, "red cup")[0], expected)
+    stock, _ = predictor.compare(rgb, "red cup")
+    assert_instances_alike(stock, predictor.compare(bgr, "red cup")[0])
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # to be turned back
+    rgb.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    turned = predictor.prepare(Image.open(file))["image"]
+    assert torch.equal(turned, predictor.prepare(bgr)["image"])
+    gray = Image.fromarray(bgr[:, :, 0])
+    stacked = np.repeat(bgr[:, :, :1], 3, axis=2)
+    assert torch.equal(predictor.prepare(gray)["image"], predictor.prepare(stacked)["image"])
+
+
+def test_what_cannot_be_8_bits_or_resized_is_an_error(predictor):
+    deep = Image.fromarray(np.full((9, 9), 30_000, np.uint16))
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        predictor(deep, "red cup")
+    with pytest.raises(ValueError, match="the image: 5000x1 pixels is too thin to be resized"):
+        predictor(np.zeros((1, 5000, 3), np.uint8), "red cup")
+
+
 @pytest.mark.parametrize(
     "image",
     [
@@ -69,6 +98,8 @@ def test_an_image_of_one_pixel_is_answered(predictor):
         np.zeros((40, 40, 4), np.uint8),
         np.zeros((0, 40, 3), np.uint8),
         np.zeros((40, 40, 3), np.float32),
+        np.zeros((40, 40, 3), np.uint16),
+        np.zeros((40, 40, 3), np.int32),
     ],
 )
 def test_what_is_not_an_image_is_an_error(predictor, image):

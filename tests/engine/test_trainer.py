@@ -125,6 +125,40 @@ def test_a_killed_process_resumes_exactly(tiny_refshapes, tmp_path):
     assert_same_weights(whole, resumed)
 
 
+def test_a_run_is_resumed_with_its_settings_alone(tiny_refshapes, tmp_path):
+    changes = {
+        "SEED": 6,
+        "SOLVER.BASE_LR": 0.5,
+        "SOLVER.VLNMS.OPTIMIZER": "SGD",
+        "DATASETS.TRAIN": (f"{tiny_refshapes}_val",),
+        "MODEL.VLNMS.RELATEDNESS": "Trans",
+        "MODEL.VLNMS.FC.HIDDEN_DIM": 16,
+    }
+    trained(make_config("vlnms_fc", tiny_refshapes, tmp_path), stop_before=3)
+    checkpoint = (tmp_path / "last_checkpoint").read_text()
+    for key, value in changes.items():
+        cfg = make_config("vlnms_fc", tiny_refshapes, tmp_path, **{key: value})
+        message = rf"{tmp_path}: holds a run of other settings \({key} is .* there, .* now\)"
+        with pytest.raises(ValueError, match=message):
+            VLNMSTrainer(cfg).resume_or_load(resume=True)
+        VLNMSTrainer(cfg).resume_or_load(resume=False)
+    assert (tmp_path / "last_checkpoint").read_text() == checkpoint
+    # How long it lasts, and where it is.
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    more = {"SOLVER.MAX_ITER": 8, "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.DETECTIONS_PER_IMAGE": 9}
+    cfg = make_config("vlnms_fc", tiny_refshapes, moved, **more)
+    trainer = VLNMSTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    # Of an earlier version, which did not write its settings.
+    path = trainer.checkpointer.get_checkpoint_file()
+    content = torch.load(path, weights_only=True)
+    assert content["trainer"].pop("settings")["SEED"] == 5
+    torch.save(content, path)
+    cfg.SEED = 6
+    VLNMSTrainer(cfg).resume_or_load(resume=True)
+
+
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
     checkpointer = AtomicCheckpointer(model, str(tmp_path))

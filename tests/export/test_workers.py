@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -78,6 +80,40 @@ def test_an_error_comes_through(tmp_path, processes):
 def test_a_killed_process_is_told_and_not_waited_for(tmp_path):
     with pytest.raises(RuntimeError, match=r"ended before its work was done.*resumes where"):
         run_tasks(tmp_path, [0, "die", *range(1, 9)], 2)
+
+
+SLOW = """
+import time
+print("import", flush=True)
+time.sleep({seconds})
+class Slow:
+    def __init__(self):
+        print("make", flush=True)
+    def work(self, task):
+        print("work", flush=True)
+        time.sleep(600)
+"""
+START = """
+from slow import Slow
+from vlnms_d2.export.workers import Processes, Workers
+if __name__ == "__main__":
+    with Workers(Processes(processes=2), Slow) as workers:
+        workers.run("work", range(9))
+"""
+
+
+@pytest.mark.parametrize("moment", ["import", "make", "work"])
+def test_processes_end_with_a_parent_that_is_killed(tmp_path, moment):
+    """Also while they start: the second import is that of the server that forks them."""
+    (tmp_path / "slow.py").write_text(SLOW.format(seconds=2 if moment == "import" else 0))
+    (tmp_path / "start.py").write_text(START)
+    script = [sys.executable, str(tmp_path / "start.py")]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as process:
+        for _ in range(2 if moment == "import" else 1):
+            while process.stdout.readline() != f"{moment}\n":
+                assert process.poll() is None
+        process.kill()
+        process.stdout.read()  # to the end of the pipe: no process has it open any more
 
 
 def test_only_a_few_tasks_are_taken_in_advance(tmp_path):

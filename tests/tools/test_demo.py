@@ -132,11 +132,14 @@ def test_damaged_images_are_named_and_the_others_done(
     whole = (picture_folder / "a.jpg").read_bytes()
     (picture_folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (picture_folder / "empty.png").touch()
+    cv2.imwrite(str(picture_folder / "thin.png"), np.zeros((1, 5000, 3), np.uint8))
+    cv2.imwrite(str(picture_folder / "deep.png"), np.full((40, 40), 30_000, np.uint16))
     output = tmp_path / "output"
     status = run(config_file, output, "--input", str(picture_folder), "--query", "cup")
     assert status == 1
     error = capsys.readouterr().err
-    assert "2 of 5 files" in error and "cut.jpg" in error and "empty.png" in error
+    assert "4 of 7 files" in error and "cut.jpg" in error and "empty.png" in error
+    assert "thin.png: 5000x1 pixels" in error and "deep.png" in error and "than 8 bits" in error
     images = json.loads((output / "proposals.json").read_text())["images"]
     assert len(images) == 3 and len(list(output.glob("*.png"))) == 3
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import exported
 import pytest
@@ -55,6 +56,23 @@ def test_a_command_line(words, tmp_path, capsys):
     assert "holds a run of other input or settings" in error and error.count("\n") == 1
     assert tool.main([*words, "--format", "jsonl", "--overwrite", *opts]) == 0
     assert {p.name for p in out.iterdir()} == {"proposals.jsonl", "manifest.json"}
+
+
+def test_bad_images_are_left_out_if_so_told(words, tmp_path, capsys, caplog):
+    images = DatasetCatalog.get(exported.DATASET)
+    Path(images[1]["file_name"]).write_bytes(b"no image")
+    assert tool.main(words) == 1
+    assert images[1]["file_name"] in capsys.readouterr().err
+    assert tool.main([*words, "--skip-bad-images"]) == 0
+    [warning] = [record.getMessage() for record in caplog.records if "left out" in record.message]
+    assert images[1]["file_name"] in warning
+    lines = (tmp_path / "out" / "proposals.jsonl").read_text().splitlines()
+    found = {json.loads(line)["image_id"] for line in lines}
+    assert found == {image["image_id"] for image in images} - {images[1]["image_id"]}
+    for image in images:
+        Path(image["file_name"]).write_bytes(b"")
+    assert tool.main([*words, "--skip-bad-images", "--overwrite"]) == 1
+    assert f"no image of {exported.DATASET} can be read" in capsys.readouterr().err
 
 
 def test_several_data_sets_under_the_name_of_the_forks(words, tmp_path):

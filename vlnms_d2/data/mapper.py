@@ -10,6 +10,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 
@@ -73,16 +74,15 @@ class GroundingMapper:
         """Map one image; samples from NumPy's global generator in training only.
 
         Raises:
-            ValueError: the image cannot be decoded, or differs in size from its annotation; or
-                (training) an expression has no annotated object.
+            ValueError: the image cannot be decoded or resized, or differs in size from its
+                annotation; or (training) an expression has no annotated object.
             KeyError: an annotation that an expression refers to is missing.
         """
         # A shallow copy suffices: nothing below changes its values.
         dataset_dict = dict(dataset_dict)
         image = read_image(dataset_dict["file_name"], self.image_format)
         detection_utils.check_image_size(dataset_dict, image)
-        aug_input = T.AugInput(image)
-        transform = self.augmentations(aug_input)
+        image, transform = resize(self.augmentations, image, dataset_dict["file_name"])
 
         annotations = {a["id"]: a for a in dataset_dict.pop("annotations")}
         expressions = dataset_dict.pop("expressions")
@@ -91,12 +91,12 @@ class GroundingMapper:
             expressions = [expressions[i] for i in sorted(sampled)]
         described = [self._describe(e, annotations, dataset_dict) for e in expressions]
 
-        chw = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
+        chw = np.ascontiguousarray(image.transpose(2, 0, 1))
         dataset_dict["image"] = torch.as_tensor(chw)
         dataset_dict["query"] = [e["query"] for e in expressions]
         dataset_dict["expressions"] = described
         if self.is_train:
-            size = aug_input.image.shape[:2]
+            size = image.shape[:2]
             dataset_dict["query_targets"] = [
                 self._target(e, annotations, transform, size, dataset_dict["file_name"])
                 for e in expressions
@@ -171,10 +171,12 @@ def read_image(file_name: str | Path, image_format: str) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not an image, is truncated, or has an absurd size.
+        ValueError: the file is not an image, is truncated, or has an absurd size, or pixels of more
+            than 8 bits.
     """
     try:
-        return np.ascontiguousarray(detection_utils.read_image(str(file_name), image_format))
+        with PathManager.open(str(file_name), "rb") as file, Image.open(file) as image:
+            return pillow_to_array(image, image_format)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file {file_name}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -182,3 +184,33 @@ def read_image(file_name: str | Path, image_format: str) -> np.ndarray:
             f"{file_name} cannot be read as an image ({error}); expected a complete JPEG, PNG or "
             "other file that Pillow reads"
         ) from error
+
+
+def pillow_to_array(image: Image.Image, image_format: str) -> np.ndarray:
+    """uint8 [H, W, 3] of an image of Pillow, after its EXIF orientation.
+
+    Raises:
+        ValueError: a pixel is one number of more than 8 bits, which Pillow would cut off at 255.
+    """
+    if image.mode[0] in "IF":
+        raise ValueError(
+            f"its pixels have more than 8 bits (Pillow's mode {image.mode}); scale them to 8 bits"
+        )
+    image = detection_utils._apply_exif_orientation(image)
+    return np.ascontiguousarray(detection_utils.convert_PIL_to_numpy(image, image_format))
+
+
+def resize(
+    augmentation: T.Augmentation, image: np.ndarray, name: str
+) -> tuple[np.ndarray, T.Transform]:
+    """The resized image, and how. ValueError names an image too thin for any pixel to be left."""
+    aug_input = T.AugInput(image)
+    try:
+        transform = augmentation(aug_input)
+    except ValueError as error:
+        height, width = image.shape[:2]
+        raise ValueError(
+            f"{name}: {width}x{height} pixels is too thin to be resized ({error}); crop it, or "
+            "raise INPUT.MAX_SIZE_TEST (INPUT.MAX_SIZE_TRAIN)"
+        ) from error
+    return aug_input.image, transform

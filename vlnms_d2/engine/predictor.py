@@ -9,7 +9,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
+from PIL import Image
 
+from ..data.mapper import pillow_to_array, resize
 from ..modeling.postprocessing import split_by_query
 from ..modeling.queries import as_query_list, query_head
 from .checkpoint import load_weights
@@ -41,11 +43,13 @@ class VLNMSPredictor(DefaultPredictor):
         query_head(self.model)
         load_weights(cfg, self.model)
 
-    def __call__(self, image: np.ndarray, queries: str | Sequence[str]) -> list[Instances]:
+    def __call__(
+        self, image: np.ndarray | Image.Image, queries: str | Sequence[str]
+    ) -> list[Instances]:
         """Proposals for each query.
 
         Args:
-            image: uint8 [H, W, 3], BGR.
+            image: uint8 [H, W, 3], BGR; or an image of Pillow.
             queries: one or several.
 
         Returns:
@@ -55,14 +59,14 @@ class VLNMSPredictor(DefaultPredictor):
 
         Raises:
             TypeError: a query is not a string.
-            ValueError: the image has another shape or type.
+            ValueError: the image has another shape or type, or is too thin to be resized.
         """
         queries = as_query_list(queries)
         output = self._run([{**self.prepare(image), "query": queries}])
         return split_by_query(output[0], len(queries))
 
     def compare(
-        self, image: np.ndarray, queries: str | Sequence[str]
+        self, image: np.ndarray | Image.Image, queries: str | Sequence[str]
     ) -> tuple[Instances, list[Instances]]:
         """The detector's own proposals and those of each query.
 
@@ -82,21 +86,18 @@ class VLNMSPredictor(DefaultPredictor):
     def _run(self, batched_inputs: list[dict]) -> list[Instances]:
         return [output["instances"] for output in self.model(batched_inputs)]
 
-    def prepare(self, image: np.ndarray) -> dict:
-        """The model input for an image, without a query.
-
-        Raises:
-            ValueError: the image has another shape or type than uint8 [H, W, 3], H and W > 0.
-        """
+    def prepare(self, image: np.ndarray | Image.Image, name: str = "the image") -> dict:
+        """The model input for an image, without a query; see `__call__`. Errors have the name."""
+        image = pillow_to_array(image, "BGR") if isinstance(image, Image.Image) else image
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
             raise ValueError(
-                f"the image must be a uint8 array [H, W, 3] in BGR order, got {image.dtype} "
+                f"{name} must be a uint8 array [H, W, 3] in BGR order, got {image.dtype} "
                 f"{list(image.shape)}; cv2.imread returns such an array (None for a bad file)"
             )
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
         height, width = image.shape[:2]
-        resized = self.aug.get_transform(image).apply_image(image)
+        resized, _ = resize(self.aug, image, name)
         chw = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         return {"image": chw, "height": height, "width": width}

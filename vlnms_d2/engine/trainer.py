@@ -8,6 +8,7 @@ import weakref
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -36,7 +37,7 @@ from ..data import GroundingMapper, build_train_loader
 from ..data.pseudo_gt import load_expressions
 from ..evaluation import ProposalRecallEvaluator
 from ..evaluation.recall import predict_with_detector
-from ..file_io import atomic_write
+from ..file_io import atomic_write, shown
 from ..modeling.relatedness import text_encoder_name
 from ..modeling.text import BiGRU, Vocabulary, text_encoder_class
 from .checkpoint import SafeCheckpointer
@@ -90,7 +91,8 @@ class VLNMSTrainer(DefaultTrainer):
         """See `DefaultTrainer`; a run that starts from iteration 0 also loads the word vectors.
 
         Raises:
-            ValueError: `MODEL.VLNMS.WORD_VECTORS` is set and the text encoder is not BiGRU.
+            ValueError: the run to resume has other settings, or `MODEL.VLNMS.WORD_VECTORS` is set
+                and the text encoder is not BiGRU.
         """
         super().resume_or_load(resume)
         self.data_loader.batch_sampler.start_iter = self.start_iter
@@ -105,6 +107,22 @@ class VLNMSTrainer(DefaultTrainer):
                 )
             known, total = encoder.load_word_vectors(path), len(encoder.vocabulary)
             logger.info("%d of %d words of the vocabulary have a vector in %s", known, total, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `DefaultTrainer`; with the settings that a run to resume must share."""
+        return {**super().state_dict(), "settings": _lasting_settings(self.cfg)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `DefaultTrainer`; ValueError names settings that differ."""
+        settings = _lasting_settings(self.cfg)
+        for key, before in state_dict.pop("settings", {}).items():
+            if (now := settings.get(key, before)) != before:
+                raise ValueError(
+                    f"{self.cfg.OUTPUT_DIR}: holds a run of other settings ({key} is "
+                    f"{shown(before)} there, {shown(now)} now). Give another OUTPUT_DIR, or start "
+                    "again without --resume."
+                )
+        super().load_state_dict(state_dict)
 
     def build_hooks(self) -> list[HookBase]:
         seed = [SeedEveryIteration(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
@@ -239,6 +257,27 @@ class SeedEveryIteration(HookBase):
     def before_step(self) -> None:
         # Distinct for up to a million iterations and 4,093 processes.
         torch.manual_seed((self.seed * 1_000_003 + self.trainer.iter) * 4093 + comm.get_rank())
+
+
+_LASTING = ("SEED", "DATASETS.TRAIN", "INPUT.", "MODEL.", "SOLVER.")
+_MAY_CHANGE = {
+    *("MAX_ITER", "STEPS", "CHECKPOINT_PERIOD", "DEVICE", "META_ARCHITECTURE", "CHUNK_MEMORY_MB"),
+    *("WEIGHTS", "VOCAB", "WORD_VECTORS", "DIR", "CACHE_DIR", "SPACY_PIPELINE"),
+    *("MASKS", "OUTPUT_ATTENTION", "FINAL_SCORE_THRESH", "CHECK_WEIGHTS"),
+}
+
+
+def _lasting_settings(cfg: CfgNode | dict, prefix: str = "") -> dict[str, Any]:
+    """The settings that training depends on, by key; not how long it lasts, where files are and
+    what is done with the model afterwards."""
+    found: dict[str, Any] = {}
+    for key, value in cfg.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            found |= _lasting_settings(value, f"{name}.")
+        elif name.startswith(_LASTING) and key not in _MAY_CHANGE and "_TEST" not in key:
+            found[name] = value
+    return found
 
 
 def build_vocabulary(cfg: CfgNode) -> None:

@@ -38,12 +38,15 @@ class ModelSettings:
         dataset: a registered name; its images have "expressions".
         opts: KEY VALUE pairs that override the config.
         more_datasets: further registered names, answered in the same run.
+        skip_bad_images: leave out images that cannot be read, with a warning for each; all are
+            read once more for this.
     """
 
     config_file: Path
     dataset: str
     opts: tuple[str, ...] = ()
     more_datasets: tuple[str, ...] = ()
+    skip_bad_images: bool = False
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -106,7 +109,19 @@ class ModelSettings:
                 f"{twice!r}, by which second stages tell them apart. If it is several data sets in "
                 "one, export each of them."
             )
-        return images
+        return self._readable(images) if self.skip_bad_images else images
+
+    def _readable(self, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        mapper, kept = GroundingMapper(self.config("cpu"), is_train=False), []
+        for image in images:
+            try:
+                mapper(image)
+                kept.append(image)
+            except (OSError, ValueError) as error:
+                logger.warning("left out: %s", error)
+        if not kept:
+            raise ValueError(f"no image of {' + '.join(self.datasets)} can be read")
+        return kept
 
 
 def _with_expressions(dataset: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 
 from ..data.datasets.coco import Mentioned
 from ..data.detections import Detections, DetectionStore
+from ..data.mapper import read_image
 from ..data.queries import Query
 from ..evaluation.matching import Match
 from ..evaluation.mention_recall import METHODS, match_mentions, save_matches
@@ -283,11 +284,9 @@ class Reranker:
             image: with this one query.
 
         Raises:
-            ValueError: the image file cannot be read.
+            FileNotFoundError, ValueError: the image file cannot be read.
         """
-        pixels = cv2.imread(str(path))
-        if pixels is None:
-            raise ValueError(f"{path}: not an image that can be read. Fetch it again.")
+        pixels = read_image(path, "BGR")
         [query] = image.queries
         detections, related = self.read(image)
         topk = self.settings.topk

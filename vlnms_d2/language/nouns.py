@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -149,6 +151,9 @@ _forked: NounFinder | None = None
 def _set_forked(finder: NounFinder) -> None:
     global _forked
     _forked = finder
+    # A killed parent would leave this process waiting for texts forever.
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _read_forked(chunk: tuple[list[str], str]) -> list[list]:

@@ -170,8 +170,8 @@ def query_head(model: nn.Module) -> TakesQueries:
     head = next((m for m in model.modules() if isinstance(m, TakesQueries)), None)
     if head is None:
         raise ValueError(
-            "the model has no VL-NMS head; set MODEL.ROI_HEADS.NAME to VLNMSHead, VLNMSRes5Head "
-            "or VLNMSCascadeHead"
+            "the model has no VL-NMS head and takes no queries; set MODEL.ROI_HEADS.NAME to "
+            "VLNMSHead, VLNMSRes5Head or VLNMSCascadeHead"
         )
     return head
 
@@ -258,10 +258,9 @@ def _end_forward(parent: nn.Module, args: tuple, kwargs: dict, output: object) -
 
 def _queries_of(head: TakesQueries, batched_inputs: Sequence[dict]) -> QueryBatch:
     batch = read_queries(batched_inputs)
-    silent = [i for i, image_input in enumerate(batched_inputs) if "query" not in image_input]
-    if silent:
-        given = _innermost(_given_queries.get(), head, len(batched_inputs))
-        for i in silent:
+    for i, image_input in enumerate(batched_inputs):
+        if "query" not in image_input:
+            given = _innermost(_given_queries.get(), head, len(batched_inputs))
             batch.queries[i] = given.queries[i]
     return batch
 
@@ -303,15 +302,12 @@ _SIDES = re.compile(r"left|(?<!\bb)right|clock|\b(east|west|([lr]|lf?t|r[gh]*t)\
 def _augmented_inputs(tta: GeneralizedRCNNWithTTA, image_input: dict) -> tuple[list, list]:
     """The views of an image, with its query; without mirrored ones if that speaks of sides."""
     query = image_input.get("query")
-    views = list(zip(*type(tta)._get_augmented_inputs(tta, image_input), strict=True))
-    if _SIDES.search(query or ""):
-        flips = [any(isinstance(t, HFlipTransform) for t in tfm.transforms) for _, tfm in views]
-        views = [view for view, flip in zip(views, flips, strict=True) if not flip]
-        if not views:
-            raise ValueError(
-                f"all views are mirrored, but the query {query!r} speaks of sides; add other views"
-            )
-    return [{**view, "query": query} for view, _ in views], [transforms for _, transforms in views]
+    views, transforms = type(tta)._get_augmented_inputs(tta, image_input)
+    flips = [any(isinstance(t, HFlipTransform) for t in each.transforms) for each in transforms]
+    kept = [i for i, flip in enumerate(flips) if not (flip and _SIDES.search(query or ""))]
+    if not kept:
+        raise ValueError(f"all views are mirrored, but the query {query!r} speaks of sides")
+    return [{**views[i], "query": query} for i in kept], [transforms[i] for i in kept]
 
 
 def _refuse_queries(arch: type[nn.Module]) -> None:
@@ -324,8 +320,7 @@ def _refuse_queries(arch: type[nn.Module]) -> None:
         if name in ROI_HEADS_REGISTRY and issubclass(ROI_HEADS_REGISTRY.get(name), TakesQueries):
             raise ValueError(
                 f"MODEL.ROI_HEADS.NAME is {name!r}, but MODEL.META_ARCHITECTURE {cls.__name__!r} "
-                "has no ROI heads and would ignore queries; use 'GeneralizedRCNN', or "
-                "vlnms_d2.rerank for the detections of another detector"
+                "has no ROI heads and would ignore queries; use 'GeneralizedRCNN'"
             )
         return stock(cls, cfg, *args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -32,6 +33,7 @@ from .table import Variant, markdown, summarise
 
 TRAIN_NET = Path(__file__).resolve().parents[3] / "tools" / "train_net.py"
 POLL_SECONDS = 0.2
+_LIBC = ctypes.CDLL(None)
 WARM_UP_IMAGES = 2
 
 
@@ -53,13 +55,18 @@ class Session:
         count = str(threads)
         env = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
         with (run.folder / "run.log").open("ab") as log:
-            # The process inherits the lock and holds it until it ends, even if this one ends first.
+            # The process inherits the lock and holds it until it ends.
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if run.digest() is None:
                 write_json(run.folder / "settings.json", settings(run.cfg))
             # Its own process group, so that it can be killed with all its workers.
             self.process = subprocess.Popen(
-                command(run), stdout=log, stderr=log, env=env, start_new_session=True
+                command(run),
+                stdout=log,
+                stderr=log,
+                env=env,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def outcome(self) -> str | None:
@@ -83,6 +90,13 @@ class Session:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             self.process.wait()
+
+
+def _end_with_parent() -> None:
+    """In a new process: end when its parent does, however that ends (Linux). Its data loader's
+    workers notice by themselves."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run_all(runs: Sequence[Run], jobs: int) -> int:

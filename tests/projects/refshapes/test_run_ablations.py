@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shlex
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -330,6 +331,33 @@ def is_gone(process_group: int) -> bool:
             return True
         threading.Event().wait(0.1)
     return False
+
+
+START = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+folder, pipe, *paths = sys.argv[1:]
+sys.path[:0] = paths
+from ablations import runner
+runner.command = lambda run: ["sh", "-c", f"echo begun > /dev/fd/{pipe}; exec sleep 600"]
+runner.settings = lambda cfg: {}
+runner.subprocess.Popen = partial(runner.subprocess.Popen, pass_fds=[int(pipe)])
+runner.Session(SimpleNamespace(folder=Path(folder), digest=lambda: "", cfg=None), 1)
+time.sleep(600)
+"""
+
+
+def test_a_run_ends_with_a_parent_that_is_killed(tmp_path):
+    paths = [str(REPO / name) for name in ("projects/RefShapes", "tools", ".")]
+    read, write = os.pipe()
+    script = [sys.executable, "-c", START, str(tmp_path), str(write), *paths]
+    with subprocess.Popen(script, pass_fds=[write]) as process, open(read) as pipe:
+        os.close(write)
+        assert pipe.readline() == "begun\n"
+        process.kill()
+        assert pipe.read() == ""  # no process has the other end any more
 
 
 def test_an_interrupt_leaves_no_process_behind(main, training, tmp_path, monkeypatch):
