@@ -91,6 +91,10 @@ def test_a_full_disk_is_told_with_the_path(tmp_path, monkeypatch, save):
         save(file)
     assert e.value.errno == errno.ENOSPC and e.value.filename == str(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"old"
+    with pytest.raises(OSError, match=r"'.*/a'$"), file_io.explained_full_disk(tmp_path):
+        raise e.value  # keeps the inner path
+    with pytest.raises(OSError, match="No such file"), file_io.explained_full_disk(tmp_path):
+        (tmp_path / "none").open()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")

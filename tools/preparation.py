@@ -7,7 +7,7 @@ Each step writes one file and is skipped if that file exists and was written wit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from vlnms_d2.data.detections import CategorisedDetections
+from vlnms_d2.data.datasets.coco import read_categories
+from vlnms_d2.data.detections import iter_detections
 from vlnms_d2.data.pseudo_gt import (
+    ImageMask,
     contexts_of,
     has_contexts,
     mentioned_objects,
     pseudo_gt_file,
-    referent_misses,
     save_pseudo_gt,
     weakly_supervised,
 )
@@ -50,6 +51,62 @@ class Settings:
     # Detections below it are ignored. Of 0.05, 0.1 and 0.3 the default is best for referents and
     # contextual objects together on RefShapes val.
     min_score: float = 0.1
+
+
+@dataclass(frozen=True)
+class CategorisedDetections:
+    """Detections of many images, in memory.
+
+    Attributes:
+        by_image: image id -> boxes, float64 [D, 4], [x, y, width, height] in pixels, and classes,
+            int64 [D], indices into `category_names`; in descending score order.
+    """
+
+    by_image: dict[int, tuple[np.ndarray, np.ndarray]]
+    category_names: list[str]
+
+
+def read_detections(
+    results_file: str | Path, categories_file: str | Path, min_score: float = 0.0
+) -> CategorisedDetections:
+    """Reads a results file in COCO's format, without detections below `min_score`.
+
+    Args:
+        results_file: COCO results.
+        categories_file: a file in COCO's format with "categories", such as the annotations that
+            the detector was trained with.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: as of `DetectionStore.build`, or a file is damaged.
+    """
+    categories_file = Path(categories_file)
+    names = read_categories(categories_file)
+    class_of = {category_id: i for i, category_id in enumerate(names)}
+    detections: dict[int, list[tuple[float, list[float], int]]] = {}
+    found = iter_detections(Path(results_file), class_of, categories_file)
+    for image_id, box, score, of_class in found:
+        if score >= min_score:
+            detections.setdefault(image_id, []).append((-score, box, of_class))
+    by_image = {}
+    for image_id, image_detections in detections.items():
+        image_detections.sort(key=lambda detection: detection[0])
+        boxes = np.array([box for _, box, _ in image_detections], dtype=np.float64)
+        classes = np.array([of_class for *_, of_class in image_detections], dtype=np.int64)
+        by_image[image_id] = (boxes, classes)
+    return CategorisedDetections(by_image, list(names.values()))
+
+
+def referent_misses(mentioned: Iterable[ImageMask]) -> float:
+    """Share of expressions without a noun that matches the category of their own referent, among
+    those whose referent has a known category; 0 if there are none."""
+    misses = []
+    for image, is_mentioned in mentioned:
+        column = {a["id"]: i for i, a in enumerate(image["annotations"]) if a["category_id"] >= 0}
+        for expression, row in zip(image["expressions"], is_mentioned, strict=True):
+            if expression["ann_id"] in column:
+                misses.append(not row[column[expression["ann_id"]]])
+    return float(np.mean(misses)) if misses else 0.0
 
 
 class Preparation:

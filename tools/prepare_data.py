@@ -61,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from detectron2.data import DatasetCatalog
     from tqdm import tqdm
 
-    from preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
-    from vlnms_d2.data.detections import read_detections
+    from preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings, read_detections
     from vlnms_d2.data.pseudo_gt import prepared_folder
     from vlnms_d2.language.word_vectors import load_word_vectors
 

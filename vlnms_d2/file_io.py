@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _TEMPORARY = ".vlnms_d2.tmp"
+_FULL = "the disk is full. Free some space, or choose another folder, and run again"
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     _sweep(path.parent.resolve())
-    try:
+    with explained_full_disk(path):
         file, temporary = _locked_temporary(path)
         with file:
             try:
@@ -43,14 +44,21 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained_full_disk(path: Path) -> Iterator[None]:
+    """Errors of a full disk in the block get this path, and what to do."""
+    try:
+        yield
     except Exception as error:
         causes = [error]  # torch raises its own errors while the disk's are handled
         while causes[-1].__context__ is not None:
             causes.append(causes[-1].__context__)
-        if any(getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for e in causes):
-            message = "the disk is full. Free some space, or choose another folder, and run again"
-            raise OSError(errno.ENOSPC, message, str(path)) from error
-        raise
+        is_full = any(getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for e in causes)
+        if not is_full or getattr(error, "strerror", "") == _FULL:
+            raise
+        raise OSError(errno.ENOSPC, _FULL, str(path)) from error
 
 
 def _locked_temporary(path: Path) -> tuple[BinaryIO, Path]:

@@ -1,5 +1,6 @@
 """Jobs of a trivial kind: which blocks are done, by which machine, and when a job is finished."""
 
+import errno
 import json
 import multiprocessing
 import socket
@@ -60,6 +61,21 @@ def test_a_finished_job_is_not_begun_again(tmp_path):
     assert again.finish() == manifest and again.done == []
     with pytest.raises(ValueError, match="factor is 2 there, 3 now"):
         DoubleJob(tmp_path / "out", factor=3).finish()
+
+
+def test_a_full_disk_is_told_with_the_folder_and_the_job_resumes(tmp_path, monkeypatch):
+    job = DoubleJob(tmp_path / "out")
+    with monkeypatch.context() as patch:
+
+        def full(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(DoubleJob, "merge", full)
+        with pytest.raises(OSError, match=rf"the disk is full.*run again: '{tmp_path}/out'"):
+            job.finish()
+    again = DoubleJob(tmp_path / "out")
+    again.finish()
+    assert again.done == [] and (tmp_path / "out" / "numbers.txt").read_text() == DOUBLED
 
 
 def test_only_missing_blocks_are_done(tmp_path, monkeypatch):

@@ -1,18 +1,17 @@
-"""Detections of any detector, from a results file in COCO's format: in memory, or on disk image by
+"""Detections of any detector, from a results file in COCO's format: one by one, or on disk image by
 image where the file need not fit in memory."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..file_io import atomic_write, shown
-from .datasets.coco import class_of_detection, read_categories
+from .datasets.coco import class_of_detection
 from .entries import is_box, is_finite, iter_json_list, require
 
 SOURCE = (
@@ -35,49 +34,6 @@ class Detections(NamedTuple):
     def corners(self) -> np.ndarray:
         """float64 [N, 4], the boxes as xyxy."""
         return np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], axis=1)
-
-
-@dataclass(frozen=True)
-class CategorisedDetections:
-    """Detections of many images, in memory.
-
-    Attributes:
-        by_image: image id -> boxes, float64 [D, 4], [x, y, width, height] in pixels, and classes,
-            int64 [D], indices into `category_names`; in descending score order.
-    """
-
-    by_image: dict[int, tuple[np.ndarray, np.ndarray]]
-    category_names: list[str]
-
-
-def read_detections(
-    results_file: str | Path, categories_file: str | Path, min_score: float = 0.0
-) -> CategorisedDetections:
-    """Reads a results file in COCO's format, without detections below `min_score`.
-
-    Args:
-        results_file: COCO results.
-        categories_file: a file in COCO's format with "categories", such as the annotations that
-            the detector was trained with.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: as of `DetectionStore.build`, or a file is damaged.
-    """
-    categories_file = Path(categories_file)
-    names = read_categories(categories_file)
-    class_of = {category_id: i for i, category_id in enumerate(names)}
-    detections: dict[int, list[tuple[float, list[float], int]]] = {}
-    for image_id, box, score, of_class in _read(Path(results_file), class_of, categories_file):
-        if score >= min_score:
-            detections.setdefault(image_id, []).append((-score, box, of_class))
-    by_image = {}
-    for image_id, image_detections in detections.items():
-        image_detections.sort(key=lambda detection: detection[0])
-        boxes = np.array([box for _, box, _ in image_detections], dtype=np.float64)
-        classes = np.array([of_class for *_, of_class in image_detections], dtype=np.int64)
-        by_image[image_id] = (boxes, classes)
-    return CategorisedDetections(by_image, list(names.values()))
 
 
 class DetectionStore:
@@ -182,7 +138,7 @@ def _batches(
     results_file: Path, class_of: Mapping[int, int], categories_file: Path
 ) -> Iterator[np.ndarray]:
     rows = []
-    for row in _read(results_file, class_of, categories_file):
+    for row in iter_detections(results_file, class_of, categories_file):
         rows.append(row)
         if len(rows) == _BATCH:
             yield np.array(rows, dtype=_ROW)
@@ -191,7 +147,7 @@ def _batches(
         yield np.array(rows, dtype=_ROW)
 
 
-def _read(
+def iter_detections(
     results_file: Path, class_of: Mapping[int, int], categories_file: Path
 ) -> Iterator[tuple[int, list[float], float, int]]:
     """For each detection of a file its image id, box, score and class."""

@@ -72,18 +72,6 @@ def contexts_of(mentioned: Iterable[ImageMask]) -> dict[int, list[int]]:
     return contexts
 
 
-def referent_misses(mentioned: Iterable[ImageMask]) -> float:
-    """Share of expressions without a noun that matches the category of their own referent, among
-    those whose referent has a known category; 0 if there are none."""
-    misses = []
-    for image, is_mentioned in mentioned:
-        column = {a["id"]: i for i, a in enumerate(image["annotations"]) if a["category_id"] >= 0}
-        for expression, row in zip(image["expressions"], is_mentioned, strict=True):
-            if expression["ann_id"] in column:
-                misses.append(not row[column[expression["ann_id"]]])
-    return float(np.mean(misses)) if misses else 0.0
-
-
 def weakly_supervised(
     images: Sequence[dict[str, Any]],
     detections: dict[int, tuple[np.ndarray, np.ndarray]],
@@ -94,7 +82,7 @@ def weakly_supervised(
 
     Args:
         images: dataset dicts in the standard format, with `expressions`.
-        detections: see `CategorisedDetections.by_image`.
+        detections: by image id, boxes [D, 4], [x, y, width, height] in pixels, and classes [D].
         matcher: with the names of the detector's categories; compares the heads of noun chunks.
         gamma: threshold of the cosine, exclusive.
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..file_io import shown, write_json
+from ..file_io import explained_full_disk, shown, write_json
 from .base import ProposalFormat
 from .workers import Processes, Workers
 
@@ -127,7 +127,7 @@ class Job(ABC):
             RuntimeError: a process was killed.
         """
         is_main = self.processes.is_main
-        with self.processes.connected():
+        with explained_full_disk(self.output.out), self.processes.connected():
             begun = nullcontext()
             if is_main:
                 begun = self.output.begin(self.identity(), overwrite, self.outputs, self.inputs)

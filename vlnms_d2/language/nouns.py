@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
-import os
-import threading
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -151,9 +152,8 @@ _forked: NounFinder | None = None
 def _set_forked(finder: NounFinder) -> None:
     global _forked
     _forked = finder
-    # A killed parent would leave this process waiting for texts forever.
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    if sys.platform == "linux":  # a killed parent would leave this process waiting forever
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _read_forked(chunk: tuple[list[str], str]) -> list[list]:
