@@ -50,17 +50,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def setup(args: argparse.Namespace):
     """The config that the command line describes; writes it to the output folder."""
+    import torch
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
+    from fvcore.common.checkpoint import Checkpointer
 
     from vlnms_d2.config import load_config
-    from vlnms_d2.engine.trainer import build_vocabulary
+    from vlnms_d2.engine.trainer import build_vocabulary, check_resumed
 
     cfg = load_config(args.config_file, args.opts)
     # Evaluation covers every operating point, so no proposal may be removed before.
     cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
     if not args.eval_only:
+        if args.resume:  # before anything in the folder is written
+            path = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).get_checkpoint_file()
+            if path.endswith(".pth") and os.path.isfile(path):
+                checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                check_resumed(cfg, checkpoint.get("trainer", {}))
         build_vocabulary(cfg)
     cfg.freeze()
     default_setup(cfg, args)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .language.matching import CategoryMatcher, category_matcher
 from .modeling.postprocessing import VLNMSPostprocessor
+from .modeling.queries import as_query_list
 from .modeling.relatedness import category_relatedness
 
 NMS_THRESH = 0.5
@@ -111,11 +112,7 @@ def _matcher(category_names: tuple[str, ...]) -> CategoryMatcher:
 def _checked_queries(queries: Sequence[str]) -> list[str]:
     if isinstance(queries, str):
         raise TypeError(f"queries must be a sequence of strings, got the string {queries!r}")
-    queries = list(queries)
-    for query in queries:
-        if not isinstance(query, str):
-            raise TypeError(f"a query must be a string, got {query!r}")
-    return queries
+    return as_query_list(list(queries), "queries")
 
 
 def _checked_detections(

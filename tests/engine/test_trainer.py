@@ -10,6 +10,7 @@ import torch
 from conftest import REPO
 from detectron2.config import CfgNode, get_cfg
 
+import train_net
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.engine.trainer import AtomicCheckpointer, VLNMSTrainer, build_vocabulary
 
@@ -143,6 +144,14 @@ def test_a_run_is_resumed_with_its_settings_alone(tiny_refshapes, tmp_path):
             VLNMSTrainer(cfg).resume_or_load(resume=True)
         VLNMSTrainer(cfg).resume_or_load(resume=False)
     assert (tmp_path / "last_checkpoint").read_text() == checkpoint
+    # The tool refuses it before it writes anything.
+    (tmp_path / "config.yaml").write_text("of the run")
+    opts = map(str, settings("vlnms_fc", tiny_refshapes, tmp_path, SEED=6))
+    config_file = str(REPO / "configs/refshapes/vlnms_fc.yaml")
+    args = train_net.parse_args(["--config-file", config_file, "--resume", *opts])
+    with pytest.raises(ValueError, match=r"\(SEED is 5 there, 6 now\)"):
+        train_net.setup(args)
+    assert (tmp_path / "config.yaml").read_text() == "of the run"
     # How long it lasts, and where it is.
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     more = {"SOLVER.MAX_ITER": 8, "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.DETECTIONS_PER_IMAGE": 9}

@@ -113,15 +113,8 @@ class VLNMSTrainer(DefaultTrainer):
         return {**super().state_dict(), "settings": _lasting_settings(self.cfg)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `DefaultTrainer`; ValueError names settings that differ."""
-        settings = _lasting_settings(self.cfg)
-        for key, before in state_dict.pop("settings", {}).items():
-            if (now := settings.get(key, before)) != before:
-                raise ValueError(
-                    f"{self.cfg.OUTPUT_DIR}: holds a run of other settings ({key} is "
-                    f"{shown(before)} there, {shown(now)} now). Give another OUTPUT_DIR, or start "
-                    "again without --resume."
-                )
+        """See `DefaultTrainer` and `check_resumed`."""
+        check_resumed(self.cfg, state_dict)
         super().load_state_dict(state_dict)
 
     def build_hooks(self) -> list[HookBase]:
@@ -278,6 +271,21 @@ def _lasting_settings(cfg: CfgNode | dict, prefix: str = "") -> dict[str, Any]:
         elif name.startswith(_LASTING) and key not in _MAY_CHANGE and "_TEST" not in key:
             found[name] = value
     return found
+
+
+def check_resumed(cfg: CfgNode, state: dict[str, Any]) -> None:
+    """Refuse to resume with other settings than those in a trainer's `state_dict`.
+
+    Raises:
+        ValueError: names the first that differs.
+    """
+    settings = _lasting_settings(cfg)
+    for key, before in state.get("settings", {}).items():
+        if (now := settings.get(key, before)) != before:
+            raise ValueError(
+                f"{cfg.OUTPUT_DIR}: holds a run of other settings ({key} is {shown(before)} there, "
+                f"{shown(now)} now). Give another OUTPUT_DIR, or start again without --resume."
+            )
 
 
 def build_vocabulary(cfg: CfgNode) -> None:

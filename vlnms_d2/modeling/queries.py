@@ -29,6 +29,8 @@ from fvcore.transforms import HFlipTransform
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from ..file_io import shown
+
 
 @dataclass
 class QueryBatch:
@@ -161,7 +163,9 @@ def as_query_list(query: str | Sequence[str], where: str = "query") -> list[str]
         )
     for j, text in enumerate(query):
         if not isinstance(text, str):
-            raise TypeError(f"{where}[{j}] must be a string, got {type(text).__name__}: {text!r}")
+            raise TypeError(
+                f"{where}[{j}] must be a string, got {type(text).__name__}: {shown(text)}"
+            )
     return list(query)
 
 
@@ -306,7 +310,7 @@ def _augmented_inputs(tta: GeneralizedRCNNWithTTA, image_input: dict) -> tuple[l
     flips = [any(isinstance(t, HFlipTransform) for t in each.transforms) for each in transforms]
     kept = [i for i, flip in enumerate(flips) if not (flip and _SIDES.search(query or ""))]
     if not kept:
-        raise ValueError(f"all views are mirrored, but the query {query!r} speaks of sides")
+        raise ValueError(f"all views are mirrored, but the query {shown(query)} speaks of sides")
     return [{**views[i], "query": query} for i in kept], [transforms[i] for i in kept]
 
 
