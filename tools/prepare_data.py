@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="default: the folder vlnms_d2 under $DETECTRON2_DATASETS")
     add("--pipeline", default="", help="spaCy pipeline; default: vlnms_d2's own")
     add("--word-vectors", default="", help="GloVe-format file; default: MiniLM")
-    # The defaults of gamma and of the score are in vlnms_d2.engine.preparation.
+    # The defaults of gamma and of the score are in preparation.py.
     gammas = "minimum cosine; default: 0.65 for MiniLM, 0.4 for a file"
     add("--gamma", type=float, help=gammas)
     add("--vocab-min-count", type=int, default=2, metavar="N")
@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from detectron2.data import DatasetCatalog
     from tqdm import tqdm
 
+    from preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
     from vlnms_d2.data.detections import read_detections
     from vlnms_d2.data.pseudo_gt import prepared_folder
-    from vlnms_d2.engine.preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
     from vlnms_d2.language.word_vectors import load_word_vectors
 
     unknown = [name for name in args.datasets if name not in DatasetCatalog]

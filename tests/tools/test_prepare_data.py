@@ -7,9 +7,9 @@ from dataset_folders import make_flickr30k_entities_folder, make_karpathy_folder
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import prepare_data
+from preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
 from vlnms_d2.data import register_all
 from vlnms_d2.data.pseudo_gt import load_expressions
-from vlnms_d2.engine.preparation import GAMMA_GLOVE, GAMMA_MINILM, Preparation, Settings
 from vlnms_d2.language.word_vectors import read_word_vectors
 from vlnms_d2.modeling.text import Vocabulary
 
@@ -109,7 +109,7 @@ def test_an_interrupted_step_runs_again(prepare, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlnms_d2.engine.preparation.save_pseudo_gt", cut_off)
+        patch.setattr("preparation.save_pseudo_gt", cut_off)
         with pytest.raises(KeyboardInterrupt):
             prepare("--datasets", TRAIN)
     out = prepare("--datasets", TRAIN)

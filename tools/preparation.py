@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.detections import CategorisedDetections
-from ..data.pseudo_gt import (
+from vlnms_d2.data.detections import CategorisedDetections
+from vlnms_d2.data.pseudo_gt import (
     contexts_of,
     has_contexts,
     mentioned_objects,
@@ -26,11 +26,11 @@ from ..data.pseudo_gt import (
     save_pseudo_gt,
     weakly_supervised,
 )
-from ..file_io import atomic_write, write_json
-from ..language.matching import CategoryMatcher
-from ..language.nouns import NounFinder
-from ..language.word_vectors import WordVectors, read_word_vectors
-from ..modeling.text import Vocabulary, tokenize
+from vlnms_d2.file_io import atomic_write, write_json
+from vlnms_d2.language.matching import CategoryMatcher
+from vlnms_d2.language.nouns import NounFinder
+from vlnms_d2.language.word_vectors import WordVectors, read_word_vectors
+from vlnms_d2.modeling.text import Vocabulary, tokenize
 
 # Chosen by tools/calibrate_words.py on the training split of RefShapes.
 GAMMA_MINILM = 0.65

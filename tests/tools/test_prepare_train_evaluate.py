@@ -13,9 +13,9 @@ from dataset_folders import (
 )
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from preparation import Preparation, Settings
 from vlnms_d2.data import register_all
 from vlnms_d2.data.detections import read_detections
-from vlnms_d2.engine.preparation import Preparation, Settings
 from vlnms_d2.engine.trainer import VLNMSTrainer
 from vlnms_d2.language.word_vectors import load_word_vectors
 
