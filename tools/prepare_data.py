@@ -5,6 +5,9 @@ pseudo ground truth, statistics.
     python tools/prepare_data.py --datasets refcoco_unc_train refcoco_unc_val
     python tools/prepare_data.py --datasets refcoco_unc_train --word-vectors glove.840B.300d.txt
 
+    # the ids of the images that a detector must not be trained on
+    python tools/prepare_data.py --datasets coco_2014_trainval_without_refer
+
     # WSPG: boxes of a detector in place of the annotated ones
     python tools/prepare_data.py --datasets refcoco_unc_train \\
         --detections results.json --categories instances.json
