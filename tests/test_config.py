@@ -160,3 +160,30 @@ def test_a_config_is_loaded_with_its_opts_and_its_paths(folder):
     assert (cfg.MODEL.VLNMS.MAX_WORDS, cfg.MODEL.VLNMS.LOSS) == (9, "ranking")
     with pytest.raises(AssertionError, match="NO_SUCH_KEY"):
         load_config(config_file, ["MODEL.VLNMS.NO_SUCH_KEY", "9"])
+
+
+def test_another_config_file_overrides_the_first_and_pairs_override_both(folder):
+    first, second = folder / "configs" / "first.yaml", folder / "far" / "second.yaml"
+    first.write_text("VERSION: 2\nMODEL: {WEIGHTS: ../models/model.pth}\nSEED: 1\n")
+    vlnms = "{VOCAB: ../models/vocab.json, MAX_WORDS: 7}"
+    second.write_text(f"VERSION: 2\nMODEL: {{VLNMS: {vlnms}}}\nSEED: 2\nOUTPUT_DIR: here\n")
+    # Its path is relative to the working directory, as everything on a command line is.
+    opts = ["SEED", "3", "_BASE_", "../second.yaml", "MODEL.VLNMS.LOSS", "ranking"]
+    given = list(opts)
+    cfg = load_config(first, opts)
+    assert opts == given
+    assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.MODEL.VLNMS.LOSS) == (3, "here", "ranking")
+    assert cfg.MODEL.VLNMS.MAX_WORDS == 7
+    assert same_file(cfg.MODEL.WEIGHTS, folder / "models" / "model.pth")
+    assert same_file(cfg.MODEL.VLNMS.VOCAB, folder / "models" / "vocab.json")
+    # It is what a file of these two bases is.
+    both = folder / "configs" / "both.yaml"
+    both.write_text('_BASE_: ["first.yaml", "../far/second.yaml"]\n')
+    assert flatten(load_config(both, ["SEED", "3", "MODEL.VLNMS.LOSS", "ranking"])) == flatten(cfg)
+    (folder / "configs" / "bad.yaml").write_text("- MODEL")
+    with pytest.raises(ValueError, match=r"bad\.yaml: "):
+        load_config(first, ["_BASE_", str(folder / "configs" / "bad.yaml")])
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
+        load_config(first, ["_BASE_", "absent.yaml"])
+    with pytest.raises(AssertionError):
+        load_config(first, ["_BASE_"])

@@ -212,26 +212,34 @@ def default_config() -> CfgNode:
 def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """The default config, updated from a config file and KEY VALUE pairs.
 
-    Paths may be relative to the file; see `resolve_paths`. Nothing in the files is run: they are
-    read without the YAML tags of Python, which `merge_from_file` alone allows.
+    The pair `_BASE_ FILE` stands for another config file, whose keys override those of
+    `config_file`. Paths may be relative to the files; see `resolve_paths`. Nothing in the files is
+    run: they are read without the YAML tags of Python, which `merge_from_file` alone allows.
 
     Raises:
         AssertionError, KeyError, ValueError: a key, a value or the number of `opts` is wrong, as in
             Detectron2's configs.
     """
     cfg = default_config()
-    _SafeReader.load_yaml_with_base(str(config_file))  # for clear errors
-    for key, value in zip(opts[::2], opts[1::2], strict=False):
+    pairs = list(zip(opts[::2], opts[1::2], strict=False))
+    for key, value in pairs:
         if str(value).lstrip().startswith("!!"):
             raise ValueError(f"{key} is {shown(value)}: YAML tags are not allowed")
+    files = [config_file, *(value for key, value in pairs if key == "_BASE_")]
+    if len(opts) % 2 == 0:  # an odd number is an error below
+        opts = [word for pair in pairs if pair[0] != "_BASE_" for word in pair]
+    for file in files:
+        _SafeReader.load_yaml_with_base(str(file))  # for clear errors
     try:
-        cfg.merge_from_file(str(config_file), allow_unsafe=False)
+        for file in files:
+            cfg.merge_from_file(str(file), allow_unsafe=False)
         cfg.merge_from_list(list(opts))
     except (MemoryError, RecursionError) as error:
         raise ValueError(f"a value of {shown(' '.join(opts[::2]))} is nested too deeply") from error
     except (KeyError, ValueError) as error:
         raise type(error)(_shortened(error)) from error
-    resolve_paths(cfg, config_file)
+    for file in files:
+        resolve_paths(cfg, file)
     return cfg
 
 

@@ -174,39 +174,23 @@ def _register_expressions(name: str, loader: Loader, **metadata: Any) -> None:
 
 
 class ReferSet(NamedTuple):
-    """One partition into splits of a folder of REFER.
+    """One partition into splits of a folder of REFER."""
 
-    Attributes:
-        name: prefix of the registered names.
-        folder: under `refer/`.
-        refs_file: in the folder.
-        splits: of its refs.
-    """
-
-    name: str
-    folder: str
-    refs_file: str
-    splits: tuple[str, ...]
+    name: str  # prefix of the registered names
+    folder: str  # under `refer/`
+    refs_file: str  # in the folder
+    splits: tuple[str, ...]  # of its refs
 
 
 class CaptionSet(NamedTuple):
-    """A file of Karpathy's splits.
+    """A file of Karpathy's splits."""
 
-    Attributes:
-        name: prefix of the registered names.
-        json_file: under `karpathy/`.
-        image_root: folder of the images, or of the folders that the file refers to.
-        splits: of its images.
-        images_from: where to get the images.
-        instances_files: under `image_root`; see `register_karpathy`.
-    """
-
-    name: str
-    json_file: str
-    image_root: str
-    splits: tuple[str, ...]
-    images_from: str
-    instances_files: tuple[str, ...] = ()
+    name: str  # prefix of the registered names
+    json_file: str  # under `karpathy/`
+    image_root: str  # folder of the images, or of the folders that the file refers to
+    splits: tuple[str, ...]  # of its images
+    images_from: str  # a sentence on where to get the images
+    instances_files: tuple[str, ...] = ()  # under `image_root`; see `register_karpathy`
 
 
 _UNC = ("train", "val", "testA", "testB")  # of RefCOCO and RefCOCO+: people, other objects
@@ -239,15 +223,10 @@ CAPTION_SETS = (
 
 
 class Size(NamedTuple):
-    """Size of a data set; None if it is not known for certain.
+    """Size of a data set; None if it is not known for certain."""
 
-    Attributes:
-        images: images with at least one expression.
-        expressions: expressions of all images.
-    """
-
-    images: int | None
-    expressions: int | None
+    images: int | None  # with at least one expression
+    expressions: int | None  # of all images
 
 
 _SIZES = json.loads(Path(__file__).with_name("sizes.json").read_bytes())
