@@ -47,7 +47,8 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # dropped. Bounds memory.
     vlnms.MAX_CANDIDATES = 1000
     # Precision of the branch's layers, in training and at inference: "float32" or "bfloat16"
-    # (autocast; faster on processors that support it). The detector is not affected.
+    # (autocast; faster on processors that support it). The detector is not affected. Under the
+    # caller's autocast, as with SOLVER.AMP.ENABLED, "float32" follows it like the detector.
     vlnms.PRECISION = "float32"
     # At inference the queries of an image are scored in chunks, so that the temporary memory of the
     # relatedness module stays below this many MiB.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import detectron2.data.transforms as T
@@ -26,7 +27,8 @@ class GroundingMapper:
       pixels of the network's input, and `gt_classes`, int64, -1 if unknown: the referent, the
       contextual objects, and a detector's boxes (pseudo ground truth), for which `gt_reliable`
       (bool) is False. An expression without a referent, such as a caption, has the others as
-      foreground.
+      foreground;
+    * `instances` (training the detector too): as from Detectron2's `DatasetMapper`.
 
     Expressions contain "left" and "right", so images are resized but never flipped.
 
@@ -37,6 +39,8 @@ class GroundingMapper:
         max_queries: most expressions of an image in training.
         with_context: contextual objects are foreground as well; otherwise the referent alone if
             there is one.
+        instances: (training) give `instances`, without masks ("boxes") or with ("polygon" or
+            "bitmask", see `INPUT.MASK_FORMAT`); None for none.
     """
 
     @configurable
@@ -48,12 +52,14 @@ class GroundingMapper:
         image_format: str,
         max_queries: int,
         with_context: bool = True,
+        instances: str | None = None,
     ):
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.max_queries = max_queries
         self.with_context = with_context
+        self.instances = instances
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
@@ -61,12 +67,14 @@ class GroundingMapper:
         if not is_train:
             size = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING if is_train else "choice"
+        instances = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "boxes"
         return {
             "is_train": is_train,
             "augmentations": [T.ResizeShortestEdge(*size, sampling)],
             "image_format": cfg.INPUT.FORMAT,
             "max_queries": cfg.MODEL.VLNMS.MAX_QUERIES_PER_IMAGE,
             "with_context": cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT,
+            "instances": None if cfg.MODEL.VLNMS.FREEZE_DETECTOR else instances,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -101,7 +109,33 @@ class GroundingMapper:
                 self._target(e, annotations, transform, size, dataset_dict["file_name"])
                 for e in expressions
             ]
+            if self.instances is not None:
+                dataset_dict["instances"] = self._instances(
+                    annotations.values(), transform, size, dataset_dict["file_name"]
+                )
         return dataset_dict
+
+    def _instances(
+        self,
+        annotations: Iterable[dict],
+        transform: T.Transform,
+        image_size: tuple[int, int],
+        file_name: str,
+    ) -> Instances:
+        keys = {"bbox", "bbox_mode", "category_id", "segmentation"}
+        if self.instances == "boxes":
+            keys.remove("segmentation")
+        objects = [{k: a[k] for k in keys & a.keys()} for a in annotations if not a.get("iscrowd")]
+        if any(o.keys() != keys or o["category_id"] < 0 for o in objects):
+            raise ValueError(
+                f"{file_name} has objects without a class or mask for the detector to learn: set "
+                "MODEL.VLNMS.FREEZE_DETECTOR to True, or for want of masks MODEL.MASK_ON to False"
+            )
+        for annotation in objects:
+            detection_utils.transform_instance_annotations(annotation, transform, image_size)
+        return detection_utils.filter_empty_instances(
+            detection_utils.annotations_to_instances(objects, image_size, self.instances)
+        )
 
     @staticmethod
     def _describe(expression: dict, annotations: dict[int, dict], dataset_dict: dict) -> dict:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from ..layers.roi_align import roi_align_rows
+from .relatedness.build import at_least_float32
 
 # If an image has no candidate above delta, delta is lowered in steps of this size.
 DELTA_STEP = 0.005
@@ -149,6 +150,8 @@ def select_candidates(
     """
     if max_candidates < 1:
         raise ValueError(f"MODEL.VLNMS.MAX_CANDIDATES is {max_candidates}, expected at least 1")
+    # Under autocast the detector predicts in half precision, which is too coarse to rank by.
+    boxes, scores = at_least_float32(boxes), at_least_float32(scores)
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     scores = torch.where(finite[:, None], scores[:, :-1], float("-inf"))
     if scores.numel() == 0 or not bool(finite.any()):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
+from .branch import RelatednessBranch
 from .candidates import Candidates
 from .relatedness import RelatednessOutput
 
@@ -373,6 +374,13 @@ class Criterion:
             refinement = self._refinement(outputs, samples, box2box)
             losses["loss_refinement"] = self.reg_weight * refinement
         return losses
+
+    @staticmethod
+    def zero_losses(branch: RelatednessBranch) -> dict[str, Tensor]:
+        """The losses of a batch, as 0 with a gradient of 0 for every parameter of the branch."""
+        zero = sum(p.sum() * 0.0 for p in branch.parameters() if p.requires_grad)
+        names = ["loss_relatedness"] + ["loss_refinement"] * branch.relatedness.refines
+        return {name: torch.as_tensor(zero) for name in names}
 
     def _relatedness(self, output: RelatednessOutput, samples: SampledCandidates) -> Tensor:
         if self.loss == "bce":

@@ -14,6 +14,7 @@ from ..config import lookup
 from ..layers import fuse_scores, multi_query_nms
 from .candidates import Candidates
 from .masks import SharedRoiMasks
+from .relatedness.build import at_least_float32
 
 POSTPROCESSOR_REGISTRY = Registry("POSTPROCESSOR")
 POSTPROCESSOR_REGISTRY.__doc__ = """
@@ -195,7 +196,7 @@ class QueryResult:
         if self.attention is not None:
             per_box = self.attention.dim() == 3
             index = (self.query_index, self.candidate_index) if per_box else self.query_index
-            instances.word_attention = self.attention[index]  # [M, L]
+            instances.word_attention = at_least_float32(self.attention[index])  # [M, L]
         return instances
 
 

@@ -319,6 +319,11 @@ class QueryConditionedMixin(TakesQueries):
             # Pooling waits for the sampling, since only sampled candidates need it.
             pool = partial(self._pool, features, predictions, queried)
             losses.update(self.query_losses(candidates, [sizes[i] for i in queried], batch, pool))
+        if torch.distributed.is_initialized():
+            # DistributedDataParallel expects of every process the same losses, and gradients of
+            # all parameters, also where it has no query or only empty ones.
+            for name, zero in self.criterion.zero_losses(self.vlnms).items():
+                losses[name] = losses.get(name, 0.0) + zero
         return proposals, losses
 
     def query_losses(

@@ -11,7 +11,7 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ...language.minilm import minilm_folder
-from .build import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
+from .build import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, is_fingerprint, pad_words
 
 NUM_SPECIAL = 2  # [CLS] and [SEP]
 
@@ -71,10 +71,9 @@ class BERT(TextEncoder):
             ids = torch.tensor([self.tokenizer.encode("").ids])
             self.output_dim = self._encode(ids, torch.ones_like(ids)).shape[-1]
         self.train()  # transformers hands out models in eval mode
-        # Saved with the weights, so that a checkpoint is never read with another encoder.
-        self.register_buffer("vocabulary_fingerprint", torch.tensor(_hash_words(self.tokenizer)))
+        self.fingerprints = {"vocabulary_fingerprint": _hash_words(self.tokenizer)}
         if freeze:
-            self.register_buffer("weights_fingerprint", torch.tensor(_hash_weights(self.model)))
+            self.fingerprints["weights_fingerprint"] = _hash_weights(self.model)
 
     @classmethod
     def from_config(cls, cfg):
@@ -126,15 +125,12 @@ class BERT(TextEncoder):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         weights, fingerprint = prefix + "model.", prefix + "weights_fingerprint"
-        vocabulary = state_dict.get(prefix + "vocabulary_fingerprint")
-        if vocabulary is not None:
-            self._check("vocabulary", int(vocabulary) == int(self.vocabulary_fingerprint))
         trained_frozen = fingerprint in state_dict
-        if trained_frozen:
-            self._check("weights", int(state_dict[fingerprint]) == _hash_weights(self.model))
-            if not self.freeze:
-                del state_dict[fingerprint]
-        elif self.freeze and _keys_below(state_dict, weights):
+        if trained_frozen and not self.freeze:
+            saved = state_dict.pop(fingerprint)
+            if not is_fingerprint(saved, _hash_weights(self.model)):
+                raise ValueError(self.mismatch(fingerprint))
+        elif self.freeze and not trained_frozen and _keys_below(state_dict, weights):
             raise ValueError(
                 "the checkpoint has a text encoder that was trained (MODEL.VLNMS.BERT.FREEZE "
                 "False), and a frozen one would not be saved again: set MODEL.VLNMS.BERT.FREEZE "
@@ -146,13 +142,13 @@ class BERT(TextEncoder):
             state_dict.update(self.model.state_dict(prefix=weights))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _check(self, what: str, same: bool) -> None:
-        if not same:
-            raise ValueError(
-                f"the checkpoint was trained with another text encoder than {self.source}: they "
-                f"differ in the {what}. Set MODEL.VLNMS.TEXT_ENCODER, MODEL.VLNMS.BERT.NAME and "
-                "MODEL.VLNMS.BERT.EMBEDDINGS_ONLY as they were in its training"
-            )
+    def mismatch(self, name: str) -> str:
+        what = "vocabulary" if "vocabulary" in name else "weights"
+        return (
+            f"the checkpoint was trained with another text encoder than {self.source}: they "
+            f"differ in the {what}. Set MODEL.VLNMS.TEXT_ENCODER, MODEL.VLNMS.BERT.NAME and "
+            "MODEL.VLNMS.BERT.EMBEDDINGS_ONLY as they were in its training"
+        )
 
     def _split(self, query: str):
         """The `tokenizers.Encoding` of a query; without words it has no [CLS] and [SEP] either."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,12 +58,19 @@ class TextEncoder(nn.Module):
 
     Attributes:
         output_dim: width D of the word features.
+        fingerprints: hashes below 2**63 by name. They are saved with the weights, so that a
+            checkpoint is never read with another encoder. They are no buffers, since averaging
+            the weights (EMA) would average these too.
         uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`. If so, and the key is empty, the
             trainer builds a vocabulary.
     """
 
     output_dim: int
     uses_vocabulary = False
+
+    def __init__(self):
+        super().__init__()
+        self.fingerprints: dict[str, int] = {}
 
     def tokenize(self, query: str) -> list[str]:
         """The words of `query` as the encoder splits it, truncated to its maximum length."""
@@ -71,6 +79,32 @@ class TextEncoder(nn.Module):
     def forward(self, queries: list[str]) -> TextFeatures:
         """Encode queries. An empty or blank query gives a row without words."""
         raise NotImplementedError
+
+    def mismatch(self, name: str) -> str:
+        """The error message for a checkpoint with another fingerprint of this name."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, value in self.fingerprints.items():
+            destination[prefix + name] = torch.tensor(value)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *args):
+        for name, value in self.fingerprints.items():
+            saved = state_dict.pop(prefix + name, None)
+            if saved is None:
+                missing_keys.append(prefix + name)
+            elif not is_fingerprint(saved, value):
+                raise ValueError(self.mismatch(name))
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
+
+
+def is_fingerprint(saved: Tensor, value: int) -> bool:
+    """Whether a checkpoint's entry is this fingerprint, possibly averaged over state dicts, which
+    makes it a floating-point number with the rounding errors of the average."""
+    if saved.is_floating_point():
+        return math.isclose(saved.item(), value, rel_tol=1e-3)
+    return saved.item() == value
 
 
 def build_text_encoder(cfg, name: str | None = None) -> TextEncoder:
