@@ -128,6 +128,13 @@ def test_what_reads_a_tensor_reads_them(pair, read):
     assert torch.equal(answer, expected)
 
 
+def test_their_size_is_known_without_pasting(pair, monkeypatch):
+    shared, stock = pair
+    monkeypatch.setattr(SharedMasks, "tensor", property(lambda self: pytest.fail("pasted")))
+    assert shared.size() == stock.size() and shared.size(1) == stock.size(1)
+    assert (shared.dim(), shared.ndim, shared.numel()) == (3, 3, stock.numel())
+
+
 def test_to_a_device_or_to_bool_they_stay_shared(pair):
     shared, stock = pair
     for moved in (
@@ -201,5 +208,5 @@ def test_a_few_boxes_at_a_time_give_the_same_masks(config, head, monkeypatch):
 def test_an_unknown_kind_is_refused(config):
     cfg = config()
     cfg.MODEL.VLNMS.MASKS = "roi"
-    with pytest.raises(ValueError, match=r"MODEL\.VLNMS\.MASKS is 'roi', expected one of 'auto'"):
+    with pytest.raises(ValueError, match=r"MODEL\.VLNMS\.MASKS is 'roi', expected 'auto' or"):
         build(cfg)

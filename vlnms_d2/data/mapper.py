@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import detectron2.data.transforms as T
@@ -39,8 +38,7 @@ class GroundingMapper:
         max_queries: most expressions of an image in training.
         with_context: contextual objects are foreground as well; otherwise the referent alone if
             there is one.
-        instances: (training) give `instances`, without masks ("boxes") or with ("polygon" or
-            "bitmask", see `INPUT.MASK_FORMAT`); None for none.
+        instances: (training) give `instances`: "boxes", or with masks "polygon" or "bitmask".
     """
 
     @configurable
@@ -104,28 +102,21 @@ class GroundingMapper:
         dataset_dict["query"] = [e["query"] for e in expressions]
         dataset_dict["expressions"] = described
         if self.is_train:
-            size = aug_input.image.shape[:2]
+            size, name = aug_input.image.shape[:2], dataset_dict["file_name"]
             dataset_dict["query_targets"] = [
-                self._target(e, annotations, transform, size, dataset_dict["file_name"])
-                for e in expressions
+                self._target(e, annotations, transform, size, name) for e in expressions
             ]
             if self.instances is not None:
-                dataset_dict["instances"] = self._instances(
-                    annotations.values(), transform, size, dataset_dict["file_name"]
-                )
+                dataset_dict["instances"] = self._instances(annotations, transform, size, name)
         return dataset_dict
 
-    def _instances(
-        self,
-        annotations: Iterable[dict],
-        transform: T.Transform,
-        image_size: tuple[int, int],
-        file_name: str,
-    ) -> Instances:
-        keys = {"bbox", "bbox_mode", "category_id", "segmentation"}
-        if self.instances == "boxes":
-            keys.remove("segmentation")
-        objects = [{k: a[k] for k in keys & a.keys()} for a in annotations if not a.get("iscrowd")]
+    def _instances(self, annotations, transform, image_size, file_name) -> Instances:
+        """What Detectron2's mapper makes of the objects, with errors that name the file."""
+        keys = {"bbox", "bbox_mode", "category_id"}
+        if self.instances != "boxes":
+            keys.add("segmentation")
+        objects = [a for a in annotations.values() if not a.get("iscrowd")]
+        objects = [{key: a[key] for key in keys & a.keys()} for a in objects]
         if any(o.keys() != keys or o["category_id"] < 0 for o in objects):
             raise ValueError(
                 f"{file_name} has objects without a class or mask for the detector to learn: set "
@@ -133,9 +124,8 @@ class GroundingMapper:
             )
         for annotation in objects:
             detection_utils.transform_instance_annotations(annotation, transform, image_size)
-        return detection_utils.filter_empty_instances(
-            detection_utils.annotations_to_instances(objects, image_size, self.instances)
-        )
+        objects = detection_utils.annotations_to_instances(objects, image_size, self.instances)
+        return detection_utils.filter_empty_instances(objects)
 
     @staticmethod
     def _describe(expression: dict, annotations: dict[int, dict], dataset_dict: dict) -> dict:

@@ -10,6 +10,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
+from ..config import check_choice
 from .relatedness import Relatedness, RelatednessOutput
 from .text import TextEncoder, TextFeatures
 
@@ -40,10 +41,7 @@ class RelatednessBranch(nn.Module):
         precision: str = "float32",
     ):
         super().__init__()
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(
-                f"MODEL.VLNMS.PRECISION is {precision!r}, expected 'float32' or 'bfloat16'"
-            )
+        check_choice("PRECISION", precision, ("float32", "bfloat16"))
         self.visual_encoder = visual_encoder
         self.text_encoder = text_encoder
         self.relatedness = relatedness

@@ -105,13 +105,8 @@ class Candidates:
 
     def __getitem__(self, index: Tensor) -> Candidates:
         """The candidates at `index`, bool [N] or int64 [M]."""
-        return Candidates(
-            self.boxes[index],
-            self.scores[index],
-            self.classes[index],
-            self.proposal_index[index],
-            None if self.pooled is None else self.pooled[index],
-        )
+        fields = vars(self).items()
+        return Candidates(**{k: None if v is None else v[index] for k, v in fields})
 
     def to(self, device: torch.device) -> Candidates:
         """The candidates on `device`."""

@@ -131,9 +131,8 @@ class SharedMasks:
         reads = name.startswith("__dlpack") or not (name.startswith("_") or name.endswith("_"))
         if not reads or not hasattr(Tensor, name):
             raise AttributeError(f"SharedMasks has no attribute {name!r}")
-        if name in ("size", "dim", "ndim", "numel"):
-            return getattr(torch.empty(self.shape, device="meta"), name)
-        return getattr(self.tensor, name)
+        measures = name in ("size", "dim", "ndim", "numel")
+        return getattr(torch.empty(self.shape, device="meta") if measures else self.tensor, name)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,11 @@ class VLNMSPostprocessor:
         self.fusion = fusion
         self.fusion_weight = fusion_weight
         self.class_agnostic = class_agnostic
+        if topk == 0 or math.isnan(score_thresh):
+            raise ValueError(
+                f"topk (TEST.DETECTIONS_PER_IMAGE) is {topk} and score_thresh {score_thresh}; "
+                "expected a positive topk, or a negative one for all, and a number"
+            )
         # Fail here rather than at the first image.
         fuse_scores(torch.zeros(0), torch.zeros(0), fusion, fusion_weight)
 

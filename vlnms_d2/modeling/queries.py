@@ -262,15 +262,13 @@ def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> N
         if not has_hooks:
             parent.register_forward_pre_hook(_begin_forward, with_kwargs=True)
             parent.register_forward_hook(_end_forward, with_kwargs=True, always_call=True)
-        head, joining = child, [module for module in parent.children() if module is not child]
+        if child.freeze_detector:
+            for sibling in set(parent.children()) - {child}:
+                sibling.requires_grad_(False)
     elif child is not None and has_hooks:
-        head, joining = _head_of(parent), [child]
-    else:
-        return
-    replaces_head = parent._modules.get(name) is head
-    if head is not None and head.freeze_detector and not replaces_head:
-        for module in joining:
-            module.requires_grad_(False)
+        head = _head_of(parent)
+        if head is not None and head.freeze_detector and parent._modules.get(name) is not head:
+            child.requires_grad_(False)
 
 
 register_module_module_registration_hook(_on_registration)

@@ -11,7 +11,7 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ...language.minilm import minilm_folder
-from .build import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, is_fingerprint, pad_words
+from .build import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
 
 NUM_SPECIAL = 2  # [CLS] and [SEP]
 
@@ -72,6 +72,10 @@ class BERT(TextEncoder):
             self.output_dim = self._encode(ids, torch.ones_like(ids)).shape[-1]
         self.train()  # transformers hands out models in eval mode
         self.fingerprints = {"vocabulary_fingerprint": _hash_words(self.tokenizer)}
+        self.advice = (
+            f"Set MODEL.VLNMS.TEXT_ENCODER, MODEL.VLNMS.BERT.NAME (now {source}) and "
+            "MODEL.VLNMS.BERT.EMBEDDINGS_ONLY as they were in its training"
+        )
         if freeze:
             self.fingerprints["weights_fingerprint"] = _hash_weights(self.model)
 
@@ -128,8 +132,7 @@ class BERT(TextEncoder):
         trained_frozen = fingerprint in state_dict
         if trained_frozen and not self.freeze:
             saved = state_dict.pop(fingerprint)
-            if not is_fingerprint(saved, _hash_weights(self.model)):
-                raise ValueError(self.mismatch(fingerprint))
+            self.check_fingerprint("weights", saved, _hash_weights(self.model))
         elif self.freeze and not trained_frozen and _keys_below(state_dict, weights):
             raise ValueError(
                 "the checkpoint has a text encoder that was trained (MODEL.VLNMS.BERT.FREEZE "
@@ -141,14 +144,6 @@ class BERT(TextEncoder):
             # nothing is reported as missing.
             state_dict.update(self.model.state_dict(prefix=weights))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def mismatch(self, name: str) -> str:
-        what = "vocabulary" if "vocabulary" in name else "weights"
-        return (
-            f"the checkpoint was trained with another text encoder than {self.source}: they "
-            f"differ in the {what}. Set MODEL.VLNMS.TEXT_ENCODER, MODEL.VLNMS.BERT.NAME and "
-            "MODEL.VLNMS.BERT.EMBEDDINGS_ONLY as they were in its training"
-        )
 
     def _split(self, query: str):
         """The `tokenizers.Encoding` of a query; without words it has no [CLS] and [SEP] either."""

@@ -136,6 +136,10 @@ class BiGRU(TextEncoder):
         self.embedding = nn.Embedding(len(vocabulary), embed_dim, padding_idx=0)
         self.gru = nn.GRU(embed_dim, hidden_dim, batch_first=True, bidirectional=True)
         self.fingerprints = {"vocabulary_fingerprint": vocabulary.fingerprint}
+        self.advice = (
+            f"MODEL.VLNMS.VOCAB has {len(vocabulary)} words: give the vocab.json that was written "
+            "beside the weights"
+        )
 
     @classmethod
     def from_config(cls, cfg):
@@ -190,10 +194,3 @@ class BiGRU(TextEncoder):
             if word in known:
                 self.embedding.weight[i] = torch.from_numpy(known[word])
         return len(known)
-
-    def mismatch(self, name: str) -> str:
-        return (
-            "the checkpoint was trained with another vocabulary than the one of MODEL.VLNMS.VOCAB "
-            f"({len(self.vocabulary)} words): give the vocab.json that was written beside the "
-            "weights"
-        )

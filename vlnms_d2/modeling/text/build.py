@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,9 +57,9 @@ class TextEncoder(nn.Module):
 
     Attributes:
         output_dim: width D of the word features.
-        fingerprints: hashes below 2**63 by name. They are saved with the weights, so that a
-            checkpoint is never read with another encoder. They are no buffers, since averaging
-            the weights (EMA) would average these too.
+        fingerprints: hashes below 2**63 by name, saved with the weights so that a checkpoint is
+            never read with another encoder. No buffers, which averages of weights (EMA) change.
+        advice: what to do if a checkpoint has others.
         uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`. If so, and the key is empty, the
             trainer builds a vocabulary.
     """
@@ -71,6 +70,7 @@ class TextEncoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.fingerprints: dict[str, int] = {}
+        self.advice = ""
 
     def tokenize(self, query: str) -> list[str]:
         """The words of `query` as the encoder splits it, truncated to its maximum length."""
@@ -78,10 +78,6 @@ class TextEncoder(nn.Module):
 
     def forward(self, queries: list[str]) -> TextFeatures:
         """Encode queries. An empty or blank query gives a row without words."""
-        raise NotImplementedError
-
-    def mismatch(self, name: str) -> str:
-        """The error message for a checkpoint with another fingerprint of this name."""
         raise NotImplementedError
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -94,17 +90,17 @@ class TextEncoder(nn.Module):
             saved = state_dict.pop(prefix + name, None)
             if saved is None:
                 missing_keys.append(prefix + name)
-            elif not is_fingerprint(saved, value):
-                raise ValueError(self.mismatch(name))
+            else:
+                self.check_fingerprint(name, saved, value)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
 
-
-def is_fingerprint(saved: Tensor, value: int) -> bool:
-    """Whether a checkpoint's entry is this fingerprint, possibly averaged over state dicts, which
-    makes it a floating-point number with the rounding errors of the average."""
-    if saved.is_floating_point():
-        return math.isclose(saved.item(), value, rel_tol=1e-3)
-    return saved.item() == value
+    def check_fingerprint(self, name: str, saved: Tensor, value: int) -> None:
+        """Raise a ValueError unless a checkpoint has this fingerprint, rounded if averaged."""
+        if abs(saved.item() - value) > (value / 1000 if saved.is_floating_point() else 0):
+            raise ValueError(
+                "the checkpoint was trained with another vocabulary or text encoder: they differ "
+                f"in the {name.removesuffix('_fingerprint')}. {self.advice}"
+            )
 
 
 def build_text_encoder(cfg, name: str | None = None) -> TextEncoder:
