@@ -60,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--detections and --categories go together")
     if args.processes < 1:
         parser.error("--processes must be at least 1")
+    for name, low in (("gamma", -1), ("min_score", 0)):
+        value = getattr(args, name)
+        if value is not None and not low <= value <= 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}, expected {low} to 1")
+    if args.vocab_min_count < 1:
+        parser.error(f"--vocab-min-count is {args.vocab_min_count}, expected at least 1")
 
     from detectron2.data import DatasetCatalog
     from tqdm import tqdm

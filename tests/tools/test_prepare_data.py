@@ -191,6 +191,9 @@ def test_a_missing_image_is_one_sentence_that_says_where_to_get_it(datasets, pre
     [
         (["--datasets", "no_such_set"], "no such data set: no_such_set"),
         (["--datasets", "refcoco_unc_train", "--detections", "a.json"], "go together"),
+        (["--datasets", "refcoco_unc_train", "--gamma", "nan"], "--gamma is nan, expected -1 to 1"),
+        (["--datasets", "refcoco_unc_train", "--min-score", "7"], "--min-score is 7.0, expected 0"),
+        (["--datasets", "refcoco_unc_train", "--vocab-min-count", "0"], "expected at least 1"),
         ([], "--datasets"),
     ],
 )
