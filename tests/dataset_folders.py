@@ -30,6 +30,7 @@ REFER_SPLITS = {
 """Folder of REFER -> who split it -> split of each of the refs."""
 
 COCO_IDS = (9, 25, 581857, 34, 42)
+KARPATHY_COCO_IDS = (*COCO_IDS[:2], 139, 285, 632)
 FLICKR_IDS = (1000092795, 36979, 4817564672, 65567, 7030274)
 KARPATHY_SPLITS = {
     "flickr30k": ("train", "train", "val", "test", "test"),
@@ -66,37 +67,56 @@ def dump_python2(obj, path: Path) -> None:
         _Python2Pickler(file, 2).dump(obj)
 
 
-def coco_file_name(image_id: int) -> str:
-    return f"COCO_train2014_{image_id:012d}.jpg"
+def coco_file_name(image_id: int, split: str = "train2014") -> str:
+    return f"COCO_{split}_{image_id:012d}.jpg"
 
 
 def make_refer_folder(root: Path) -> None:
     """Writes `refer/*` and `coco/train2014`: five images with a ref each, of two sentences."""
     for number, image_id in enumerate(COCO_IDS):
         write_image(root / "coco" / "train2014" / coco_file_name(image_id), number)
-    # Ids of COCO have gaps: 90 is the last of 80 categories.
-    categories = {1: "person", 18: "dog", 47: "cup", 90: "toothbrush"}
-    instances = {
-        "images": [
-            {"id": image_id, "file_name": coco_file_name(image_id), "height": HEIGHT,
-             "width": WIDTH, "license": 1, "coco_url": "", "date_captured": ""}
-            for image_id in COCO_IDS
-        ],
-        "annotations": [
-            annotation
-            for number, image_id in enumerate(COCO_IDS)
-            for annotation in _coco_annotations(10 * number, image_id, sorted(categories))
-        ],
-        "categories": [
-            {"id": i, "name": name, "supercategory": "thing"} for i, name in categories.items()
-        ],
-    }  # fmt: skip
+    instances = _instances(COCO_IDS, "train2014")
     for folder, partitions in REFER_SPLITS.items():
         path = root / "refer" / folder
         path.mkdir(parents=True)
         (path / "instances.json").write_text(json.dumps(instances))
         for who, splits in partitions.items():
             dump_python2(_refs(splits), path / f"refs({who}).p")
+
+
+def make_coco_annotations(root: Path) -> None:
+    """Writes `coco/annotations` of the images of `make_refer_folder` (train2014) and of Karpathy's
+    in val2014, and these images."""
+    folder = root / "coco" / "annotations"
+    folder.mkdir(parents=True)
+    for split, image_ids in (("train2014", COCO_IDS), ("val2014", KARPATHY_COCO_IDS[2:])):
+        instances = _instances(image_ids, split)
+        (folder / f"instances_{split}.json").write_text(json.dumps(instances))
+        for number, image_id in enumerate(image_ids):
+            write_image(root / "coco" / split / coco_file_name(image_id, split), number)
+
+
+def _instances(image_ids: Sequence[int], split: str) -> dict:
+    # Ids of COCO have gaps: 90 is the last of 80 categories.
+    categories = {1: "person", 18: "dog", 47: "cup", 90: "toothbrush"}
+    first = 0 if split == "train2014" else 1000
+    return {
+        "images": [
+            {"id": image_id, "file_name": coco_file_name(image_id, split), "height": HEIGHT,
+             "width": WIDTH, "license": 1, "coco_url": "", "date_captured": ""}
+            for image_id in image_ids
+        ],
+        "annotations": [
+            annotation
+            for number, image_id in enumerate(image_ids)
+            for annotation in _coco_annotations(
+                first + 10 * number, image_id, sorted(categories)
+            )
+        ],
+        "categories": [
+            {"id": i, "name": name, "supercategory": "thing"} for i, name in categories.items()
+        ],
+    }  # fmt: skip
 
 
 def _coco_annotations(first: int, image_id: int, category_ids: Sequence[int]) -> list[dict]:
@@ -239,8 +259,8 @@ def _place(which: str, number: int, split: str) -> Mapping[str, object]:
     if which == "flickr30k":
         return {"filename": f"{FLICKR_IDS[number]}.jpg"}
     filepath = "train2014" if split == "train" else "val2014"
-    image_id = COCO_IDS[number]
-    name = f"COCO_{filepath}_{image_id:012d}.jpg"
+    image_id = KARPATHY_COCO_IDS[number]
+    name = coco_file_name(image_id, filepath)
     return {"filename": name, "filepath": filepath, "cocoid": image_id}
 
 

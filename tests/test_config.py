@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import HEADS, stock_config
+from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 
 from vlnms_d2 import add_vlnms_config
-from vlnms_d2.config import load_config, resolve_paths
+from vlnms_d2.config import check_config, default_config, load_config, resolve_paths
 
 
 def make_config() -> CfgNode:
@@ -188,3 +191,97 @@ def test_a_config_is_loaded_with_its_opts_and_its_paths(folder):
     assert (cfg.MODEL.VLNMS.MAX_WORDS, cfg.MODEL.VLNMS.LOSS) == (9, "ranking")
     with pytest.raises(AssertionError, match="NO_SUCH_KEY"):
         load_config(config_file, ["MODEL.VLNMS.NO_SUCH_KEY", "9"])
+
+
+def test_another_config_file_overrides_the_first_and_pairs_override_both(folder):
+    first, second = folder / "configs" / "first.yaml", folder / "far" / "second.yaml"
+    first.write_text("VERSION: 2\nMODEL: {WEIGHTS: ../models/model.pth}\nSEED: 1\n")
+    vlnms = "{VOCAB: ../models/vocab.json, MAX_WORDS: 7}"
+    second.write_text(f"VERSION: 2\nMODEL: {{VLNMS: {vlnms}}}\nSEED: 2\nOUTPUT_DIR: here\n")
+    # Its path is relative to the working directory, as everything on a command line is.
+    opts = ["SEED", "3", "_BASE_", "../second.yaml", "MODEL.VLNMS.LOSS", "ranking"]
+    given = list(opts)
+    cfg = load_config(first, opts)
+    assert opts == given
+    assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.MODEL.VLNMS.LOSS) == (3, "here", "ranking")
+    assert cfg.MODEL.VLNMS.MAX_WORDS == 7
+    assert same_file(cfg.MODEL.WEIGHTS, folder / "models" / "model.pth")
+    assert same_file(cfg.MODEL.VLNMS.VOCAB, folder / "models" / "vocab.json")
+    # It is what a file of these two bases is.
+    both = folder / "configs" / "both.yaml"
+    both.write_text('_BASE_: ["first.yaml", "../far/second.yaml"]\n')
+    assert flatten(load_config(both, ["SEED", "3", "MODEL.VLNMS.LOSS", "ranking"])) == flatten(cfg)
+    (folder / "configs" / "bad.yaml").write_text("- MODEL")
+    with pytest.raises(ValueError, match=r"bad\.yaml: "):
+        load_config(first, ["_BASE_", str(folder / "configs" / "bad.yaml")])
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
+        load_config(first, ["_BASE_", "absent.yaml"])
+    with pytest.raises(AssertionError):
+        load_config(first, ["_BASE_"])
+
+
+# --- values that no model can be built with ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("MODEL.VLNMS.MAX_CANDIDATES", 0, "at least 1"),
+        ("MODEL.VLNMS.IOU_THRESHOLD", 50.0, "0 to 1"),
+        ("MODEL.VLNMS.CHUNK_MEMORY_MB", -1, "at least 0"),
+        ("MODEL.VLNMS.FC.HIDDEN_DIM", 0, "at least 1"),
+        ("MODEL.VLNMS.TRANS.HIDDEN_DIM", 0, "at least 1"),
+        ("MODEL.VLNMS.TRANS.NUM_HEADS", 0, "at least 1"),
+        ("MODEL.VLNMS.BIGRU.HIDDEN_DIM", -3, "at least 1"),
+        ("MODEL.VLNMS.MAX_QUERIES_PER_IMAGE", 0, "at least 1"),
+        ("MODEL.VLNMS.BATCH_SIZE_PER_QUERY", 0, "a positive number, or a negative one for all"),
+        ("MODEL.VLNMS.TRAIN_CANDIDATES", 0, "a positive number, or a negative one for all"),
+        ("MODEL.VLNMS.POSITIVE_FRACTION", -0.5, "0 to 1"),
+        ("MODEL.VLNMS.REG_WEIGHT", float("inf"), "at least 0"),
+        ("MODEL.VLNMS.FUSION_WEIGHT", float("nan"), "0 to 1"),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", float("nan"), "-1 to 1"),
+        ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 50.0, "0 to 1"),
+        ("SOLVER.MAX_ITER", -3, "at least 0"),
+        ("MODEL.ROI_HEADS.NAME", "VLNMSHed", "; the registered names are: .*VLNMSHead"),
+        ("MODEL.META_ARCHITECTURE", "RCNN", "; the registered names are: .*GeneralizedRCNN"),
+    ],
+)
+def test_impossible_values_are_refused_when_they_are_read_or_built(
+    config, tmp_path, key, value, expected
+):
+    """The words of the error are those of tools, which read, and of scripts, which build."""
+    cfg = config()
+    cfg.merge_from_list([key, value])
+    shown = repr(value) if isinstance(value, str) else value
+    message = rf"{re.escape(key)} is {shown}(, expected )?{expected}"
+    if "_PER_QUERY" not in key and "TRAIN_CANDIDATES" not in key:
+        (tmp_path / "config.yaml").write_text("VERSION: 2")
+        with pytest.raises(ValueError, match=message):
+            load_config(tmp_path / "config.yaml", [key, value])
+    if key not in ("MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"):
+        with pytest.raises(ValueError, match=message):
+            build_model(cfg)
+
+
+def test_every_range_is_that_of_a_key_and_allows_its_default():
+    check_config(default_config())
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("fitting", HEADS)
+def test_a_head_that_does_not_fit_names_those_that_do(head, fitting):
+    cfg = stock_config(HEADS[fitting])
+    cfg.MODEL.ROI_HEADS.NAME = head
+    if head == fitting or (head == "VLNMSHead" and fitting == "VLNMSCascadeHead"):
+        build_model(cfg)
+    else:
+        with pytest.raises(ValueError, match=rf"{head} does not fit .*: use VLNMSRes5Head for C4"):
+            build_model(cfg)
+
+
+def test_forgotten_keys_are_named():
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file(HEADS["VLNMSHead"]))
+    cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.NAME = "cpu", "VLNMSHead"
+    with pytest.raises(ValueError, match=r"no MODEL\.VLNMS: call vlnms_d2\.add_vlnms_config"):
+        build_model(cfg)

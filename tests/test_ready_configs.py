@@ -10,11 +10,13 @@ import torch
 from conftest import REPO, stock_config
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 from detectron2.solver import build_lr_scheduler
 from test_config import flatten, make_config
 
 from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY
+from vlnms_d2.config import load_config
 from vlnms_d2.data.datasets.refshapes import CATEGORIES
 from vlnms_d2.layers.fusion import FUSION_MODES
 from vlnms_d2.modeling.relatedness.category import category_names
@@ -87,19 +89,85 @@ def test_it_has_known_keys_only(path):
     assert CfgNode.load_yaml_with_base(str(path))["VERSION"] == 2
 
 
-def test_the_detector_is_the_model_zoos():
-    stock, ours = get_cfg(), load(DETECTOR)
-    stock.merge_from_file(model_zoo.get_config_file(ZOO))
+@pytest.mark.parametrize("kind", ["FPN", "C4"])
+def test_the_detector_is_the_model_zoos(kind):
+    zoo = f"COCO-InstanceSegmentation/mask_rcnn_R_101_{kind}_3x.yaml"
+    stock, ours = get_cfg(), load(CONFIGS / f"Base-VLNMS-RCNN-R101-{kind}.yaml")
+    stock.merge_from_file(model_zoo.get_config_file(zoo))
     stock, ours = flatten(stock.MODEL), flatten(ours.MODEL)
     expected = {"ROI_HEADS.NAME", "ROI_HEADS.NMS_THRESH_TEST", "WEIGHTS"}
     assert {key for key in stock if stock[key] != ours[key]} == expected
     assert all(key.startswith("VLNMS.") for key in ours.keys() - stock.keys())
     # The zoo's file starts from ImageNet; what it was trained to is told elsewhere.
-    trained = model_zoo.get_checkpoint_url(ZOO).removeprefix(
+    trained = model_zoo.get_checkpoint_url(zoo).removeprefix(
         "https://dl.fbaipublicfiles.com/detectron2/"
     )
     assert ours["WEIGHTS"] == f"detectron2://{trained}"
     assert ours["ROI_HEADS.NMS_THRESH_TEST"] == 0.3
+    assert ours["ROI_HEADS.NAME"] == {"FPN": "VLNMSHead", "C4": "VLNMSRes5Head"}[kind]
+
+
+@pytest.mark.parametrize("kind", ["fpn", "c4"])
+def test_detectors_are_trained_as_the_model_zoos_but_without_the_images_of_refer(kind):
+    stock, ours = get_cfg(), load(CONFIGS / "coco" / f"detector_{kind}.yaml")
+    zoo = f"COCO-InstanceSegmentation/mask_rcnn_R_101_{kind.upper()}_3x.yaml"
+    stock.merge_from_file(model_zoo.get_config_file(zoo))
+    stock, flat = flatten(stock), flatten(ours)
+    changed = {"DATASETS.TRAIN", "DATASETS.TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "OUTPUT_DIR"}
+    assert {key for key in stock if stock[key] != flat[key]} == changed
+    # Weights of COCO would have seen them.
+    assert "ImageNet" in ours.MODEL.WEIGHTS
+    assert ours.DATASETS.TRAIN == ("coco_2014_trainval_without_refer",)
+    assert ours.DATASETS.TEST == ("coco_2014_refer_val_test",)
+    assert ours.SOLVER.VLNMS.OPTIMIZER == "SGD"
+    # The same weights fit the model whose detector they are.
+    base = load(CONFIGS / f"Base-VLNMS-RCNN-R101-{kind.upper()}.yaml")
+    assert {key for key in difference(ours, base) if key.startswith("MODEL.")} == {
+        "MODEL.WEIGHTS",
+        "MODEL.ROI_HEADS.NAME",
+    }
+
+
+@pytest.mark.parametrize("dataset", REFCOCO)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_c4_detector_changes_nothing_but_the_detector(dataset, variant):
+    cfg = load_variant(dataset, variant)
+    base, *pairs = OVERRIDES.get(variant, [variant])
+    c4 = CONFIGS / "Base-VLNMS-RCNN-R101-C4.yaml"
+    with_c4 = load_config(leaf(dataset, base), ["_BASE_", str(c4), *pairs])
+    expected = difference(load(DETECTOR), load(c4))
+    assert difference(cfg, with_c4) == expected
+    assert all(flatten(with_c4)[key] == flatten(load(c4))[key] for key in expected)
+
+
+# Captions and phrases: data sets to train and test on, images and maximum number of words.
+CAPTIONS = {
+    "flickr30k/vlnms_fc": ("flickr30k_entities_{}", ("train",), ("val", "test"), 29_783, 20),
+    "flickr30k/vlnms_fc_captions": (
+        "flickr30k_entities_captions_{}", ("train",), ("val", "test"), 29_783, 40,
+    ),
+    "coco/vlnms_fc_captions": (
+        "coco_captions_{}", ("train", "restval"), ("val",), 82_783 + 30_504, 40,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_captions_differ_from_expressions_in_data_and_iterations_only(name):
+    path = CONFIGS / f"{name}.yaml"
+    cfg = load(path)
+    check_output_dir(cfg, path)
+    stem, train, test, images, max_words = CAPTIONS[name]
+    assert tuple(stem.format(split) for split in train) == cfg.DATASETS.TRAIN
+    assert tuple(stem.format(split) for split in test) == cfg.DATASETS.TEST
+    assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(DatasetCatalog.list())
+    epochs = [ceil(images * n / cfg.SOLVER.IMS_PER_BATCH) for n in (2, 3, 4, 5)]
+    assert (tuple(epochs[:3]), epochs[3]) == (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)
+    assert max_words == cfg.MODEL.VLNMS.MAX_WORDS
+    assert difference(cfg, load(leaf("refcoco", "vlnms_fc"))) == {
+        "DATASETS.TRAIN", "DATASETS.TEST", "MODEL.VLNMS.MAX_WORDS", "OUTPUT_DIR",
+        "SOLVER.MAX_ITER", "SOLVER.STEPS",
+    }  # fmt: skip
 
 
 @each_leaf

@@ -217,3 +217,39 @@ def test_what_cannot_be_is_refused(wrong, message):
 def test_queries_are_strings(queries):
     with pytest.raises(TypeError, match="string"):
         vlnms_d2.rerank(BOXES, SCORES, CLASSES, NAMES, queries)
+
+
+@pytest.mark.parametrize("relatedness", ["Category", np.ones((1, 3))])
+@pytest.mark.parametrize("names", ["cup", {0: "cup", 1: "dog"}, {"cup": 0, "dog": 1}])
+def test_category_names_are_a_list(names, relatedness):
+    boxes = np.array([[0, 0, 9, 9], [5, 5, 20, 30], [2, 2, 9, 9]])
+    with pytest.raises(TypeError, match="category_names must be a list of names in class order"):
+        vlnms_d2.rerank(
+            boxes, [0.9, 0.8, 0.7], [0, 1, 0], names, ["a dog"], relatedness=relatedness
+        )
+
+
+@pytest.mark.parametrize("name", ["", " ", "_", None, 3])
+def test_a_category_without_a_name_is_refused(name):
+    with pytest.raises(ValueError, match=rf"the category name {name!r} has no words"):
+        vlnms_d2.rerank(np.array([[0, 0, 9, 9.0]]), [0.9], [0], ["cup", name], ["a dog"])
+
+
+def test_boxes_of_the_other_format_are_refused():
+    xywh = np.array([[50, 40, 20, 10.0], [30, 60, 9, 80], [0, 0, 5, 5]])
+    names, arguments = ["cup", "dog"], ([0.9, 0.8, 0.7], [0, 1, 0])
+    with pytest.raises(ValueError, match=r"2 of 3 boxes, as \[50.*not \[x, y, width, height\]"):
+        vlnms_d2.rerank(xywh, *arguments, names, ["a dog"])
+    xyxy = xywh.copy()
+    xyxy[:, 2:] += xyxy[:, :2]
+    assert len(vlnms_d2.rerank(xyxy, *arguments, names, ["a dog"], image_size=(140, 70))[0]) == 3
+    with pytest.raises(ValueError, match=r"2 of 3 boxes, as .* outside the image"):
+        vlnms_d2.rerank(xyxy, *arguments, names, ["a dog"], image_size=(45, 38))
+    # Detectors give the odd one.
+    assert len(vlnms_d2.rerank(xywh[1:], [0.9, 0.8], [0, 1], names, ["a dog"])[0]) == 2
+
+
+@pytest.mark.parametrize("cut", [{"topk": 0}, {"score_thresh": float("nan")}])
+def test_a_cut_that_is_no_cut_is_refused(cut):
+    with pytest.raises(ValueError, match="expected a positive topk, or a negative one for all"):
+        vlnms_d2.rerank(np.array([[0, 0, 9, 9.0]]), [0.9], [0], ["cup"], ["a dog"], **cut)

@@ -42,7 +42,8 @@ def is_exported(checkpoint: Path, path: Path) -> bool:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         values = content["model"].values()
-        return content.keys() == {"model"} and all(to_half(v).dtype == v.dtype for v in values)
+        known = content.keys() <= {"model", "detector_weights"}
+        return known and all(to_half(v).dtype == v.dtype for v in values)
     except Exception:  # no checkpoint of any kind
         return False
 
@@ -77,9 +78,12 @@ def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> 
         for name, value in content["model"].items()
         if not (detector_only and ".vlnms." in name)
     }
+    exported = {"model": weights}
+    if content.get("detector_weights"):
+        exported["detector_weights"] = content["detector_weights"]
     destination.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(destination) as file:
-        torch.save({"model": weights}, file)
+        torch.save(exported, file)
     return destination.stat().st_size
 
 

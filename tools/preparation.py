@@ -138,12 +138,22 @@ class Preparation:
     def prepare(self, name: str) -> dict[str, Any]:
         """Prepare a registered data set; returns its statistics, as `statistics.json` has them.
 
+        For a data set to train detectors on, the ids of the images are written that it must not
+        have.
+
         Raises:
             FileNotFoundError, ValueError: a file of the data set is missing or damaged.
         """
         images = DatasetCatalog.get(name)
         folder = self.out / name
         folder.mkdir(parents=True, exist_ok=True)
+        left_out = MetadataCatalog.get(name).get("refer_val_test_images")
+        if left_out is not None:
+            self.report(f"{name}: the ids of REFER's images of val and test are in {folder}")
+            write_json(folder / "refer_val_test_images.json", left_out)
+            statistics = {"images": len(images), "images_of_val_and_test": len(left_out)}
+            write_json(folder / "statistics.json", statistics)
+            return statistics
         queries = [e["query"] for image in images for e in image["expressions"]]
         if not queries:
             raise ValueError(f"the data set {name} has no expression")
@@ -186,7 +196,8 @@ class Preparation:
         if self.detected is None and not any(image["annotations"] for image in images):
             raise ValueError(
                 f"the data set {name} has no annotated objects that its texts could mention; "
-                "give the results file of a detector (--detections and --categories)"
+                "give the results file of a detector (--detections and --categories), or, for "
+                "captions of COCO, fetch its annotations (datasets/README.md)"
             )
         path = pseudo_gt_file(self.out, name)
         settings = asdict(self.settings) | {"images": len(images)}

@@ -5,6 +5,9 @@ pseudo ground truth, statistics.
     python tools/prepare_data.py --datasets refcoco_unc_train refcoco_unc_val
     python tools/prepare_data.py --datasets refcoco_unc_train --word-vectors glove.840B.300d.txt
 
+    # the ids of the images that a detector must not be trained on
+    python tools/prepare_data.py --datasets coco_2014_trainval_without_refer
+
     # WSPG: boxes of a detector in place of the annotated ones
     python tools/prepare_data.py --datasets refcoco_unc_train \\
         --detections results.json --categories instances.json
@@ -57,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--detections and --categories go together")
     if args.processes < 1:
         parser.error("--processes must be at least 1")
+    for name, low in (("gamma", -1), ("min_score", 0)):
+        value = getattr(args, name)
+        if value is not None and not low <= value <= 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}, expected {low} to 1")
+    if args.vocab_min_count < 1:
+        parser.error(f"--vocab-min-count is {args.vocab_min_count}, expected at least 1")
 
     from detectron2.data import DatasetCatalog
     from tqdm import tqdm

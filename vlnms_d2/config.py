@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.utils.registry import Registry
 
 from .file_io import shown
 from .language.matching import RULES
+
+_RANGES_FILE = Path(__file__).parent / "config_ranges.json"
 
 
 def add_vlnms_config(cfg: CfgNode) -> None:
@@ -52,7 +58,8 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # dropped. Bounds memory.
     vlnms.MAX_CANDIDATES = 1000
     # Precision of the branch's layers, in training and at inference: "float32" or "bfloat16"
-    # (autocast; faster on processors that support it). The detector is not affected.
+    # (autocast; faster on processors that support it). The detector is not affected. Under the
+    # caller's autocast, as with SOLVER.AMP.ENABLED, "float32" follows it like the detector.
     vlnms.PRECISION = "float32"
     # At inference the queries of an image are scored in chunks, so that the temporary memory of the
     # relatedness module stays below this many MiB.
@@ -195,15 +202,38 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     test.MEAN_PROPOSALS = 8.0
 
 
-def lookup(registry: Registry, name: str, key: str) -> type:
-    """`registry.get(name)` for the value of the config key `MODEL.VLNMS.<key>`.
+def check_config(cfg: CfgNode) -> None:
+    """Raise a ValueError if the keys of VL-NMS are missing, the model's architecture or ROI head is
+    unknown, or a number is outside its range in config_ranges.json."""
+    if "VLNMS" not in cfg.MODEL:
+        raise ValueError(
+            "the config has no MODEL.VLNMS: call vlnms_d2.add_vlnms_config(cfg) after get_cfg()"
+        )
+    lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "META_ARCHITECTURE", "MODEL")
+    lookup(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "NAME", "MODEL.ROI_HEADS")
+    for key, (low, high) in json.loads(_RANGES_FILE.read_text(encoding="utf-8")).items():
+        value = reduce(getattr, key.split("."), cfg)
+        if not low <= value <= (sys.float_info.max if high is None else high):
+            expected = f"at least {low}" if high is None else f"{low} to {high}"
+            raise ValueError(f"{key} is {value}, expected {expected}")
+
+
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a ValueError unless `value`, of the key `MODEL.VLNMS.<key>`, is one of `choices`."""
+    if value not in choices:
+        expected = " or ".join(map(repr, choices))
+        raise ValueError(f"MODEL.VLNMS.{key} is {value!r}, expected {expected}")
+
+
+def lookup(registry: Registry, name: str, key: str, section: str = "MODEL.VLNMS") -> type:
+    """`registry.get(name)` for the value of the config key `<section>.<key>`.
 
     Raises:
         ValueError: the name is not registered; the message lists the registered names.
     """
     if name not in registry:
         known = ", ".join(sorted(known_name for known_name, _ in registry))
-        raise ValueError(f"MODEL.VLNMS.{key} is {name!r}; the registered names are: {known}")
+        raise ValueError(f"{section}.{key} is {name!r}; the registered names are: {known}")
     return registry.get(name)
 
 
@@ -217,26 +247,36 @@ def default_config() -> CfgNode:
 def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """The default config, updated from a config file and KEY VALUE pairs.
 
-    Paths may be relative to the file, in `opts` too; see `resolve_paths`. Nothing in the files is
-    run: they are read without the YAML tags of Python, which `merge_from_file` alone allows.
+    The pair `_BASE_ FILE` stands for another config file, whose keys override those of
+    `config_file`. Paths may be relative to the file that has them, those in `opts` to any of the
+    files; see `resolve_paths`. Nothing in the files is run: they are read without the YAML tags of
+    Python, which `merge_from_file` alone allows.
 
     Raises:
         AssertionError, KeyError, ValueError: a key, a value or the number of `opts` is wrong, as in
             Detectron2's configs.
     """
     cfg = default_config()
-    _Reader.load_yaml_with_base(str(config_file))  # for clear errors
-    for key, value in zip(opts[::2], opts[1::2], strict=False):
+    pairs = list(zip(opts[::2], opts[1::2], strict=False))
+    for key, value in pairs:
         if str(value).lstrip().startswith("!!"):
             raise ValueError(f"{key} is {shown(value)}: YAML tags are not allowed")
+    files = [config_file, *(value for key, value in pairs if key == "_BASE_")]
+    if len(opts) % 2 == 0:  # an odd number is an error below
+        opts = [word for pair in pairs if pair[0] != "_BASE_" for word in pair]
+    for file in files:
+        _Reader.load_yaml_with_base(str(file))  # for clear errors
     try:
-        cfg.merge_from_file(str(config_file), allow_unsafe=False)
+        for file in files:
+            cfg.merge_from_file(str(file), allow_unsafe=False)
         cfg.merge_from_list(list(opts))
     except (MemoryError, RecursionError) as error:
         raise ValueError(f"a value of {shown(' '.join(opts[::2]))} is nested too deeply") from error
     except (KeyError, ValueError) as error:
         raise type(error)(_shortened(error)) from error
-    resolve_paths(cfg, config_file)
+    check_config(cfg)
+    for file in files:
+        resolve_paths(cfg, file)
     return cfg
 
 

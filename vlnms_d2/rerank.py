@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from math import ceil
 
 import numpy as np
 import torch
@@ -62,12 +62,23 @@ def rerank(
         category leaves the detector's order unchanged (r = 1).
 
     Raises:
-        TypeError: a query is not a string, or `queries` is one.
-        ValueError: shapes do not match, a class is out of range, a box is not finite, or a score or
-            r is not from 0 to 1.
+        TypeError: a query is not a string, or `queries` is one; the names are no list.
+        ValueError: shapes do not match, a class is out of range, a box is not finite, most boxes
+            are no xyxy in the image, or a score or r is not from 0 to 1.
     """
     queries = _checked_queries(queries)
+    if isinstance(category_names, (str, Mapping)):
+        kind = type(category_names).__name__
+        raise TypeError(f"category_names must be a list of names in class order, got a {kind}")
     boxes, scores, classes = _checked_detections(boxes, scores, classes, len(category_names))
+    height, width = image_size or (math.inf, math.inf)
+    wrong = (boxes[:, 2:] < boxes[:, :2]) | (boxes[:, 2:] > boxes.new_tensor([width, height]) + 1)
+    wrong = wrong.any(dim=1)
+    if 2 * int(wrong.sum()) > len(boxes):
+        raise ValueError(
+            f"{int(wrong.sum())} of {len(boxes)} boxes, as {boxes[wrong][0].tolist()}, end before "
+            "they begin or outside the image: expected [x1, y1, x2, y2], not [x, y, width, height]"
+        )
     if isinstance(relatedness, str):
         if relatedness != "Category":
             raise ValueError(
@@ -86,7 +97,7 @@ def rerank(
     selection = postprocessor(boxes, scores, related, classes)
     if image_size is None:
         width, height = boxes[:, 2:].amax(dim=0).tolist() if len(boxes) else (0, 0)
-        image_size = (max(0, ceil(height)), max(0, ceil(width)))
+        image_size = (max(0, math.ceil(height)), max(0, math.ceil(width)))
     results = []
     for query, (index, num_kept) in enumerate(
         zip(selection.index, selection.num_kept.tolist(), strict=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import detection_utils
+from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -136,6 +136,46 @@ def test_expressions_are_described_in_pixels_of_the_file(image, is_train):
         },
     ]
     assert ("query_targets" in found) == is_train
+
+
+def with_masks(annotations: list[dict]) -> list[dict]:
+    """With a triangle in each box."""
+    for each in annotations:
+        x, y, width, height = BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYWH_ABS)
+        each["segmentation"] = [[x, y, x + width, y, x, y + height]]
+    return annotations
+
+
+@pytest.mark.parametrize("kind", ["boxes", "polygon", "bitmask"])
+def test_ground_truth_of_the_detector_is_that_of_detectron2s_mapper(image, kind):
+    given = dataset_dict(image, expression(1, 1))
+    with_masks(given["annotations"])
+    given["annotations"].append(annotation(4, 1, 1, 9, 9) | {"iscrowd": 1, "segmentation": []})
+    found = make_mapper(instances=kind)(copy.deepcopy(given))["instances"]
+    stock = DatasetMapper(
+        is_train=True,
+        augmentations=[T.ResizeShortestEdge(45, 1000)],
+        image_format="BGR",
+        use_instance_mask=kind != "boxes",
+        instance_mask_format="polygon" if kind == "boxes" else kind,
+    )(copy.deepcopy(given))["instances"]
+    assert len(found) == 3 and found.get_fields().keys() == stock.get_fields().keys()
+    assert torch.equal(found.gt_boxes.tensor, stock.gt_boxes.tensor)
+    assert torch.equal(found.gt_classes, stock.gt_classes)
+    if kind != "boxes":
+        boxes = [each.gt_masks.get_bounding_boxes().tensor for each in (found, stock)]
+        assert torch.equal(*boxes) and boxes[0].any()
+
+
+def test_ground_truth_of_the_detector_only_where_it_learns(image):
+    given = dataset_dict(image, expression(1, 1))
+    assert "instances" not in make_mapper()(given)
+    assert "instances" not in make_mapper(is_train=False, instances="boxes")(given)
+    with pytest.raises(ValueError, match=r"image\.png has objects without .*MASK_ON to False"):
+        make_mapper(instances="polygon")(given)
+    given["annotations"][1]["category_id"] = -1
+    with pytest.raises(ValueError, match=r"image\.png has objects without .*FREEZE_DETECTOR to Tr"):
+        make_mapper(instances="boxes")(given)
 
 
 def test_an_expression_without_a_referent_has_its_contextual_objects_for_foreground(image):

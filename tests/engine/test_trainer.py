@@ -1,14 +1,17 @@
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import REPO
 from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import train_loop
 
 import train_net
 from vlnms_d2 import add_vlnms_config
@@ -202,6 +205,41 @@ def test_the_frozen_detector_is_not_trained_and_parts_have_their_rates(tiny_refs
     assert {rates.pop(id(p)) for p in branch.text_encoder.parameters()} == {0.2}
     assert {rates.pop(id(p)) for p in branch.relatedness.parameters()} == {0.4}
     assert not rates
+
+
+def test_a_detector_that_learns_has_its_losses_on_expressions(tiny_refshapes, tmp_path):
+    more = {"MODEL.VLNMS.FREEZE_DETECTOR": False, "SOLVER.MAX_ITER": 1}
+    trainer = VLNMSTrainer(make_config("vlnms_fc", tiny_refshapes, tmp_path, **more))
+    trainer.resume_or_load(resume=False)
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    names = set(trainer.storage.histories())
+    assert {"loss_relatedness", "loss_rpn_cls", "loss_cls", "loss_box_reg"} <= names
+    moved = [k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])]
+    for part in ("backbone.", "proposal_generator.", "roi_heads.box_head", "roi_heads.vlnms."):
+        assert any(name.startswith(part) for name in moved), part
+
+
+@pytest.mark.parametrize("kind", ["vlnms_fc", "vlnms_trans_joint"])
+def test_mixed_precision_is_detectron2s(kind, tiny_refshapes, tmp_path, monkeypatch):
+    """Its `AMPTrainer` asks for CUDA; autocast and scaling of gradients are those of the CPU."""
+    more = {"SOLVER.AMP.ENABLED": True, "SOLVER.MAX_ITER": 2}
+    trainer = VLNMSTrainer(make_config(kind, tiny_refshapes, tmp_path, **more))
+    trainer.resume_or_load(resume=False)
+    trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    cuda = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setattr(train_loop, "torch", SimpleNamespace(**{**vars(torch), "cuda": cuda}))
+    monkeypatch.setattr(
+        torch.cuda.amp, "autocast", lambda dtype: torch.autocast("cpu", torch.bfloat16)
+    )
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    assert trainer.storage.latest()["total_loss"][0] > 0
+    moved = [k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])]
+    for part in ("visual_encoder", "relatedness"):
+        assert any(name.startswith(f"roi_heads.vlnms.{part}") for name in moved), part
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert saved["trainer"]["_trainer"]["grad_scaler"]["scale"] > 0
 
 
 def test_an_unknown_optimizer_is_an_error(tiny_refshapes, tmp_path):

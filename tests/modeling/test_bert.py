@@ -14,6 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.language import minilm
@@ -307,6 +308,15 @@ def test_a_checkpoint_of_a_bigru_is_refused(tiny):
     bigru = BiGRU(vocabulary=Vocabulary(WORDS), embed_dim=5, hidden_dim=4, max_words=6)
     with pytest.raises(ValueError, match=r"Set MODEL\.VLNMS\.TEXT_ENCODER"):
         make_encoder(tiny).load_state_dict(bigru.state_dict(), strict=False)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_averaged_weights_belong_to_the_encoder(tiny, freeze):
+    encoder = make_encoder(tiny, freeze=freeze)
+    averaged = AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(), use_buffers=True)
+    for _ in range(3):
+        averaged.update_parameters(encoder)
+    make_encoder(tiny, freeze=freeze).load_state_dict(averaged.module.state_dict(), strict=True)
 
 
 def test_the_query_length_does_not_change_the_fingerprints(tiny):

@@ -1,12 +1,16 @@
 """Masks that are pasted on demand, against Detectron2's own pasting."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from closeness import assert_instances_alike
 from conftest import build, image_input, run
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
+from torchvision.ops import masks_to_boxes
 
 from vlnms_d2 import split_by_query
 from vlnms_d2.modeling import masks as masks_module
@@ -59,6 +63,101 @@ def test_indexing_and_iterating(pair):
         shared[4]
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, torch.tensor, int])
+def test_an_integer_of_numpy_or_torch_gives_one_mask(pair, kind):
+    shared, stock = pair
+    assert torch.equal(shared[kind(2)], stock[2])
+    if kind is not int:
+        with pytest.raises(IndexError):
+            shared[kind(4)]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        np.array([3, 0]),
+        np.array([True, False, True, True]),
+        torch.tensor([2, 1], dtype=torch.int32),
+        torch.tensor([1, 0, 0, 1], dtype=torch.uint8).bool(),
+        (0, slice(3, 9)),
+        (slice(None), 2),
+        (slice(1, 3), ..., 5),
+        ...,
+        None,
+        torch.tensor([[0, 1], [2, 3]]),
+    ],
+)
+def test_other_indices_are_those_of_the_tensor(pair, item):
+    shared, stock = pair
+    answer = shared[item]
+    assert torch.equal(answer if isinstance(answer, torch.Tensor) else answer.tensor, stock[item])
+
+
+READERS = {
+    "to dtype": lambda m: m.to(torch.float16),
+    "to dtype=": lambda m: m.to(dtype=torch.uint8, device="cpu"),
+    "float": lambda m: m.float(),
+    "sum": lambda m: m.sum(),
+    "sum of each": lambda m: m.sum(dim=(1, 2)),
+    "any": lambda m: m.flatten(1).any(dim=1),
+    "numpy": lambda m: torch.from_numpy(m.numpy()),
+    "cat": lambda m: torch.cat([m, m]),
+    "cat with a tensor": lambda m: torch.cat([torch.ones(2, 45, 80, dtype=torch.bool), m]),
+    "stack": lambda m: torch.stack((m, m), dim=1),
+    "torch.sum": lambda m: torch.sum(m, dim=0),
+    "where": lambda m: torch.where(m, 1.0, 2.0),
+    "interpolate": lambda m: torch.nn.functional.interpolate(m[None].float(), size=(9, 9)),
+    "and": lambda m: m & torch.eye(45, 80, dtype=torch.bool),
+    "and, from the right": lambda m: torch.eye(45, 80, dtype=torch.bool) & m,
+    "not": lambda m: ~m,
+    "above": lambda m: m > 0,
+    "equal": lambda m: m == 1,
+    "as_tensor": lambda m: torch.as_tensor(m, dtype=torch.uint8),
+    "numpy's sum": lambda m: torch.from_numpy(np.sum(np.asarray(m), axis=0)),
+    "BitMasks": lambda m: BitMasks(m).tensor,
+    "boxes of BitMasks": lambda m: BitMasks(m).get_bounding_boxes().tensor,
+    "boxes": lambda m: masks_to_boxes(m),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=list(READERS))
+def test_what_reads_a_tensor_reads_them(pair, read):
+    shared, stock = pair
+    answer, expected = read(shared), read(stock)
+    assert type(answer) is torch.Tensor and answer.dtype == expected.dtype
+    assert torch.equal(answer, expected)
+
+
+def test_their_size_is_known_without_pasting(pair, monkeypatch):
+    shared, stock = pair
+    monkeypatch.setattr(SharedMasks, "tensor", property(lambda self: pytest.fail("pasted")))
+    assert shared.size() == stock.size() and shared.size(1) == stock.size(1)
+    assert (shared.dim(), shared.ndim, shared.numel()) == (3, 3, stock.numel())
+
+
+def test_to_a_device_or_to_bool_they_stay_shared(pair):
+    shared, stock = pair
+    for moved in (
+        shared.to("cpu"),
+        shared.to(device=torch.device("cpu"), non_blocking=True),
+        shared.to(dtype=torch.bool, device="cpu"),
+        shared.to(torch.zeros(1, dtype=torch.bool)),
+    ):
+        assert isinstance(moved, SharedMasks) and torch.equal(moved.tensor, stock)
+    assert shared.to("meta").device.type == "meta"
+
+
+def test_they_are_copied_and_pickled_and_not_written_to(pair):
+    shared, stock = pair
+    for twin in (copy.copy(shared), copy.deepcopy(shared), pickle.loads(pickle.dumps(shared))):
+        assert isinstance(twin, SharedMasks) and torch.equal(twin.tensor, stock)
+    with pytest.raises(AttributeError, match="fill_"):
+        shared.fill_(True)
+    with pytest.raises(TypeError):
+        shared[0] = True
+    assert not hasattr(shared, "polygons")
+
+
 def test_instances_take_them_apart_and_put_them_together(pair):
     shared, stock = pair
     one, other = (Instances((45, 80), pred_masks=shared[i]) for i in (slice(0, 2), slice(2, 4)))
@@ -109,5 +208,5 @@ def test_a_few_boxes_at_a_time_give_the_same_masks(config, head, monkeypatch):
 def test_an_unknown_kind_is_refused(config):
     cfg = config()
     cfg.MODEL.VLNMS.MASKS = "roi"
-    with pytest.raises(ValueError, match=r"MODEL\.VLNMS\.MASKS is 'roi', expected one of 'auto'"):
+    with pytest.raises(ValueError, match=r"MODEL\.VLNMS\.MASKS is 'roi', expected 'auto' or"):
         build(cfg)

@@ -80,6 +80,45 @@ def test_an_unfrozen_detector_trains_with_its_own_losses(config, head):
     assert model.backbone.training
 
 
+@pytest.fixture
+def one_process(tmp_path):
+    """A group of one process; DistributedDataParallel then checks as it does with many."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("relatedness", ["FC", "Trans"])
+def test_batches_without_queries_under_distributed_data_parallel(config, relatedness, one_process):
+    """It refuses the next batch where a parameter had no gradient in the one before."""
+    cfg = config("VLNMSHead", relatedness)
+    cfg.MODEL.VLNMS.FREEZE_DETECTOR = False
+    cfg.MODEL.MASK_ON = False
+    parallel = torch.nn.parallel.DistributedDataParallel(build(cfg).train())
+    ground_truth = targets(1)[0]
+    ground_truth.gt_classes = torch.tensor([1, 2])
+    asked = image_input(0, query="dog", query_targets=targets(1), instances=ground_truth)
+    alone = image_input(0, instances=ground_truth)
+    losses = []
+    blank = image_input(0, query=["", ""], query_targets=targets(2), instances=ground_truth)
+    for inputs in ([alone], [asked, alone], [alone, alone], [blank], [asked]):
+        with EventStorage():
+            losses.append(parallel(inputs))
+        sum(losses[-1].values()).backward()
+    # Detectron2's trainer reads the losses that the first process has from all.
+    assert all(each.keys() == losses[0].keys() for each in losses)
+    assert losses[0]["loss_relatedness"] == 0 < losses[1]["loss_relatedness"]
+
+
+def test_a_detector_that_learns_needs_ground_truth(config):
+    cfg = config()
+    cfg.MODEL.VLNMS.FREEZE_DETECTOR = False
+    with pytest.raises(ValueError, match=r'batched_inputs lack "instances".*FREEZE_DETECTOR'):
+        build(cfg).train()([image_input(0, query="dog", query_targets=targets(1))])
+
+
 # --- loading -----------------------------------------------------------------------------------
 
 

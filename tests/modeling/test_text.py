@@ -8,6 +8,7 @@ from closeness import assert_rounds_alike
 from detectron2.config import get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.modeling.text import BiGRU, TextFeatures, Vocabulary, build_text_encoder
@@ -224,3 +225,47 @@ def test_pad_words():
     assert mask.tolist() == [[True, True], [False, False], [True, False]]
     ids, mask = pad_words([], torch.device("cpu"))
     assert ids.shape == mask.shape == (0, 0)
+
+
+# --- averaging --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multi_avg_fn", [get_ema_multi_avg_fn(0.999), get_swa_multi_avg_fn()])
+def test_averaged_weights_belong_to_the_vocabulary(multi_avg_fn):
+    encoder = make_encoder()
+    averaged = AveragedModel(encoder, multi_avg_fn=multi_avg_fn, use_buffers=True)
+    for _ in range(3):
+        averaged.update_parameters(encoder)
+    state = averaged.module.state_dict()
+    assert torch.equal(state["vocabulary_fingerprint"], torch.tensor(Vocabulary(WORDS).fingerprint))
+    make_encoder().load_state_dict(state, strict=True)
+    with pytest.raises(ValueError, match="another vocabulary"):
+        make_encoder(words=WORDS[::-1]).load_state_dict(state)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.999, 0.9999])
+def test_averages_of_state_dicts_belong_to_the_vocabulary(decay):
+    """As short scripts average: every entry, in float32, whose errors add up."""
+    average = state = make_encoder().state_dict()
+    for _ in range(2000):
+        average = {k: decay * average[k] + (1 - decay) * state[k] for k in state}
+    make_encoder().load_state_dict(average, strict=True)
+    with pytest.raises(ValueError, match="another vocabulary"):
+        make_encoder(words=WORDS[::-1]).load_state_dict(average)
+
+
+def test_a_state_dict_has_the_entries_of_the_first_release():
+    encoder = make_encoder()
+    assert not list(encoder.buffers())
+    entry = encoder.state_dict()["vocabulary_fingerprint"]
+    assert (
+        entry.dtype == torch.int64
+        and entry.shape == ()
+        and int(entry) == Vocabulary(WORDS).fingerprint
+    )
+    near = {**encoder.state_dict(), "vocabulary_fingerprint": entry + 1}
+    with pytest.raises(ValueError, match="another vocabulary"):
+        encoder.load_state_dict(near)
+    lacking = {k: v for k, v in encoder.state_dict().items() if k != "vocabulary_fingerprint"}
+    with pytest.raises(RuntimeError, match=r'Missing key.*"vocabulary_fingerprint"'):
+        encoder.load_state_dict(lacking)

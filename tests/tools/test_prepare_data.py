@@ -3,7 +3,13 @@
 import json
 
 import pytest
-from dataset_folders import make_flickr30k_entities_folder, make_karpathy_folder, make_refer_folder
+from dataset_folders import (
+    COCO_IDS,
+    make_coco_annotations,
+    make_flickr30k_entities_folder,
+    make_karpathy_folder,
+    make_refer_folder,
+)
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import prepare_data
@@ -23,6 +29,8 @@ def datasets(tmp_path_factory):
     make_refer_folder(root)
     make_flickr30k_entities_folder(root)
     make_karpathy_folder(root, "flickr30k")
+    make_karpathy_folder(root, "coco")
+    make_coco_annotations(root)
     register_all(root, prefix=PREFIX)
     yield root
     for name in [name for name in DatasetCatalog.list() if name.startswith(PREFIX)]:
@@ -183,6 +191,9 @@ def test_a_missing_image_is_one_sentence_that_says_where_to_get_it(datasets, pre
     [
         (["--datasets", "no_such_set"], "no such data set: no_such_set"),
         (["--datasets", "refcoco_unc_train", "--detections", "a.json"], "go together"),
+        (["--datasets", "refcoco_unc_train", "--gamma", "nan"], "--gamma is nan, expected -1 to 1"),
+        (["--datasets", "refcoco_unc_train", "--min-score", "7"], "--min-score is 7.0, expected 0"),
+        (["--datasets", "refcoco_unc_train", "--vocab-min-count", "0"], "expected at least 1"),
         ([], "--datasets"),
     ],
 )
@@ -190,6 +201,36 @@ def test_wrong_arguments(args, message, capsys):
     with pytest.raises(SystemExit):
         prepare_data.main(args)
     assert message in capsys.readouterr().err
+
+
+def test_captions_of_coco_mention_its_annotated_objects(prepare):
+    train, restval = f"{PREFIX}coco_captions_train", f"{PREFIX}coco_captions_restval"
+    out = prepare("--datasets", train, restval)
+    images = load_expressions([train, restval], out, required=True)
+    assert len(images) == 3
+    names = MetadataCatalog.get(train).thing_classes
+    assert len(names) == 80
+    mentioned = 0
+    for image in images:
+        classes = {a["id"]: names[a["category_id"]] for a in image["annotations"]}
+        english, german = image["expressions"]
+        assert english["query"] == "A red cup, left of the dog ." and english["ann_id"] is None
+        expected = {i for i, name in classes.items() if name in ("cup", "dog")}
+        assert set(english["context_ann_ids"]) == expected and german["context_ann_ids"] == []
+        mentioned += len(expected)
+    assert mentioned > 2
+    assert read(out / train / "statistics.json")["contexts"] == "text similarity"
+
+
+def test_the_images_that_a_detector_must_not_see_are_written(prepare, capsys):
+    name = f"{PREFIX}coco_2014_trainval_without_refer"
+    folder = prepare("--datasets", name) / name
+    left_out = read(folder / "refer_val_test_images.json")
+    assert left_out == sorted(COCO_IDS[2:])  # the splits of the folders
+    seen = {image["image_id"] for image in DatasetCatalog.get(name)}
+    assert len(seen) == 5 and not seen & set(left_out)
+    assert read(folder / "statistics.json") == {"images": 5, "images_of_val_and_test": 3}
+    assert str(folder) in capsys.readouterr().out
 
 
 def test_every_word_unknown_and_nothing_similar(prepare):

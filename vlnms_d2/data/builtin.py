@@ -6,6 +6,7 @@ Nothing is read until a data set is requested from the catalog.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +15,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 
 from .datasets.flickr30k import SPLITS as FLICKR30K_SPLITS
 from .datasets.flickr30k import load_flickr30k_entities
 from .datasets.karpathy import load_karpathy
-from .datasets.refer import load_refer
+from .datasets.refer import load_refer, read_refs
 from .datasets.refshapes import SPLITS, register_refshapes
-from .entries import check_images
+from .entries import check_exists, check_images
 
 logger = logging.getLogger(__name__)
 
 Loader = Callable[[], list[dict[str, Any]]]
 
-COCO = "The images of COCO (train2014, val2014) come from https://cocodataset.org."
+COCO = (
+    "The images of COCO (train2014, val2014) and its annotations (instances_train2014.json, "
+    "instances_val2014.json) come from https://cocodataset.org."
+)
 FLICKR30K_IMAGES = (
     "The images of Flickr30k (flickr30k-images) come from the University of Illinois, which sends "
     "the address to those who fill in its form: "
@@ -59,8 +64,7 @@ def register_refer(
         images_from: a sentence on where to get the images, for error messages.
     """
     root = Path(root)
-    categories = dict(sorted((coco_categories() if categories is None else categories).items()))
-    classes = {category_id: number for number, category_id in enumerate(categories)}
+    metadata = _metadata(coco_categories() if categories is None else categories)
     for split in splits:
         load = partial(
             load_refer,
@@ -68,14 +72,11 @@ def register_refer(
             root / "instances.json",
             root / "images" if image_root is None else image_root,
             split=split,
-            classes=classes,
+            classes=metadata["thing_dataset_id_to_contiguous_id"],
         )
-        _register_expressions(
-            f"{name}_{split}",
-            partial(_load_checked, f"{name}_{split}", load, images_from),
-            thing_classes=list(categories.values()),
-            thing_dataset_id_to_contiguous_id=classes,
-        )
+        full_name = f"{name}_{split}"
+        checked = partial(_load_checked, full_name, load, images_from)
+        _register_expressions(full_name, checked, **metadata)
 
 
 def register_flickr30k_entities(
@@ -114,6 +115,7 @@ def register_karpathy(
     image_root: str | Path,
     splits: Sequence[str] = ("train", "val", "test"),
     images_from: str = "",
+    instances_files: Sequence[str | Path] = (),
 ) -> None:
     """Register captions in the format of Karpathy's splits: `{name}_{split}` for each split.
 
@@ -123,11 +125,16 @@ def register_karpathy(
         image_root: folder of the images, or of the folders that the file names ("filepath").
         splits: the splits to register.
         images_from: a sentence on where to get the images, for error messages.
+        instances_files: COCO's annotations of the images, which give them "annotations"; files
+            that do not exist are skipped.
     """
+    metadata = _metadata(coco_categories()) if instances_files else {}
+    classes = metadata.get("thing_dataset_id_to_contiguous_id")
     for split in splits:
-        load = partial(load_karpathy, json_file, image_root, split)
+        load = partial(load_karpathy, json_file, image_root, split, instances_files, classes)
         full_name = f"{name}_{split}"
-        _register_expressions(full_name, partial(_load_checked, full_name, load, images_from))
+        checked = partial(_load_checked, full_name, load, images_from)
+        _register_expressions(full_name, checked, **metadata)
 
 
 def coco_categories() -> dict[int, str]:
@@ -135,6 +142,16 @@ def coco_categories() -> dict[int, str]:
     coco = MetadataCatalog.get("coco_2017_train")
     classes = coco.thing_dataset_id_to_contiguous_id
     return {category_id: coco.thing_classes[number] for category_id, number in classes.items()}
+
+
+def _metadata(categories: Mapping[int, str]) -> dict[str, Any]:
+    """The classes of a data set, in the order of their category ids, as Detectron2 has them."""
+    categories = dict(sorted(categories.items()))
+    classes = {category_id: number for number, category_id in enumerate(categories)}
+    return {
+        "thing_classes": list(categories.values()),
+        "thing_dataset_id_to_contiguous_id": classes,
+    }
 
 
 def _load_checked(name: str, load: Loader, images_from: str) -> list[dict]:
@@ -157,37 +174,23 @@ def _register_expressions(name: str, loader: Loader, **metadata: Any) -> None:
 
 
 class ReferSet(NamedTuple):
-    """One partition into splits of a folder of REFER.
+    """One partition into splits of a folder of REFER."""
 
-    Attributes:
-        name: prefix of the registered names.
-        folder: under `refer/`.
-        refs_file: in the folder.
-        splits: of its refs.
-    """
-
-    name: str
-    folder: str
-    refs_file: str
-    splits: tuple[str, ...]
+    name: str  # prefix of the registered names
+    folder: str  # under `refer/`
+    refs_file: str  # in the folder
+    splits: tuple[str, ...]  # of its refs
 
 
 class CaptionSet(NamedTuple):
-    """A file of Karpathy's splits.
+    """A file of Karpathy's splits."""
 
-    Attributes:
-        name: prefix of the registered names.
-        json_file: under `karpathy/`.
-        image_root: folder of the images, or of the folders that the file refers to.
-        splits: of its images.
-        images_from: where to get the images.
-    """
-
-    name: str
-    json_file: str
-    image_root: str
-    splits: tuple[str, ...]
-    images_from: str
+    name: str  # prefix of the registered names
+    json_file: str  # under `karpathy/`
+    image_root: str  # folder of the images, or of the folders that the file refers to
+    splits: tuple[str, ...]  # of its images
+    images_from: str  # a sentence on where to get the images
+    instances_files: tuple[str, ...] = ()  # under `image_root`; see `register_karpathy`
 
 
 _UNC = ("train", "val", "testA", "testB")  # of RefCOCO and RefCOCO+: people, other objects
@@ -199,6 +202,7 @@ REFER_SETS = (
     ReferSet("refcocog_google", "refcocog", "refs(google).p", ("train", "val")),
 )
 FLICKR30K_IMAGE_ROOT = "flickr30k/flickr30k-images"
+COCO_INSTANCES = tuple(f"annotations/instances_{split}2014.json" for split in ("train", "val"))
 CAPTION_SETS = (
     CaptionSet(
         "flickr30k_captions",
@@ -208,65 +212,31 @@ CAPTION_SETS = (
         FLICKR30K_IMAGES,
     ),
     CaptionSet(
-        "coco_captions", "dataset_coco.json", "coco", ("train", "restval", "val", "test"), COCO
+        "coco_captions",
+        "dataset_coco.json",
+        "coco",
+        ("train", "restval", "val", "test"),
+        COCO,
+        COCO_INSTANCES,
     ),
 )
 
 
 class Size(NamedTuple):
-    """Size of a data set; None if it is not known for certain.
+    """Size of a data set; None if it is not known for certain."""
 
-    Attributes:
-        images: images with at least one expression.
-        expressions: expressions of all images.
-    """
-
-    images: int | None
-    expressions: int | None
+    images: int | None  # with at least one expression
+    expressions: int | None  # of all images
 
 
-PUBLISHED_SIZES: dict[str, Size] = {
-    "refcoco": Size(19_994, 142_210),
-    "refcoco+": Size(19_992, 141_564),
-    # With its test split, which was never published: REFER's files have 95,010 expressions.
-    "refcocog": Size(26_711, 104_560),
-    "flickr30k": Size(31_783, 158_915),
-}
-"""Sizes of whole data sets, from their papers."""
+_SIZES = json.loads(Path(__file__).with_name("sizes.json").read_bytes())
+PUBLISHED_SIZES = {name: Size(*size) for name, size in _SIZES["published"].items()}
+"""Sizes of whole data sets, from their papers. RefCOCOg's includes a test split that was never
+published: REFER's files have 95,010 expressions."""
 
-KNOWN_SIZES: dict[str, Size] = {
-    "refcoco_unc_train": Size(16_994, 120_624),
-    "refcoco_unc_val": Size(1_500, 10_834),
-    "refcoco_unc_testA": Size(750, 5_657),
-    "refcoco_unc_testB": Size(750, 5_095),
-    # The splits of Google are by object, so that an image may be in several of them.
-    "refcoco_google_train": Size(19_213, None),
-    "refcoco_google_val": Size(4_559, None),
-    "refcoco_google_test": Size(4_527, None),
-    "refcoco+_unc_train": Size(16_992, 120_191),
-    "refcoco+_unc_val": Size(1_500, 10_758),
-    "refcoco+_unc_testA": Size(750, 5_726),
-    "refcoco+_unc_testB": Size(750, 4_889),
-    "refcocog_umd_train": Size(21_899, 80_512),
-    "refcocog_umd_val": Size(1_300, 4_896),
-    "refcocog_umd_test": Size(2_600, 9_602),
-    "refcocog_google_train": Size(24_698, 85_474),
-    "refcocog_google_val": Size(4_650, 9_536),
-    # Without the sets of phrases: these are counted in several ways, and images whose phrases have
-    # no box are not in them.
-    "flickr30k_entities_captions_train": Size(29_783, 148_915),
-    "flickr30k_entities_captions_val": Size(1_000, 5_000),
-    "flickr30k_entities_captions_test": Size(1_000, 5_000),
-    "flickr30k_captions_train": Size(29_000, 145_000),
-    "flickr30k_captions_val": Size(1_014, 5_070),
-    "flickr30k_captions_test": Size(1_000, 5_000),
-    # Most images of COCO have five captions, some have more.
-    "coco_captions_train": Size(82_783, 414_113),
-    "coco_captions_restval": Size(30_504, 152_634),
-    "coco_captions_val": Size(5_000, 25_010),
-    "coco_captions_test": Size(5_000, 25_010),
-}
-"""Sizes of the registered data sets, by name. They reveal incomplete downloads."""
+KNOWN_SIZES = {name: Size(*size) for name, size in _SIZES["known"].items()}
+"""Sizes of the registered data sets, by name, which reveal incomplete downloads. The phrases of
+Flickr30k Entities are missing, as they are counted in several ways."""
 
 
 def check_counts(name: str, num_images: int, num_expressions: int) -> str | None:
@@ -339,7 +309,45 @@ def register_all(root: str | Path, prefix: str = "") -> None:
             image_root=root / one.image_root,
             splits=one.splits,
             images_from=one.images_from,
+            instances_files=[root / one.image_root / file for file in one.instances_files],
         )
+    for name, left_out in (
+        ("coco_2014_trainval_without_refer", False),
+        ("coco_2014_refer_val_test", True),
+    ):
+        DatasetCatalog.register(prefix + name, partial(_load_coco, root, prefix + name, left_out))
+        MetadataCatalog.get(prefix + name).set(evaluator_type="coco")
+
+
+def refer_val_test_images(root: str | Path) -> set[int]:
+    """Ids of COCO's images in val and test of RefCOCO, RefCOCO+ and RefCOCOg (UNC's and UMD's
+    splits, which the paper uses). Detectors that are evaluated there must not be trained on them.
+
+    Args:
+        root: the folder of all data sets.
+    """
+    ids = set()
+    for one in REFER_SETS:
+        if "google" not in one.name:
+            path = Path(root) / "refer" / one.folder / one.refs_file
+            refs = read_refs(path, {"image_id": int, "split": str})
+            ids |= {ref["image_id"] for ref in refs if ref["split"] != "train"}
+    return ids
+
+
+def _load_coco(root: Path, name: str, left_out: bool) -> list[dict[str, Any]]:
+    """The images of `refer_val_test_images`, or all others of COCO's train2014 and val2014."""
+    ids = refer_val_test_images(root)
+    MetadataCatalog.get(name).refer_val_test_images = sorted(ids)
+    images = []
+    for file in COCO_INSTANCES:
+        path = root / "coco" / file
+        check_exists(path, COCO)
+        folder = root / "coco" / path.stem.removeprefix("instances_")
+        images += load_coco_json(str(path), str(folder), name)
+    images = [image for image in images if (image["image_id"] in ids) == left_out]
+    check_images(images, COCO)
+    return images
 
 
 register_all(datasets_root())

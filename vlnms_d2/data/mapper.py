@@ -27,7 +27,8 @@ class GroundingMapper:
       pixels of the network's input, and `gt_classes`, int64, -1 if unknown: the referent, the
       contextual objects, and a detector's boxes (pseudo ground truth), for which `gt_reliable`
       (bool) is False. An expression without a referent, such as a caption, has the others as
-      foreground.
+      foreground;
+    * `instances` (training the detector too): as from Detectron2's `DatasetMapper`.
 
     Expressions contain "left" and "right", so images are resized but never flipped.
 
@@ -38,6 +39,7 @@ class GroundingMapper:
         max_queries: most expressions of an image in training.
         with_context: contextual objects are foreground as well; otherwise the referent alone if
             there is one.
+        instances: (training) give `instances`: "boxes", or with masks "polygon" or "bitmask".
     """
 
     @configurable
@@ -49,12 +51,14 @@ class GroundingMapper:
         image_format: str,
         max_queries: int,
         with_context: bool = True,
+        instances: str | None = None,
     ):
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.max_queries = max_queries
         self.with_context = with_context
+        self.instances = instances
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
@@ -62,12 +66,14 @@ class GroundingMapper:
         if not is_train:
             size = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING if is_train else "choice"
+        instances = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "boxes"
         return {
             "is_train": is_train,
             "augmentations": [T.ResizeShortestEdge(*size, sampling)],
             "image_format": cfg.INPUT.FORMAT,
             "max_queries": cfg.MODEL.VLNMS.MAX_QUERIES_PER_IMAGE,
             "with_context": cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT,
+            "instances": None if cfg.MODEL.VLNMS.FREEZE_DETECTOR else instances,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -96,12 +102,30 @@ class GroundingMapper:
         dataset_dict["query"] = [e["query"] for e in expressions]
         dataset_dict["expressions"] = described
         if self.is_train:
-            size = image.shape[:2]
+            size, name = image.shape[:2], dataset_dict["file_name"]
             dataset_dict["query_targets"] = [
-                self._target(e, annotations, transform, size, dataset_dict["file_name"])
-                for e in expressions
+                self._target(e, annotations, transform, size, name) for e in expressions
             ]
+            if self.instances is not None:
+                dataset_dict["instances"] = self._instances(annotations, transform, size, name)
         return dataset_dict
+
+    def _instances(self, annotations, transform, image_size, file_name) -> Instances:
+        """What Detectron2's mapper makes of the objects, with errors that name the file."""
+        keys = {"bbox", "bbox_mode", "category_id"}
+        if self.instances != "boxes":
+            keys.add("segmentation")
+        objects = [a for a in annotations.values() if not a.get("iscrowd")]
+        objects = [{key: a[key] for key in keys & a.keys()} for a in objects]
+        if any(o.keys() != keys or o["category_id"] < 0 for o in objects):
+            raise ValueError(
+                f"{file_name} has objects without a class or mask for the detector to learn: set "
+                "MODEL.VLNMS.FREEZE_DETECTOR to True, or for want of masks MODEL.MASK_ON to False"
+            )
+        for annotation in objects:
+            detection_utils.transform_instance_annotations(annotation, transform, image_size)
+        objects = detection_utils.annotations_to_instances(objects, image_size, self.instances)
+        return detection_utils.filter_empty_instances(objects)
 
     @staticmethod
     def _describe(expression: dict, annotations: dict[int, dict], dataset_dict: dict) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ class ArrayUnpickler(PlainUnpickler):
 class SafeCheckpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` that runs no code of the files that it reads.
 
+    It gives the model an attribute `detector_weights`: the name of the file that its detector first
+    came from, which checkpoints of the trainer keep.
+
     Attributes:
         incompatible: missing keys and wrong shapes of the last weights that were loaded.
     """
@@ -52,6 +56,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 loaded = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
         if not isinstance(loaded, dict) or not isinstance(loaded.get("model"), dict):
             raise ValueError(f"{filename}: expected weights, a dictionary of tensors or arrays")
+        self.model.detector_weights = loaded.get("detector_weights") or Path(filename).name
         return loaded
 
     def _torch_load(self, f: str) -> Any:

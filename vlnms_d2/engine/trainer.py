@@ -6,6 +6,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,17 @@ from detectron2.evaluation import (
     inference_on_dataset,
     print_csv_format,
 )
+from detectron2.model_zoo.model_zoo import _ModelZooUrls
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import (
     get_default_optimizer_params,
     maybe_add_gradient_clipping,
 )
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 
 from ..data import GroundingMapper, build_train_loader
+from ..data.builtin import REFER_SETS
 from ..data.pseudo_gt import load_expressions
 from ..evaluation import ProposalRecallEvaluator
 from ..evaluation.recall import predict_with_detector
@@ -54,6 +58,7 @@ class AtomicCheckpointer(SafeCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         content = {"model": self.model.state_dict(), **kwargs}
+        content["detector_weights"] = getattr(self.model, "detector_weights", "")
         content.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
@@ -217,13 +222,14 @@ class VLNMSTrainer(DefaultTrainer):
         """
         if evaluators is not None:
             return super().test(cfg, model, evaluators)
+        unwrapped = getattr(model, "module", model)
+        warn_of_seen_images(getattr(unwrapped, "detector_weights", ""), cfg.DATASETS.TEST)
         results, thresholds = OrderedDict(), None
         for name in cfg.DATASETS.TEST:
             evaluator = cls.build_evaluator(cfg, name, thresholds)
             loader = cls.build_test_loader(cfg, name)
             if isinstance(evaluator, ProposalRecallEvaluator):
                 # Without the wrapper of DistributedDataParallel: evaluation needs no gradients.
-                unwrapped = getattr(model, "module", model)
                 with inference_context(unwrapped):
                     results[name] = inference_on_dataset(
                         partial(predict_with_detector, unwrapped), loader, evaluator
@@ -312,6 +318,25 @@ def build_vocabulary(cfg: CfgNode) -> None:
         logger.info("Built a vocabulary of %d words: %s", len(vocabulary), path)
     comm.synchronize()
     cfg.MODEL.VLNMS.VOCAB = str(path)
+
+
+def warn_of_seen_images(detector_weights: str, dataset_names: Sequence[str]) -> None:
+    """Warn, once, if recall is measured on images that the detector was trained on: val and test of
+    REFER's data sets with weights of Detectron2's model zoo, told by their file name."""
+    refer = tuple(f"{one.name}_" for one in REFER_SETS)
+    seen = [n for n in dataset_names if n.startswith(refer) and not n.endswith("_train")]
+    on_coco = {
+        Path(url).name
+        for config, url in _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX.items()
+        if not config.startswith(("Cityscapes", "PascalVOC"))
+    }
+    if seen and detector_weights in on_coco:
+        message = (
+            f"The detector ({detector_weights} of Detectron2's model zoo) was trained on images of "
+            f"{', '.join(seen)}: recall there is higher than on new images, and not comparable to "
+            "the paper's. configs/coco trains detectors without these images."
+        )
+        log_first_n(logging.WARNING, message, key="message")
 
 
 def _has_expressions(dataset_names) -> bool:

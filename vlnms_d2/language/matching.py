@@ -106,9 +106,6 @@ class CategoryMatcher:
         self.synonyms = synonyms
         self.least = least
         name_words = [words_of(name) for name in category_names]
-        if not all(name_words):
-            empty = self.category_names[name_words.index([])]
-            raise ValueError(f"the category name {empty!r} has no words; give it a name")
         self._words = [word for words in name_words for word in words]
         self._starts = np.cumsum([0] + [len(words) for words in name_words])[:-1]
 

@@ -71,10 +71,13 @@ class Synonyms:
 
 def words_of(name: str) -> list[str]:
     """The lower-case words of a category name; "dining_table" has those of "dining table". Text in
-    parentheses, as in "cup_(drink)", is dropped."""
-    name = name.lower()
-    without = _PARENTHESES.sub(" ", name)
-    return _SEPARATORS.sub(" ", without).split() or _SEPARATORS.sub(" ", name).split()
+    parentheses, as in "cup_(drink)", is dropped. ValueError if there are no words."""
+    lower = name.lower() if isinstance(name, str) else ""
+    without = _PARENTHESES.sub(" ", lower)
+    words = _SEPARATORS.sub(" ", without).split() or _SEPARATORS.sub(" ", lower).split()
+    if not words:
+        raise ValueError(f"the category name {name!r} has no words; give it a name")
+    return words
 
 
 def _singular(words: Sequence[str]) -> tuple[str, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
+from ..config import check_choice
 from .relatedness import Relatedness, RelatednessOutput
 from .text import TextEncoder, TextFeatures
 
@@ -25,7 +27,8 @@ class RelatednessBranch(nn.Module):
             there is no refinement, or if it uses the same features as the relatedness.
         chunk_bytes: limit on the temporary memory for scoring the queries of one image; see
             `score`.
-        precision: "float32" or "bfloat16", the precision in which the layers compute.
+        precision: "bfloat16", the precision in which the layers compute, or "float32" for that of
+            the surrounding autocast, if there is one.
     """
 
     def __init__(
@@ -38,10 +41,7 @@ class RelatednessBranch(nn.Module):
         precision: str = "float32",
     ):
         super().__init__()
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(
-                f"MODEL.VLNMS.PRECISION is {precision!r}, expected 'float32' or 'bfloat16'"
-            )
+        check_choice("PRECISION", precision, ("float32", "bfloat16"))
         self.visual_encoder = visual_encoder
         self.text_encoder = text_encoder
         self.relatedness = relatedness
@@ -49,10 +49,13 @@ class RelatednessBranch(nn.Module):
         self.chunk_bytes = chunk_bytes
         self.precision = precision
 
-    def autocast(self) -> torch.autocast:
-        """The autocast context of the branch's precision."""
+    def autocast(self) -> AbstractContextManager:
+        """The autocast context of the branch's precision; for float32 the surrounding one, in which
+        the detector computes the features."""
+        if self.precision == "float32":
+            return nullcontext()
         device = next(self.buffers(), next(self.parameters(), torch.empty(0))).device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(device, torch.bfloat16)
 
     def encode_queries(self, queries: list[list[str]]) -> list[TextFeatures]:
         """Encode the queries of several images; each distinct query is encoded once.

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from ..layers.roi_align import roi_align_rows
+from .relatedness.build import at_least_float32
 
 # If an image has no candidate above delta, delta is lowered in steps of this size.
 DELTA_STEP = 0.005
@@ -104,13 +105,8 @@ class Candidates:
 
     def __getitem__(self, index: Tensor) -> Candidates:
         """The candidates at `index`, bool [N] or int64 [M]."""
-        return Candidates(
-            self.boxes[index],
-            self.scores[index],
-            self.classes[index],
-            self.proposal_index[index],
-            None if self.pooled is None else self.pooled[index],
-        )
+        fields = vars(self).items()
+        return Candidates(**{k: None if v is None else v[index] for k, v in fields})
 
     def to(self, device: torch.device) -> Candidates:
         """The candidates on `device`."""
@@ -149,6 +145,8 @@ def select_candidates(
     """
     if max_candidates < 1:
         raise ValueError(f"MODEL.VLNMS.MAX_CANDIDATES is {max_candidates}, expected at least 1")
+    # Under autocast the detector predicts in half precision, which is too coarse to rank by.
+    boxes, scores = at_least_float32(boxes), at_least_float32(scores)
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     scores = torch.where(finite[:, None], scores[:, :-1], float("-inf"))
     if scores.numel() == 0 or not bool(finite.any()):

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
+from ..config import check_choice
+from .branch import RelatednessBranch
 from .candidates import Candidates
 from .relatedness import RelatednessOutput
 
@@ -46,13 +48,7 @@ class CandidateLabels:
 
     def __getitem__(self, index: Tensor) -> CandidateLabels:
         """The candidates at `index`, bool [N] or int64 [M], for every query."""
-        return CandidateLabels(
-            labels=self.labels[:, index],
-            weights=self.weights[:, index],
-            iou=self.iou[:, index],
-            matched_boxes=self.matched_boxes[:, index],
-            regress=self.regress[:, index],
-        )
+        return CandidateLabels(**{name: field[:, index] for name, field in vars(self).items()})
 
 
 @torch.no_grad()
@@ -264,7 +260,7 @@ class Criterion:
         max_candidates: at most this many candidates of an image are used; negative for all.
 
     Raises:
-        ValueError: an unknown `loss`, or `max_candidates` is 0.
+        ValueError: an unknown `loss`, or `max_candidates` or `batch_size_per_query` is 0.
     """
 
     @configurable
@@ -282,12 +278,12 @@ class Criterion:
         unreliable_label: float = 0.5,
         max_candidates: int = -1,
     ):
-        if loss not in ("bce", "ranking"):
-            raise ValueError(f"MODEL.VLNMS.LOSS is {loss!r}, expected 'bce' or 'ranking'")
-        if max_candidates == 0:
+        check_choice("LOSS", loss, ("bce", "ranking"))
+        if 0 in (max_candidates, batch_size_per_query):
+            key = "BATCH_SIZE_PER_QUERY" if max_candidates else "TRAIN_CANDIDATES"
             raise ValueError(
-                "MODEL.VLNMS.TRAIN_CANDIDATES is 0, expected a positive number, or a negative one "
-                "for all candidates"
+                f"MODEL.VLNMS.{key} is 0, expected a positive number, or a negative one for all "
+                "candidates"
             )
         self.loss = loss
         self.rank_margin = rank_margin
@@ -373,6 +369,16 @@ class Criterion:
             refinement = self._refinement(outputs, samples, box2box)
             losses["loss_refinement"] = self.reg_weight * refinement
         return losses
+
+    @staticmethod
+    def completed(losses: dict[str, Tensor], branch: RelatednessBranch) -> dict[str, Tensor]:
+        """In distributed training, also losses and gradients of 0 where a batch has no query or
+        only empty ones: all processes need the same losses, and gradients of all parameters."""
+        if not torch.distributed.is_initialized():
+            return losses
+        zero = sum(p.sum() * 0.0 for p in branch.parameters() if p.requires_grad)
+        names = ["loss_relatedness"] + ["loss_refinement"] * branch.relatedness.refines
+        return losses | {name: torch.as_tensor(losses.get(name, 0.0) + zero) for name in names}
 
     def _relatedness(self, output: RelatednessOutput, samples: SampledCandidates) -> Tensor:
         if self.loss == "bce":

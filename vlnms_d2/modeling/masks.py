@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 _CHUNK = 100
 
@@ -69,9 +70,10 @@ class SharedRoiMasks(ROIMasks):
 class SharedMasks:
     """The masks of n instances, [n, height, width] bool, pasted on demand.
 
-    It is used like the tensor of stock Detectron2: an integer index returns one mask, any other
-    index of a tensor returns a `SharedMasks`; iterating pastes one mask at a time. `tensor`,
-    `numpy()` and `np.asarray` paste all of them, which takes n * height * width bytes.
+    It is used like the tensor of stock Detectron2: an integer index returns one mask, an index of
+    several instances returns a `SharedMasks`; iterating pastes one mask at a time. Whatever else
+    reads a tensor, such as its methods, operators, functions of torch and `np.asarray`, pastes all
+    of them into a tensor, `tensor`, which takes n * height * width bytes.
 
     Args:
         roi_masks: float [D, M, M], within the distinct boxes.
@@ -117,26 +119,41 @@ class SharedMasks:
         return len(self.index)
 
     def __getitem__(self, item) -> Tensor | SharedMasks:
-        if isinstance(item, int):
-            return self[[item]].tensor[0]
-        return self._with(self.roi_masks, self.index[item], self.boxes[item])
+        index = None if isinstance(item, tuple) else self.index[item]
+        if index is None or index.dim() > 1:
+            return self.tensor[item]
+        if index.dim() == 0:
+            return self[[int(item)]].tensor[0]
+        return self._with(self.roi_masks, index, self.boxes[item])
+
+    def __getattr__(self, name: str):
+        # torch.as_tensor uses DLPack. Methods that write, with "_" at the end, would write a copy.
+        reads = name.startswith("__dlpack") or not (name.startswith("_") or name.endswith("_"))
+        if not reads or not hasattr(Tensor, name):
+            raise AttributeError(f"SharedMasks has no attribute {name!r}")
+        measures = name in ("size", "dim", "ndim", "numel")
+        return getattr(torch.empty(self.shape, device="meta") if measures else self.tensor, name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(cls, lambda masks: masks.tensor, (args, kwargs or {}))
+        return function(*args, **kwargs)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self.numpy(), dtype=dtype)
+        return np.asarray(self.tensor.numpy(), dtype=dtype)
 
     def __repr__(self) -> str:
         return f"SharedMasks({tuple(self.shape)}, {len(self.roi_masks)} distinct)"
 
-    def numpy(self) -> np.ndarray:
-        """All masks, pasted."""
-        return self.tensor.numpy()
-
-    def to(self, device: torch.device | str) -> SharedMasks:
-        """The masks on `device`."""
-        return self._with(*(x.to(device) for x in (self.roi_masks, self.index, self.boxes)))
+    def to(self, *args, **kwargs) -> Tensor | SharedMasks:
+        """See `Tensor.to`: a `SharedMasks` on another device, a tensor of another dtype."""
+        like = torch.empty(0, dtype=torch.bool, device=self.device).to(*args, **kwargs)
+        if like.dtype != torch.bool:
+            return self.tensor.to(*args, **kwargs)
+        return self._with(*(x.to(like.device) for x in (self.roi_masks, self.index, self.boxes)))
 
     def cpu(self) -> SharedMasks:
         """The masks on the CPU."""
@@ -155,3 +172,12 @@ class SharedMasks:
 
     def _with(self, roi_masks: Tensor, index: Tensor, boxes: Boxes) -> SharedMasks:
         return SharedMasks(roi_masks, index, boxes, self.image_size, self.threshold)
+
+
+def _operator(name: str) -> Callable:
+    return lambda masks, *others: getattr(masks.tensor, name)(*others)
+
+
+_OPERATORS = "and or xor invert eq ne lt le gt ge add radd sub rsub mul rmul truediv"
+for _name in _OPERATORS.split():
+    setattr(SharedMasks, f"__{_name}__", _operator(f"__{_name}__"))

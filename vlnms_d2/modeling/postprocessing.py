@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from ..config import lookup
 from ..layers import fuse_scores, multi_query_nms
 from .candidates import Candidates
 from .masks import SharedRoiMasks
+from .relatedness.build import at_least_float32
 
 POSTPROCESSOR_REGISTRY = Registry("POSTPROCESSOR")
 POSTPROCESSOR_REGISTRY.__doc__ = """
@@ -83,6 +85,11 @@ class VLNMSPostprocessor:
         self.fusion = fusion
         self.fusion_weight = fusion_weight
         self.class_agnostic = class_agnostic
+        if topk == 0 or math.isnan(score_thresh):
+            raise ValueError(
+                f"topk (TEST.DETECTIONS_PER_IMAGE) is {topk} and score_thresh {score_thresh}; "
+                "expected a positive topk, or a negative one for all, and a number"
+            )
         # Fail here rather than at the first image.
         fuse_scores(torch.zeros(0), torch.zeros(0), fusion, fusion_weight)
 
@@ -195,7 +202,7 @@ class QueryResult:
         if self.attention is not None:
             per_box = self.attention.dim() == 3
             index = (self.query_index, self.candidate_index) if per_box else self.query_index
-            instances.word_attention = self.attention[index]  # [M, L]
+            instances.word_attention = at_least_float32(self.attention[index])  # [M, L]
         return instances
 
 

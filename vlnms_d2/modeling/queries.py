@@ -5,7 +5,8 @@ inputs. To get at these, a PyTorch module-registration hook detects when a VL-NM
 to a parent module, and adds two hooks to that parent: a forward pre-hook, which reads the queries
 from `batched_inputs`, and a forward hook, which discards them, even if the forward raised. Two
 methods that Detectron2 calls without hooks do the same: `inference`, and that of
-`GeneralizedRCNNWithTTA` for one image.
+`GeneralizedRCNNWithTTA` for one image. The registration hook also freezes the parent's other
+modules, whether they are assigned before the head or after it.
 
 The hooks find the head through the module that they are called with, so copied and unpickled
 models use their own head. The queries of a call are kept in context variables, not on the module,
@@ -23,7 +24,12 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
-from detectron2.modeling.meta_arch import ProposalNetwork, RetinaNet, SemanticSegmentor
+from detectron2.modeling.meta_arch import (
+    PanopticFPN,
+    ProposalNetwork,
+    RetinaNet,
+    SemanticSegmentor,
+)
 from detectron2.structures import Instances
 from fvcore.transforms import HFlipTransform
 from torch import nn
@@ -232,25 +238,40 @@ def _head_of(parent: nn.Module) -> TakesQueries | None:
     return next((child for child in parent.children() if isinstance(child, TakesQueries)), None)
 
 
-def _siblings(parent: nn.Module, head: TakesQueries) -> Iterator[nn.Module]:
-    return (child for child in parent.children() if child is not head)
-
-
-def _begin_forward(parent: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Forward pre-hook: read the queries of the inputs, else of `use_queries`."""
+def _begin_forward(parent: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Forward pre-hook: read the queries of the inputs, else of `use_queries`; in training, prepare
+    the detector."""
     head = _head_of(parent)
     if head is None:
-        return
+        return None
     before = _forward_queries.get()
     # Push a placeholder first: if reading raises, `_end_forward` still runs and pops an entry.
     _forward_queries.set((*before, (head, _no_queries)))
-    batch = _queries_of(head, args[0] if args else kwargs.get("batched_inputs", ()))
+    batched_inputs = args[0] if args else kwargs.get("batched_inputs", ())
+    batch = _queries_of(head, batched_inputs)
     _forward_queries.set((*before, (head, lambda num_images: batch)))
-    if parent.training and head.freeze_detector:
-        # `model.train()` put these into training mode: RPN would sample and return losses, and
-        # batch norm would update its statistics.
-        for sibling in _siblings(parent, head):
+    if not parent.training:
+        return None
+    is_panoptic = isinstance(parent, PanopticFPN)
+    if not head.freeze_detector:
+        for key in ("instances", "sem_seg") if is_panoptic else ("instances",):
+            if any(key not in image_input for image_input in batched_inputs):
+                raise ValueError(
+                    f'batched_inputs lack "{key}", from which the detector learns; give it as '
+                    "Detectron2's DatasetMapper does, or set MODEL.VLNMS.FREEZE_DETECTOR to True"
+                )
+        return None
+    # `model.train()` put these into training mode: RPN would sample and return losses, and batch
+    # norm would update its statistics.
+    for sibling in parent.children():
+        if sibling is not head:
             sibling.eval()
+    if not is_panoptic:
+        return None
+    # Its forward reads ground truth, which its frozen parts do not use.
+    sizes = [tuple(image_input["image"].shape[-2:]) for image_input in batched_inputs]
+    unused = [{"sem_seg": torch.zeros(size).long(), "instances": Instances(size)} for size in sizes]
+    return ([x | y for x, y in zip(unused, batched_inputs, strict=True)],), {}
 
 
 def _end_forward(parent: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
@@ -340,16 +361,20 @@ def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> N
     if isinstance(parent, GeneralizedRCNNWithTTA) and child is not None and _head_of(child):
         parent._inference_one_image = functools.partial(_inference_one_image, parent)
         parent._get_augmented_inputs = functools.partial(_augmented_inputs, parent)
-    if not isinstance(child, TakesQueries):
-        return
-    if hasattr(parent, "inference"):
-        parent.inference = functools.partial(_inference, parent)
-    if not any(hook is _begin_forward for hook in parent._forward_pre_hooks.values()):
-        parent.register_forward_pre_hook(_begin_forward, with_kwargs=True)
-        parent.register_forward_hook(_end_forward, with_kwargs=True, always_call=True)
-    if child.freeze_detector:  # GeneralizedRCNN registers its ROI heads after all other modules
-        for sibling in _siblings(parent, child):
-            sibling.requires_grad_(False)
+    has_hooks = _begin_forward in parent._forward_pre_hooks.values()
+    if isinstance(child, TakesQueries):
+        if hasattr(parent, "inference"):
+            parent.inference = functools.partial(_inference, parent)
+        if not has_hooks:
+            parent.register_forward_pre_hook(_begin_forward, with_kwargs=True)
+            parent.register_forward_hook(_end_forward, with_kwargs=True, always_call=True)
+        if child.freeze_detector:
+            for sibling in set(parent.children()) - {child}:
+                sibling.requires_grad_(False)
+    elif child is not None and has_hooks:
+        head = _head_of(parent)
+        if head is not None and head.freeze_detector and parent._modules.get(name) is not head:
+            child.requires_grad_(False)
 
 
 register_module_module_registration_hook(_on_registration)

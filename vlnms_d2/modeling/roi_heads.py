@@ -27,6 +27,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
+from ..config import check_choice, check_config
 from .branch import RelatednessBranch, refine_boxes
 from .candidates import (
     Candidates,
@@ -89,14 +90,8 @@ class QueryConditionedMixin(TakesQueries):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if visual_encoder not in ("finetune", "shared", "class"):
-            raise ValueError(
-                f"MODEL.VLNMS.VISUAL_ENCODER is {visual_encoder!r}, expected 'finetune' or 'shared'"
-            )
-        if masks not in MASKS:
-            raise ValueError(
-                f"MODEL.VLNMS.MASKS is {masks!r}, expected one of {', '.join(map(repr, MASKS))}"
-            )
+        check_choice("VISUAL_ENCODER", visual_encoder, ("finetune", "shared", "class"))
+        check_choice("MASKS", masks, MASKS)
         self.visual_encoder = visual_encoder
         self.freeze_detector = freeze_detector
         if freeze_detector:
@@ -114,12 +109,18 @@ class QueryConditionedMixin(TakesQueries):
         self.criterion = criterion
         self.score_thresh = score_thresh
         self.max_candidates = max_candidates
-        self.output_attention = output_attention
-        self.masks = masks
+        self.output_attention, self.masks = output_attention, masks
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        ret = super().from_config(cfg, input_shape)
+        check_config(cfg)
+        try:
+            ret = super().from_config(cfg, input_shape)
+        except (AssertionError, KeyError) as error:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NAME {cls.__name__} does not fit ({error!r}): use "
+                "VLNMSRes5Head for C4, VLNMSCascadeHead for Cascade R-CNN, VLNMSHead for the others"
+            ) from error
         vlnms = cfg.MODEL.VLNMS
         text_encoder = build_text_encoder(cfg, text_encoder_name(cfg))
         visual_encoder = visual_encoder_name(cfg)
@@ -319,7 +320,7 @@ class QueryConditionedMixin(TakesQueries):
             # Pooling waits for the sampling, since only sampled candidates need it.
             pool = partial(self._pool, features, predictions, queried)
             losses.update(self.query_losses(candidates, [sizes[i] for i in queried], batch, pool))
-        return proposals, losses
+        return proposals, self.criterion.completed(losses, self.vlnms)
 
     def query_losses(
         self,
@@ -390,11 +391,10 @@ class VLNMSHead(QueryConditionedMixin, StandardROIHeads):
         return "box_head"
 
     def predict(self, features: Features, proposals: list[Instances]) -> Predictions:
-        box_features = self.box_pooler(
+        pooled = self.box_pooler(
             [features[f] for f in self.box_in_features], [p.proposal_boxes for p in proposals]
         )
-        box_features = self.box_head(box_features)
-        return apply_box_predictor(self.box_predictor, box_features, proposals)
+        return apply_box_predictor(self.box_predictor, self.box_head(pooled), proposals)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from dataset_folders import COCO_IDS, FLICKR_IDS, make_karpathy_folder, sentence, write_karpathy
+from dataset_folders import (
+    COCO_IDS,
+    FLICKR_IDS,
+    make_coco_annotations,
+    make_karpathy_folder,
+    sentence,
+    write_karpathy,
+)
 
 from vlnms_d2.data.datasets.karpathy import load_karpathy
 
@@ -64,7 +71,48 @@ def test_images_of_coco_have_cocos_ids_and_folders(tmp_path):
     assert [image["image_id"] for image in train] == list(COCO_IDS[:2])
     assert train[0]["file_name"] == str(Path("coco/train2014/COCO_train2014_000000000009.jpg"))
     (restval,) = load_karpathy(file, "coco", "restval")
-    assert restval["file_name"] == str(Path("coco/val2014/COCO_val2014_000000581857.jpg"))
+    assert restval["file_name"] == str(Path("coco/val2014/COCO_val2014_000000000139.jpg"))
+
+
+def test_images_of_coco_have_the_objects_of_its_annotations(tmp_path):
+    make_karpathy_folder(tmp_path, "coco")
+    make_coco_annotations(tmp_path)
+    folder = tmp_path / "coco" / "annotations"
+    train_file, val_file = (folder / f"instances_{split}2014.json" for split in ("train", "val"))
+    entries = json.loads(train_file.read_text())
+    # Sticks out of its image of 80 x 60 pixels, and lies beside it.
+    entries["annotations"][0]["bbox"] = [70, 50, 30, 30]
+    entries["annotations"][1]["bbox"] = [90, 10, 5, 5]
+    train_file.write_text(json.dumps(entries))
+    classes = {1: 0, 18: 1, 47: 2, 90: 3}
+
+    def objects(split: str, *files) -> dict[int, list]:
+        images = load_karpathy(
+            tmp_path / "karpathy/dataset_coco.json", "coco", split, files, classes
+        )
+        return {
+            image["image_id"]: [
+                (a["id"], a["category_id"], a["bbox"], a["iscrowd"]) for a in image["annotations"]
+            ]
+            for image in images
+        }
+
+    assert objects("train") == objects("train", val_file) == {9: [], 25: []}
+    assert objects("train", train_file, val_file) == {
+        9: [(1, 1, [70, 50, 10, 10], 0), (3, 3, [10, 30, 40, 20], 1)],
+        25: [
+            (11, 2, [0, 0, 30.5, 40.25], 0),
+            (12, 3, [45, 20, 35, 25], 0),
+            (13, 0, [10, 30, 40, 20], 1),
+        ],
+    }
+    # restval, which is trained on too, is of val2014.
+    assert [len(one) for one in objects("restval", train_file, val_file).values()] == [3]
+    assert objects("test", train_file, folder / "absent.json") == {632: []}
+    image = load_karpathy(
+        tmp_path / "karpathy/dataset_coco.json", "coco", "val", [val_file], classes
+    )[0]
+    assert image["annotations"] and all("segmentation" not in a for a in image["annotations"])
 
 
 def test_images_are_in_the_order_of_the_file(tmp_path):

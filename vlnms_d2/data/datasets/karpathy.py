@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..entries import check_new, read_json, require, single_spaces
+from .refer import read_instances
 
 logger = logging.getLogger(__name__)
 
@@ -17,26 +19,33 @@ SOURCE = (
 
 
 def load_karpathy(
-    json_file: str | Path, image_root: str | Path, split: str
+    json_file: str | Path,
+    image_root: str | Path,
+    split: str,
+    instances_files: Iterable[str | Path] = (),
+    classes: Mapping[int, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Reads the images of a split with their captions.
 
-    Only captions are annotated, no boxes. A sentence without words is dropped with a warning;
-    images without sentences are dropped.
+    Which objects a caption mentions is not annotated. A sentence without words is dropped with a
+    warning; images without sentences are dropped.
 
     Args:
         json_file: `dataset_flickr30k.json` or `dataset_coco.json`, or another of that format.
         image_root: folder of the images, or of the folders that the entries' "filepath" names.
         split: "train", "val" or "test"; COCO also has "restval", which is commonly added to
             train.
+        instances_files: annotations of the images in COCO's format; files that do not exist are
+            skipped.
+        classes: of their category ids, as in `load_refer`.
 
     Returns:
         Dicts in the order of the file, which COCO's folds of 1,000 images follow, with "file_name",
         "image_id" (COCO's id; otherwise the number in the file name if all files are named by
-        numbers, as in Flickr30k; otherwise Karpathy's "imgid"), no "annotations" and "expressions":
-        dicts with "sent_id", "ref_id" (None), "query", "ann_id" (None), "context_ann_ids" (None),
-        "split" and "manner" (None). "height" and "width" are not in the file; the mapper reads
-        them from the image.
+        numbers, as in Flickr30k; otherwise Karpathy's "imgid"), "annotations" (of
+        `instances_files`, without segmentations) and "expressions": dicts with "sent_id", "ref_id"
+        (None), "query", "ann_id" (None), "context_ann_ids" (None), "split" and "manner" (None).
+        "height" and "width" are not in the file; the mapper reads them from the image.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -71,6 +80,12 @@ def load_karpathy(
             f"{path} holds no image of the split '{split}', available splits: {available}. Choose "
             "one of them."
         )
+    for file in filter(Path.is_file, map(Path, instances_files)):
+        for image_id, objects in read_instances(file, images.keys(), classes)[1].items():
+            annotations = [one for one in objects.values() if one is not None]
+            for annotation in annotations:
+                annotation.pop("segmentation", None)
+            images[image_id]["annotations"] = annotations
     return [image for image in images.values() if image["expressions"]]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def load_refer(
     refs = _of_split(read_refs(Path(refs_file), _KEYS), split, Path(refs_file))
     contexts = None if contexts_file is None else _read_contexts(Path(contexts_file))
     wanted = {ref["image_id"] for ref in refs}
-    images, annotations = _read_instances(Path(instances_file), wanted, classes)
+    images, annotations = read_instances(Path(instances_file), wanted, classes)
 
     expressions: dict[int, list[dict[str, Any]]] = {}
     sent_ids: set[int] = set()
@@ -268,8 +268,8 @@ def _read_contexts(path: Path) -> Mapping[str, list[int]]:
     return contexts
 
 
-def _read_instances(
-    path: Path, wanted: set[int], classes: Mapping[int, int] | None
+def read_instances(
+    path: Path, wanted: Set[int], classes: Mapping[int, int] | None
 ) -> tuple[dict[int, dict[str, Any]], dict[int, dict[int, dict[str, Any] | None]]]:
     """Images by id, and annotations by image id and annotation id (None: empty box)."""
     content = read_json(path, SOURCE)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
 
+from ...config import check_choice
 from ..text.build import TextFeatures
 from .build import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
 
@@ -45,10 +46,7 @@ class FC(Relatedness):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if attention not in ("linear", "additive"):
-            raise ValueError(
-                f"MODEL.VLNMS.ATTENTION is {attention!r}, expected 'linear' or 'additive'"
-            )
+        check_choice("ATTENTION", attention, ("linear", "additive"))
         self.attention = attention
         self.relu = relu
         self.dropout = nn.Dropout(dropout)

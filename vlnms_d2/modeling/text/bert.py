@@ -71,10 +71,13 @@ class BERT(TextEncoder):
             ids = torch.tensor([self.tokenizer.encode("").ids])
             self.output_dim = self._encode(ids, torch.ones_like(ids)).shape[-1]
         self.train()  # transformers hands out models in eval mode
-        # Saved with the weights, so that a checkpoint is never read with another encoder.
-        self.register_buffer("vocabulary_fingerprint", torch.tensor(_hash_words(self.tokenizer)))
+        self.fingerprints = {"vocabulary_fingerprint": _hash_words(self.tokenizer)}
+        self.advice = (
+            f"Set MODEL.VLNMS.TEXT_ENCODER, MODEL.VLNMS.BERT.NAME (now {source}) and "
+            "MODEL.VLNMS.BERT.EMBEDDINGS_ONLY as they were in its training"
+        )
         if freeze:
-            self.register_buffer("weights_fingerprint", torch.tensor(_hash_weights(self.model)))
+            self.fingerprints["weights_fingerprint"] = _hash_weights(self.model)
 
     @classmethod
     def from_config(cls, cfg):
@@ -126,15 +129,11 @@ class BERT(TextEncoder):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         weights, fingerprint = prefix + "model.", prefix + "weights_fingerprint"
-        vocabulary = state_dict.get(prefix + "vocabulary_fingerprint")
-        if vocabulary is not None:
-            self._check("vocabulary", int(vocabulary) == int(self.vocabulary_fingerprint))
         trained_frozen = fingerprint in state_dict
-        if trained_frozen:
-            self._check("weights", int(state_dict[fingerprint]) == _hash_weights(self.model))
-            if not self.freeze:
-                del state_dict[fingerprint]
-        elif self.freeze and _keys_below(state_dict, weights):
+        if trained_frozen and not self.freeze:
+            saved = state_dict.pop(fingerprint)
+            self.check_fingerprint("weights", saved, _hash_weights(self.model))
+        elif self.freeze and not trained_frozen and _keys_below(state_dict, weights):
             raise ValueError(
                 "the checkpoint has a text encoder that was trained (MODEL.VLNMS.BERT.FREEZE "
                 "False), and a frozen one would not be saved again: set MODEL.VLNMS.BERT.FREEZE "
@@ -145,14 +144,6 @@ class BERT(TextEncoder):
             # nothing is reported as missing.
             state_dict.update(self.model.state_dict(prefix=weights))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _check(self, what: str, same: bool) -> None:
-        if not same:
-            raise ValueError(
-                f"the checkpoint was trained with another text encoder than {self.source}: they "
-                f"differ in the {what}. Set MODEL.VLNMS.TEXT_ENCODER, MODEL.VLNMS.BERT.NAME and "
-                "MODEL.VLNMS.BERT.EMBEDDINGS_ONLY as they were in its training"
-            )
 
     def _split(self, query: str):
         """The `tokenizers.Encoding` of a query; without words it has no [CLS] and [SEP] either."""

@@ -135,8 +135,11 @@ class BiGRU(TextEncoder):
         self.output_dim = 2 * hidden_dim
         self.embedding = nn.Embedding(len(vocabulary), embed_dim, padding_idx=0)
         self.gru = nn.GRU(embed_dim, hidden_dim, batch_first=True, bidirectional=True)
-        # Saved with the weights, so that a checkpoint is never read with another vocabulary.
-        self.register_buffer("vocabulary_fingerprint", torch.tensor(vocabulary.fingerprint))
+        self.fingerprints = {"vocabulary_fingerprint": vocabulary.fingerprint}
+        self.advice = (
+            f"MODEL.VLNMS.VOCAB has {len(vocabulary)} words: give the vocab.json that was written "
+            "beside the weights"
+        )
 
     @classmethod
     def from_config(cls, cfg):
@@ -191,13 +194,3 @@ class BiGRU(TextEncoder):
             if word in known:
                 self.embedding.weight[i] = torch.from_numpy(known[word])
         return len(known)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        saved = state_dict.get(prefix + "vocabulary_fingerprint")
-        if saved is not None and int(saved) != self.vocabulary.fingerprint:
-            raise ValueError(
-                "the checkpoint was trained with another vocabulary than the one of "
-                f"MODEL.VLNMS.VOCAB ({len(self.vocabulary)} words): give the vocab.json that was "
-                "written beside the weights"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -57,12 +57,20 @@ class TextEncoder(nn.Module):
 
     Attributes:
         output_dim: width D of the word features.
+        fingerprints: hashes below 2**63 by name, saved with the weights so that a checkpoint is
+            never read with another encoder. No buffers, which averages of weights (EMA) change.
+        advice: what to do if a checkpoint has others.
         uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`. If so, and the key is empty, the
             trainer builds a vocabulary.
     """
 
     output_dim: int
     uses_vocabulary = False
+
+    def __init__(self):
+        super().__init__()
+        self.fingerprints: dict[str, int] = {}
+        self.advice = ""
 
     def tokenize(self, query: str) -> list[str]:
         """The words of `query` as the encoder splits it, truncated to its maximum length."""
@@ -71,6 +79,28 @@ class TextEncoder(nn.Module):
     def forward(self, queries: list[str]) -> TextFeatures:
         """Encode queries. An empty or blank query gives a row without words."""
         raise NotImplementedError
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, value in self.fingerprints.items():
+            destination[prefix + name] = torch.tensor(value)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *args):
+        for name, value in self.fingerprints.items():
+            saved = state_dict.pop(prefix + name, None)
+            if saved is None:
+                missing_keys.append(prefix + name)
+            else:
+                self.check_fingerprint(name, saved, value)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
+
+    def check_fingerprint(self, name: str, saved: Tensor, value: int) -> None:
+        """Raise a ValueError unless a checkpoint has this fingerprint, rounded if averaged."""
+        if abs(saved.item() - value) > (value / 1000 if saved.is_floating_point() else 0):
+            raise ValueError(
+                "the checkpoint was trained with another vocabulary or text encoder: they differ "
+                f"in the {name.removesuffix('_fingerprint')}. {self.advice}"
+            )
 
 
 def build_text_encoder(cfg, name: str | None = None) -> TextEncoder:
