@@ -7,7 +7,7 @@ Each step writes one file and is skipped if that file exists and was written wit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +16,10 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from pseudo_gt import contexts_of, mentioned_objects, referent_misses, weakly_supervised
 from vlnms_d2.data.datasets.coco import read_categories
 from vlnms_d2.data.detections import iter_detections
-from vlnms_d2.data.pseudo_gt import (
-    ImageMask,
-    contexts_of,
-    has_contexts,
-    mentioned_objects,
-    pseudo_gt_file,
-    save_pseudo_gt,
-    weakly_supervised,
-)
+from vlnms_d2.data.pseudo_gt import has_contexts, pseudo_gt_file, save_pseudo_gt
 from vlnms_d2.file_io import atomic_write, write_json
 from vlnms_d2.language.matching import CategoryMatcher
 from vlnms_d2.language.nouns import NounFinder
@@ -95,18 +88,6 @@ def read_detections(
         classes = np.array([of_class for *_, of_class in image_detections], dtype=np.int64)
         by_image[image_id] = (boxes, classes)
     return CategorisedDetections(by_image, list(names.values()))
-
-
-def referent_misses(mentioned: Iterable[ImageMask]) -> float:
-    """Share of expressions without a noun that matches the category of their own referent, among
-    those whose referent has a known category; 0 if there are none."""
-    misses = []
-    for image, is_mentioned in mentioned:
-        column = {a["id"]: i for i, a in enumerate(image["annotations"]) if a["category_id"] >= 0}
-        for expression, row in zip(image["expressions"], is_mentioned, strict=True):
-            if expression["ann_id"] in column:
-                misses.append(not row[column[expression["ann_id"]]])
-    return float(np.mean(misses)) if misses else 0.0
 
 
 class Preparation:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from vlnms_d2.data.pseudo_gt import SAME_IOU, text_similarity
+from pseudo_gt import SAME_IOU, text_similarity
 from vlnms_d2.language.matching import CategoryMatcher
 from vlnms_d2.language.nouns import EMBEDDED, NOUN_POS, NounFinder
 from vlnms_d2.language.synonyms import words_of

@@ -10,7 +10,8 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
-from vlnms_d2.data.pseudo_gt import load_expressions, same_box, with_cosines
+from pseudo_gt import same_box, with_cosines
+from vlnms_d2.data.pseudo_gt import load_expressions
 from vlnms_d2.language.matching import CategoryMatcher, category_matcher
 from vlnms_d2.language.nouns import NounFinder
 from vlnms_d2.language.word_vectors import load_word_vectors
