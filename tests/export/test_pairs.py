@@ -212,6 +212,31 @@ def test_the_tool_writes_pairs_and_chosen_ones_for_scan(whole, make_settings, tm
     assert "chosen.jsonl, line 1: expected [image id, caption id]" in capsys.readouterr().err
 
 
+def test_several_data_sets_go_into_one_store(whole, tmp_path, capsys):
+    settings, _ = whole
+    images = DatasetCatalog.get(exported.DATASET)
+    parts = {"pairs_train": images[:2], "pairs_restval": images[1:]}
+    for name, part in parts.items():
+        DatasetCatalog.register(name, lambda part=part: part)
+    words = [
+        "--config-file", str(settings.model.config_file), "--dataset", *parts,
+        "--out", str(tmp_path / "out"), "--top-n", str(TOP_N), "--num-gpus", "0",
+    ]  # fmt: skip
+    try:
+        assert pairs_tool.main(words) == 0
+        assert pairs_tool.main([*words[:-2], "--overwrite"]) == 0
+        words.remove("pairs_train")
+        assert pairs_tool.main(words) == 1
+    finally:
+        for name in parts:
+            DatasetCatalog.remove(name)
+    message = "'pairs_train pairs_restval' there, 'pairs_restval' now"
+    assert message in capsys.readouterr().err
+    both, one = PairStore(tmp_path / "out"), PairStore(settings.out)
+    assert (both.images, both.captions) == (one.images, one.captions)
+    assert np.array_equal(both.index, one.index)
+
+
 def test_what_is_no_store_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no finished export of pairs"):
         PairStore(tmp_path)

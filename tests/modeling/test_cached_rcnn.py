@@ -267,6 +267,7 @@ def test_another_weight_of_the_detector_is_another_folder(twins, folder):
         ("MODEL.VLNMS.PRECISION", "bfloat16", True),
         ("MODEL.VLNMS.FUSION", "weighted_sum", True),
         ("MODEL.VLNMS.TRAIN_CANDIDATES", 9, True),
+        ("MODEL.VLNMS.TRAIN_MIN_CANDIDATES", 900, True),
         ("MODEL.VLNMS.RELATEDNESS", "Trans", True),
         ("MODEL.VLNMS.LOSS", "ranking", True),
         ("SOLVER.BASE_LR", 3.0, True),
@@ -284,6 +285,21 @@ def test_another_setting_of_the_detector_is_another_folder(without_masks, folder
     run(second, image_input(0, query="dog"))
     assert len(calls) == (0 if same else 1)
     assert len(list(folder.iterdir())) == (1 if same else 2)
+
+
+def test_training_with_more_candidates_has_files_of_its_own(without_masks, folder):
+    cfg = without_masks()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.9
+    plain = cached(cfg, folder)
+    cfg.MODEL.VLNMS.TRAIN_MIN_CANDIDATES = 40
+    model = cached(cfg, folder)
+    model.load_state_dict(plain.state_dict())
+    counts = {}
+    for name, each in {"plain": plain, "evaluated": model, "trained": model}.items():
+        each.train(name == "trained")
+        counts[name] = len(each.cached_features(image_input(0)).candidates)
+    assert counts["plain"] == counts["evaluated"] < 40 <= counts["trained"]
+    assert len(files(folder)) == 2 and len(list(folder.iterdir())) == 1
 
 
 SPOILED = {
