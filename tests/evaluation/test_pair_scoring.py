@@ -303,7 +303,7 @@ def test_the_tool_scores_and_evaluates(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "pairs: 96" in shown and f"{results['all']['r@sum']:.2f}" in shown
     assert tool.main(words) == 1
-    message = "encode_boxes is 'my_scan:double' there, None now"
+    message = "encode_boxes is 'double' there, None now"
     assert message in capsys.readouterr().err
     assert tool.main([*words, "--overwrite", "--all-captions"]) == 0
     for name, message in {

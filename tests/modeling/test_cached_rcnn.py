@@ -290,16 +290,17 @@ def test_another_setting_of_the_detector_is_another_folder(without_masks, folder
 def test_training_with_more_candidates_has_files_of_its_own(without_masks, folder):
     cfg = without_masks()
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.9
-    plain = cached(cfg, folder)
     cfg.MODEL.VLNMS.TRAIN_MIN_CANDIDATES = 40
     model = cached(cfg, folder)
-    model.load_state_dict(plain.state_dict())
-    counts = {}
-    for name, each in {"plain": plain, "evaluated": model, "trained": model}.items():
-        each.train(name == "trained")
-        counts[name] = len(each.cached_features(image_input(0)).candidates)
-    assert counts["plain"] == counts["evaluated"] < 40 <= counts["trained"]
-    assert len(files(folder)) == 2 and len(list(folder.iterdir())) == 1
+    first = run(model, image_input(0, query="dog"))
+    [evaluated] = files(folder)
+    for _ in range(2):
+        model.train()([image_input(0, query="dog", query_targets=targets(1))])
+        assert len(files(folder)) == 2 and len(list(folder.iterdir())) == 1
+        assert_instances_alike(run(model.eval(), image_input(0, query="dog"))[0], first[0])
+    [trained] = {*files(folder)} - {evaluated}
+    counts = [len(torch.load(path)["candidates"]["scores"]) for path in (evaluated, trained)]
+    assert counts[0] < 40 <= counts[1]
 
 
 SPOILED = {

@@ -135,7 +135,7 @@ def test_ranking_draws_from_each_level():
     widths = torch.tensor([20.0, 5.5, 6.5, 7.5, 8.5, 10]).repeat(4)
     boxes = torch.stack([widths * 0, widths * 0, widths, torch.full((24,), 10.0)], dim=1)
     boxes[::6] += 50
-    candidates, targets = make_candidates(boxes), [target(GROUND_TRUTH[:1])] * 2
+    candidates, targets = make_candidates(boxes), [target([[0.0, 0, 10, 10]])] * 2
     criterion = Criterion(loss="ranking", batch_size_per_query=20, positive_fraction=0.75)
     sampled = criterion.sample(candidates, targets, True).sampled  # [2, 24]
     assert sampled.view(2, 4, 6).sum(dim=1).tolist() == [[4, 3, 3, 3, 3, 3]] * 2

@@ -6,8 +6,9 @@ import json
 import pickle
 import pkgutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,26 +36,22 @@ def score_pairs(
 ) -> np.ndarray:
     """Compare every image of a store with every caption, each pair by the boxes that it keeps.
 
-    The boxes depend on the caption, so each call `sim(features, captions)` is for one caption:
-    features, float32 [B, K, D], are those of the proposals that B images keep for it, in descending
-    order of s; captions is a list of its text, so C = 1; it returns float [B, C]. Fewer than K
-    proposals are repeated from the first one, as in the files of `Scan`; if there are none,
-    features are zeros. B is always `images_per_call`: the last images are repeated.
+    The boxes depend on the caption, so `sim(features, captions)` is called for one caption at a
+    time: features float32 [B, K, D] of the proposals that B images keep for it, in descending order
+    of s, and a list of its text (C = 1); it returns float [B, C]. Fewer than K proposals are
+    repeated from the first one, as in the files of `Scan`; if there are none, features are zeros.
 
-    The same call resumes after interruption. The manifest in `out` has the arguments, the sha256 of
-    the store's files and the answers of `sim` to the first images: if they differ, `out` is
-    rejected with the difference.
+    The same call resumes after interruption. Output of another store, of other arguments or of a
+    `sim` that answers otherwise for the first images is rejected.
 
     Args:
         store: folder of a `PairStore`.
-        sim: see above. With several processes it is pickled (a function of a module, a model), or
-            "module:name", which each process imports.
+        sim: see above; or "module:name". For several processes it must be possible to pickle it.
         out: the output folder.
-        encode_boxes: like `sim`; encodes features of boxes, float32 [M, D], as float [M, E], which
-            `sim` gets in place of D. For models that encode boxes one by one, as SCAN: each box of
-            an image is encoded once, not once per caption.
+        encode_boxes: like `sim`; encodes boxes, float32 [M, D] as [M, E], each box of an image once
+            and not once per caption, before `sim` gets them.
         num_boxes: K; None for all that the store has per pair.
-        images_per_call: B. Memory holds the pools of this many images per process.
+        images_per_call: B, also of the last call, which repeats images. Memory holds their pools.
         processes: that share the work, with features on their device; None is this one, on the CPU.
         overwrite: replace the output of other input or arguments.
 
@@ -67,16 +64,10 @@ def score_pairs(
             other output or is in use.
         RuntimeError: a process was killed.
     """
-    most = PairStore(store).index.shape[2]
-    if images_per_call < 1 or not 1 <= (num_boxes or most) <= most:
-        raise ValueError(
-            f"num_boxes is {num_boxes} and images_per_call {images_per_call}, expected at least 1, "
-            f"and of the boxes at most the {most} per pair of {store}"
-        )
-    settings = _Settings(Path(store), sim, encode_boxes, num_boxes or most, images_per_call)
-    job = _Scoring(settings, Path(out), processes or Processes())
-    job.finish(overwrite)
-    return np.load(job.output.out / SIMILARITIES, mmap_mode="r")
+    processes = processes or Processes()
+    given = (sim, encode_boxes, num_boxes, images_per_call, processes.device)
+    _Scoring(partial(_Scorer, Path(store), *given), Path(out), processes).finish(overwrite)
+    return np.load(Path(out) / SIMILARITIES, mmap_mode="r")
 
 
 def pair_retrieval(store: PairStore, similarities: np.ndarray, **options: Any) -> dict[str, Any]:
@@ -84,9 +75,7 @@ def pair_retrieval(store: PairStore, similarities: np.ndarray, **options: Any) -
 
     The options are those of `RetrievalEvaluator`, whose `results` are returned.
     """
-    images = {
-        each.image_id: {"image_id": each.image_id, "expressions": []} for each in store.images
-    }
+    images = {i.image_id: {"image_id": i.image_id, "expressions": []} for i in store.images}
     for caption in store.captions:
         images[caption.image_id]["expressions"].append({"sent_id": caption.caption_id})
     evaluator = RetrievalEvaluator("pairs", list(images.values()), distributed=False, **options)
@@ -96,43 +85,34 @@ def pair_retrieval(store: PairStore, similarities: np.ndarray, **options: Any) -
     return evaluator.results
 
 
-class _Settings(NamedTuple):
-    folder: Path
-    sim: Any
-    encode_boxes: Any
-    num_boxes: int
-    images_per_call: int
-
-
 class _Scoring(Job):
     outputs = (SIMILARITIES,)
 
-    def __init__(self, settings: _Settings, out: Path, processes: Processes):
-        self.settings, self.inputs = settings, [settings.folder]
-        self.shape = PairStore(settings.folder).index.shape[:2]
-        super().__init__(out, range(self.shape[0]), settings.images_per_call, processes)
+    def __init__(self, make_scorer: Callable[..., _Scorer], out: Path, processes: Processes):
+        self.make_scorer, self.scorer = make_scorer, make_scorer()
+        self.inputs = [self.scorer.folder]
+        self.shape = self.scorer.store.index.shape[:2]
+        super().__init__(out, range(self.shape[0]), self.scorer.call_size, processes)
 
     def identity(self) -> dict[str, Any]:
-        scorer = _Scorer(self.settings, self.shards, self.processes.device)
+        scorer = self.scorer
         first = scorer.compare(self._block(0).images, range(1))[:, 0]
-        folder, sim, encode_boxes, num_boxes, images_per_call = self.settings
         return {
-            "store": json.loads((folder / "manifest.json").read_bytes())["outputs"],
-            "sim": _name(sim),
-            "encode_boxes": _name(encode_boxes),
-            "num_boxes": num_boxes,
-            "images_per_call": images_per_call,
+            "store": json.loads((scorer.folder / "manifest.json").read_bytes())["outputs"],
+            "sim": _name(scorer.sim),
+            "encode_boxes": _name(scorer.encode_boxes),
+            "num_boxes": scorer.num_boxes,
+            "images_per_call": scorer.call_size,
             "first_answers": [f"{value:.4g}" for value in first],
             "versions": versions(),
         }
 
     def fill(self) -> None:
-        settings = self.settings
+        make: tuple[Any, ...] = (partial(self.make_scorer, shards=self.shards),)
         if self.processes.count > 1:
             # Not by the pool, which would send each tensor of a model as an open file.
-            settings = pickle.dumps(settings)
-        arguments = (settings, self.shards, self.processes.device)
-        with Workers(self.processes, _Scorer, *arguments) as workers:
+            make = (_unpickle, pickle.dumps(make[0]))
+        with Workers(self.processes, *make) as workers:
             self.run(workers, "score", ROWS, f"blocks of {self.block_size} images")
 
     def merge(self) -> dict[str, Any]:
@@ -148,10 +128,28 @@ class _Scoring(Job):
 class _Scorer:
     """The store and the functions of a process."""
 
-    def __init__(self, settings: _Settings | bytes, shards: Shards, device: str):
-        self.settings = pickle.loads(settings) if isinstance(settings, bytes) else settings
-        self.store, self.shards, self.device = PairStore(self.settings.folder), shards, device
-        self.sim, self.encode_boxes = map(_resolve, (self.settings.sim, self.settings.encode_boxes))
+    def __init__(
+        self,
+        folder: Path,
+        sim: Any,
+        encode_boxes: Any,
+        num_boxes: int | None,
+        call_size: int,
+        device: str,
+        shards: Shards | None = None,
+    ):
+        self.folder, self.store, self.shards = folder, PairStore(folder), shards
+        self.sim, self.encode_boxes = (
+            pkgutil.resolve_name(each) if isinstance(each, str) else each
+            for each in (sim, encode_boxes)
+        )
+        most = self.store.index.shape[2]
+        self.num_boxes, self.call_size, self.device = num_boxes or most, call_size, device
+        if call_size < 1 or not 1 <= self.num_boxes <= most:
+            raise ValueError(
+                f"num_boxes is {num_boxes} and images_per_call {call_size}, expected at least 1, "
+                f"and of the boxes at most the {most} per pair of {folder}"
+            )
 
     def score(self, blocks: Sequence[Block]) -> None:
         """Write the similarities of the images of each block and all captions."""
@@ -163,36 +161,35 @@ class _Scorer:
     @torch.no_grad()
     def compare(self, images: range, captions: range) -> np.ndarray:
         """The similarities float32 [I, C] of consecutive images and captions."""
-        num_boxes, call_size = self.settings.num_boxes, self.settings.images_per_call
         pools = [self.store.pool(image).features for image in images]
-        starts = np.cumsum([0, *map(len, pools)])  # rows of `features`
-        no_box = np.zeros((1, pools[0].shape[1]), pools[0].dtype)  # its row is starts[-1]
+        starts = np.cumsum([0, *map(len, pools)])  # rows of `features`; the last is of no box
+        no_box = np.zeros((1, pools[0].shape[1]), pools[0].dtype)
         features = torch.from_numpy(np.concatenate([*pools, no_box])).to(self.device).float()
         if self.encode_boxes is not None:
             features = self.encode_boxes(features)
         columns = []
         for caption in captions:
-            kept = self.store.index[images.start : images.stop, caption, :num_boxes]  # [I, K]
+            kept = self.store.index[images.start : images.stop, caption, : self.num_boxes]  # [I, K]
             count = (kept != PADDING).sum(axis=1, keepdims=True)
-            place = np.arange(num_boxes) % np.maximum(count, 1)
+            place = np.arange(self.num_boxes) % np.maximum(count, 1)
             rows = np.take_along_axis(kept, place, axis=1) + starts[:-1, None]
-            rows = np.where(count > 0, rows, starts[-1])[np.arange(call_size) % len(images)]
+            rows = np.where(count > 0, rows, starts[-1])[np.arange(self.call_size) % len(images)]
             boxes = features[torch.from_numpy(rows).to(self.device)]  # [B, K, D]
             answer = self.sim(boxes, [self.store.captions[caption].caption])
-            if tuple(answer.shape) != (call_size, 1):
+            if tuple(answer.shape) != (self.call_size, 1):
                 raise ValueError(
                     f"sim returned the shape {list(answer.shape)} for features {list(boxes.shape)} "
-                    f"and one caption, expected [{call_size}, 1]"
+                    f"and one caption, expected [{self.call_size}, 1]"
                 )
             columns.append(answer[: len(images)].float())
         return torch.cat(columns, dim=1).cpu().numpy()
 
 
-def _resolve(function: Any) -> Any:
-    return pkgutil.resolve_name(function) if isinstance(function, str) else function
+def _unpickle(make_scorer: bytes) -> _Scorer:
+    return pickle.loads(make_scorer)()
 
 
 def _name(function: Any) -> str | None:
-    if function is None or isinstance(function, str):
-        return function
-    return getattr(function, "__qualname__", type(function).__qualname__)
+    return (
+        None if function is None else getattr(function, "__qualname__", type(function).__qualname__)
+    )

@@ -154,16 +154,8 @@ def sample_candidates(labels: Tensor, batch_size: int, positive_fraction: float)
 
 @torch.no_grad()
 def sample_levels(iou: Tensor, batch_size: int, positive_fraction: float) -> Tensor:
-    """Randomly sample candidates for the ranking loss of each query, a limited number per level.
-
-    Args:
-        iou: float [Q, N], rho.
-        batch_size, positive_fraction: the maximum number of positives, `batch_size` times
-            `positive_fraction`, is divided equally among the five levels; level 0 has the rest. The
-            authors' code has 10 per level and 150 (200 and 0.25).
-
-    Returns:
-        bool [Q, N].
+    """As `sample_candidates`, for the ranking loss: from rho, float [Q, N]. The maximum number of
+    positives is divided equally among the levels 1 to 5; the rest of `batch_size` is of level 0.
     """
     level, random = _levels(iou), torch.rand(iou.shape).to(iou.device)
     num_levels = len(_LEVEL_BORDERS)

@@ -33,12 +33,10 @@ def tokenize(text: str) -> list[str]:
     return _WORD.findall(straight.lower())
 
 
-def tokenize_at_spaces(text: str) -> list[str]:
-    """What white space separates in `text`, in lower case."""
-    return [word for word in text.lower().split() if word not in (PAD, UNK)]
-
-
-SPLITS = {"words": tokenize, "spaces": tokenize_at_spaces}
+SPLITS = {
+    "words": tokenize,
+    "spaces": lambda text: [word for word in text.lower().split() if word not in (PAD, UNK)],
+}
 
 
 class Vocabulary:
