@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from closeness import assert_rounds_alike
 from conftest import REPO
 from killing import kill_at_move
@@ -167,6 +168,38 @@ def test_a_scan_like_model(tmp_path):
             assert_rounds_alike(model(boxes, [store.captions[j].caption])[0, 0], expected[i, j])
     check(found, expected)
     assert expected.std() > 0.01
+
+
+def xattn_score_t2i(images, captions, lengths, smooth=9.0):
+    """As SCAN's model.py computes it (clipped_l2norm, AVG); its `squeeze` needs several images."""
+    similarities = []
+    for caption, length in zip(captions, lengths, strict=True):
+        words = caption[:length].repeat(len(images), 1, 1)
+        attention = F.leaky_relu(images @ words.transpose(1, 2), 0.1)  # [n, K, L]
+        attention = attention / (attention.pow(2).sum(2, keepdim=True).sqrt() + 1e-8)
+        weights = (attention.transpose(1, 2) * smooth).softmax(dim=-1)
+        attended = weights @ images  # [n, L, d]
+        lengths_of_both = words.norm(dim=2) * attended.norm(dim=2)
+        cosines = ((words * attended).sum(2) / lengths_of_both.clamp(min=1e-8)).squeeze()
+        similarities.append(cosines.mean(dim=1, keepdim=True))
+    return torch.cat(similarities, 1)
+
+
+def test_scans_own_function_fits(tmp_path):
+    store = make_store(tmp_path / "store", images=3)
+    torch.manual_seed(0)
+    vectors = dict(zip(WORDS, torch.randn(len(WORDS), DIM), strict=True))
+
+    def sim(features, captions):
+        words = torch.stack([vectors[word] for word in captions[0].split()])
+        return xattn_score_t2i(features, words[None], [len(words)])
+
+    found = score_pairs(tmp_path / "store", sim, tmp_path / "out", images_per_call=2)
+    expected = torch.zeros(found.shape)
+    for i, j in np.ndindex(*found.shape):
+        twice = plain_features(store, i, j).repeat(2, 1, 1)
+        expected[i, j] = sim(twice, [store.captions[j].caption])[0, 0]
+    check(found, expected)
 
 
 def test_two_processes_and_a_name_give_the_same_bytes(tmp_path, monkeypatch):
