@@ -1,6 +1,7 @@
 """The BiGRU text encoder, and the features that it hands on."""
 
 import logging
+import pickle
 
 import pytest
 import torch
@@ -176,6 +177,10 @@ def test_words_between_spaces_are_the_tokens_of_refer():
     assert "," not in Vocabulary.build(sentences)
     with pytest.raises(ValueError, match=r"BIGRU\.SPLIT is 'tokens', expected words or spaces"):
         make_encoder(split="tokens")
+    with pytest.raises(ValueError, match=r"BIGRU\.SPLIT is 'tokens', expected words or spaces"):
+        Vocabulary.build(sentences, 2, "tokens")
+    again = pickle.loads(pickle.dumps(encoder))
+    assert again.tokenize(sentences[1]) == tokens
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import pickle
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,30 +127,30 @@ class _Scoring(Job):
         return {"counts": counts, "outputs": {SIMILARITIES: self.publish(SIMILARITIES)}}
 
 
+@dataclass
 class _Scorer:
-    """The store and the functions of a process."""
+    """The store and the functions of a process; see `score_pairs`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        sim: Any,
-        encode_boxes: Any,
-        num_boxes: int | None,
-        call_size: int,
-        device: str,
-        shards: Shards | None = None,
-    ):
-        self.folder, self.store, self.shards = folder, PairStore(folder), shards
+    folder: Path
+    sim: Any
+    encode_boxes: Any
+    num_boxes: int | None
+    call_size: int
+    device: str
+    shards: Shards | None = None
+
+    def __post_init__(self):
+        self.store = PairStore(self.folder)
         self.sim, self.encode_boxes = (
             pkgutil.resolve_name(each) if isinstance(each, str) else each
-            for each in (sim, encode_boxes)
+            for each in (self.sim, self.encode_boxes)
         )
         most = self.store.index.shape[2]
-        self.num_boxes, self.call_size, self.device = num_boxes or most, call_size, device
-        if call_size < 1 or not 1 <= self.num_boxes <= most:
+        self.num_boxes = self.num_boxes or most
+        if self.call_size < 1 or not 1 <= self.num_boxes <= most:
             raise ValueError(
-                f"num_boxes is {num_boxes} and images_per_call {call_size}, expected at least 1, "
-                f"and of the boxes at most the {most} per pair of {folder}"
+                f"num_boxes is {self.num_boxes} and images_per_call {self.call_size}, expected at "
+                f"least 1, and of the boxes at most the {most} per pair of {self.folder}"
             )
 
     def score(self, blocks: Sequence[Block]) -> None:

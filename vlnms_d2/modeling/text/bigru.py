@@ -8,7 +8,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -37,6 +37,13 @@ SPLITS = {
     "words": tokenize,
     "spaces": lambda text: [word for word in text.lower().split() if word not in (PAD, UNK)],
 }
+
+
+def _splitter(name: str) -> Callable[[str], list[str]]:
+    if name not in SPLITS:
+        expected = " or ".join(SPLITS)
+        raise ValueError(f"MODEL.VLNMS.BIGRU.SPLIT is {name!r}, expected {expected}")
+    return SPLITS[name]
 
 
 class Vocabulary:
@@ -78,7 +85,8 @@ class Vocabulary:
     ) -> Vocabulary:
         """The words that occur at least `min_count` times, most frequent first (Sec. 4). `split` is
         one of `SPLITS`."""
-        counts = Counter(word for sentence in sentences for word in SPLITS[split](sentence))
+        words = _splitter(split)
+        counts = Counter(word for sentence in sentences for word in words(sentence))
         kept = [word for word, n in counts.items() if n >= min_count]
         return cls(sorted(kept, key=lambda word: (-counts[word], word)))
 
@@ -149,15 +157,12 @@ class BiGRU(TextEncoder):
         freeze_embedding: bool = False,
     ):
         super().__init__()
-        if split not in SPLITS:
-            raise ValueError(
-                f"MODEL.VLNMS.BIGRU.SPLIT is {split!r}, expected {' or '.join(SPLITS)}"
-            )
         if max_words < 1:
             raise ValueError(f"MODEL.VLNMS.MAX_WORDS is {max_words}, expected at least 1")
         self.vocabulary = vocabulary
         self.max_words = max_words
-        self.split = split
+        _splitter(split)  # checks it
+        self.split = split  # not the function, which cannot be pickled
         self.output_dim = 2 * hidden_dim
         self.embedding = nn.Embedding(len(vocabulary), embed_dim, padding_idx=0)
         self.embedding.requires_grad_(not freeze_embedding)
@@ -183,7 +188,7 @@ class BiGRU(TextEncoder):
         }
 
     def tokenize(self, query: str) -> list[str]:
-        words = SPLITS[self.split](query)
+        words = _splitter(self.split)(query)
         if self.split == "spaces":
             known = self.vocabulary
             words = [w for part in words for w in ([part] if part in known else tokenize(part))]
