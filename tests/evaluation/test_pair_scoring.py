@@ -297,6 +297,21 @@ def test_errors(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_store_is_never_overwritten(tmp_path):
+    folder = tmp_path / "store"
+    make_store(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    published = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
+    manifest |= {"identity": {"of": "pairs"}, "published": published}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = sorted(path.name for path in folder.rglob("*"))
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="is an input and would be replaced by output"):
+            score_pairs(folder, toy, folder, overwrite=overwrite)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    assert json.loads((folder / "manifest.json").read_text()) == manifest
+
+
 def test_retrieval_as_published(tmp_path):
     store = make_store(tmp_path / "store", images=6, each=7)
     found = score_pairs(tmp_path / "store", toy, tmp_path / "out")

@@ -91,7 +91,7 @@ class _Scoring(Job):
 
     def __init__(self, make_scorer: Callable[..., _Scorer], out: Path, processes: Processes):
         self.make_scorer, self.scorer = make_scorer, make_scorer()
-        self.inputs = [self.scorer.folder]
+        self.inputs = list(self.scorer.folder.iterdir())
         self.shape = self.scorer.store.index.shape[:2]
         super().__init__(out, range(self.shape[0]), self.scorer.call_size, processes)
 
