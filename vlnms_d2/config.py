@@ -106,6 +106,11 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # Width of the word embeddings (300 for GloVe), and of the GRU per direction.
     vlnms.BIGRU.EMBED_DIM = 300
     vlnms.BIGRU.HIDDEN_DIM = 256
+    # "words": punctuation is dropped and separates words; "spaces": only white space does, as in
+    # the tokens of REFER, which the authors' code takes as they are.
+    vlnms.BIGRU.SPLIT = "words"
+    # True: embeddings that WORD_VECTORS initialises are not trained, as in the authors' code.
+    vlnms.BIGRU.FREEZE_WORD_VECTORS = True
 
     # --- fusion, NMS and final cut -------------------------------------------------------------
     # Postprocessor: a name in POSTPROCESSOR_REGISTRY.
@@ -147,7 +152,10 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # Maximum number of candidates of an image that are used in a training step, sampled at random;
     # negative for all.
     vlnms.TRAIN_CANDIDATES = -1
-    # Candidates sampled per query, and the maximum fraction of positives among them.
+    # In training, delta is lowered until an image has this many candidates (authors' code: 32).
+    vlnms.TRAIN_MIN_CANDIDATES = 1
+    # Candidates sampled per query, and the maximum fraction of positives among them; the ranking
+    # loss divides the positives equally among its five levels (authors' code: 200 and 0.25).
     vlnms.BATCH_SIZE_PER_QUERY = 32
     vlnms.POSITIVE_FRACTION = 0.5
     # A candidate is positive if its IoU with any foreground box is above this (Sec. 3.4.1).

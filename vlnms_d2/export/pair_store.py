@@ -4,15 +4,11 @@ candidates of each image once, and for each pair the indices of those that it ke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-from .feature_formats import Imram, Scan
-from .job import OutputFolder
 
 PADDING = np.iinfo(np.uint16).max
 """In the index, after the last proposal of a pair."""
@@ -133,58 +129,3 @@ class PairStore:
         """The proposals of a pair, by its indices, in descending order of s."""
         chosen = self.index[image, caption]
         return self.pool(image).take(chosen[chosen != PADDING].astype(np.int64))
-
-
-def write_scan(
-    store: PairStore,
-    pairs: Iterable[tuple[int, int | str]],
-    num_boxes: int,
-    folder: Path,
-    split: str,
-    imram: bool = False,
-) -> None:
-    """Write some pairs in the format `Scan`, a row each.
-
-    Args:
-        store: with at least `num_boxes` proposals per pair.
-        pairs: ids of image and caption, in the order of the rows.
-        num_boxes: per pair.
-        folder: the output; an earlier one of this function is replaced.
-        split: first part of the file names.
-        imram: in the format `Imram`.
-
-    Raises:
-        ValueError: the store has fewer proposals per pair, or lacks an image or a caption; or the
-            folder has files of these names that this function did not write.
-    """
-    if not 1 <= num_boxes <= store.index.shape[2]:
-        raise ValueError(
-            f"{num_boxes} boxes are asked for, but the store has {store.index.shape[2]} a pair; "
-            "make it with a larger --top-n"
-        )
-    scan = (Imram if imram else Scan)(num_boxes)
-    names = [f"{split}_{name}" for name in scan.files()]
-    output = OutputFolder(folder)
-    with output.begin({"scan": names, "boxes": num_boxes}, overwrite=True, outputs=names):
-        _write_pairs(scan, store, pairs, output.work / "pairs", split)
-        scan.merge([output.work / "pairs"], output.work / "scan")
-        for name in names:
-            (output.work / "scan" / name).replace(output.work / name)
-            output.publish(name)
-        output.finish({})
-
-
-def _write_pairs(
-    scan: Scan, store: PairStore, pairs: Iterable[tuple[int, int | str]], path: Path, split: str
-) -> None:
-    with path.open("wb") as shard:
-        for image_id, caption_id in pairs:
-            try:
-                numbers = store.image_number(image_id), store.caption_number(caption_id)
-            except KeyError as error:
-                raise ValueError(
-                    f"the store has no image {image_id!r} or no caption {caption_id!r} "
-                    f"(pair [{image_id!r}, {caption_id!r}]). Export pairs of their data set."
-                ) from error
-            caption = store.captions[numbers[1]].caption
-            scan.write_pair(shard, split, caption_id, caption, store.proposals(*numbers).features)
