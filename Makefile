@@ -1,4 +1,5 @@
 # make demo    the demonstration
+# make web     the same in a browser
 # make test    every check
 # PYTHON=python3.11 make test    with a Python of your choice (3.10 to 3.12)
 
@@ -7,10 +8,11 @@ VENV_PYTHON := $(VENV)/bin/python
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format clean clean-env
+.PHONY: help env demo web test lint format clean clean-env
 
 help:
 	@echo "make demo       run the demonstration, tools/demo.py"
+	@echo "make web        serve the web demo, tools/web_demo.py, at http://127.0.0.1:7860"
 	@echo "make test       lint, formatting check and tests"
 	@echo "make lint       lint and formatting check only"
 	@echo "make format     format the code and fix what ruff can fix"
@@ -23,6 +25,9 @@ env:
 
 demo: env
 	@$(VENV_PYTHON) tools/demo.py
+
+web: env
+	@$(VENV_PYTHON) tools/web_demo.py
 
 lint: env
 	@$(VENV_PYTHON) -m ruff check .

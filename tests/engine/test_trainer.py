@@ -259,7 +259,9 @@ def test_word_vectors_initialise_a_fresh_run_only(tiny_refshapes, tmp_path):
     encoder = trainer.model.roi_heads.vlnms.text_encoder
     row = encoder.vocabulary.encode(["the"])[0]
     assert torch.equal(encoder.embedding.weight[row], torch.full((300,), 0.5))
+    before = encoder.embedding.weight.detach().clone()
     trainer.train()
+    assert torch.equal(encoder.embedding.weight, before)  # frozen, also from weight decay
     glove.unlink()
     cfg.SOLVER.MAX_ITER = 2
     VLNMSTrainer(cfg).resume_or_load(resume=True)

@@ -15,6 +15,7 @@ from detectron2.structures import Boxes
 
 from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.data.mapper import read_image
+from vlnms_d2.evaluation import pair_retrieval, score_pairs
 from vlnms_d2.export import PairStore, pairs
 from vlnms_d2.export.pairs import PairSettings, ScoredPool, choose, run_pairs
 from vlnms_d2.export.workers import Processes, one_thread
@@ -210,6 +211,46 @@ def test_the_tool_writes_pairs_and_chosen_ones_for_scan(whole, make_settings, tm
     (tmp_path / "chosen.jsonl").write_text("[1, 2, 3]\n")
     assert pairs_tool.main(words) == 1
     assert "chosen.jsonl, line 1: expected [image id, caption id]" in capsys.readouterr().err
+
+
+def test_the_pairs_are_scored_by_any_model(whole, tmp_path):
+    settings, _ = whole
+    store = PairStore(settings.out)
+
+    def sim(features, captions):
+        return features.mean((1, 2))[:, None] + len(captions[0])
+
+    found = score_pairs(settings.out, sim, tmp_path / "scores", images_per_call=2)
+    for i, j in np.ndindex(5, 10):
+        features = store.proposals(i, j).features
+        features = features[np.arange(TOP_N) % len(features)]
+        expected = torch.tensor(features.mean() + len(store.captions[j].caption))
+        assert_rounds_alike(torch.tensor(found[i, j]), expected)
+    results = pair_retrieval(store, found)
+    assert (results["images"], results["captions"]) == (5, 10)
+
+
+def test_several_data_sets_go_into_one_store(whole, tmp_path, capsys):
+    settings, _ = whole
+    images = DatasetCatalog.get(exported.DATASET)
+    parts = {"pairs_train": images[:2], "pairs_restval": images[1:]}
+    for name, part in parts.items():
+        DatasetCatalog.register(name, lambda part=part: part)
+    words = [
+        "--config-file", str(settings.model.config_file), "--dataset", *parts,
+        "--out", str(tmp_path / "out"), "--top-n", str(TOP_N), "--num-gpus", "0",
+    ]  # fmt: skip
+    try:
+        assert pairs_tool.main(words) == 0
+        words.remove("pairs_train")
+        assert pairs_tool.main(words) == 1
+    finally:
+        for name in parts:
+            DatasetCatalog.remove(name)
+    assert "holds a run of other input or settings" in capsys.readouterr().err
+    both, one = PairStore(tmp_path / "out"), PairStore(settings.out)
+    assert (both.images, both.captions) == (one.images, one.captions)
+    assert np.array_equal(both.index, one.index)
 
 
 def test_what_is_no_store_is_named(tmp_path):

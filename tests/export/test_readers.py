@@ -519,6 +519,22 @@ def test_retrieval_takes_5000_captions_of_dev(tmp_path, make, array):
 
 
 @FORMATS_OF_RETRIEVAL
+def test_less_of_dev_than_retrieval_reads_is_told(tmp_path, make, array, caplog):
+    images = [captioned(i, split="val") for i in range(999)]
+    folder = export(make(2), tmp_path, *images)
+    with pytest.raises(IndexError):
+        read_precomp(folder, "dev", array)
+    [message] = [each.getMessage() for each in caplog.records]
+    assert (
+        f"{make.name}: {folder} has 4995 captions of dev, but SCAN and IMRAM read 5000" in message
+    )
+    caplog.clear()
+    (tmp_path / "more").mkdir()
+    export(make(2), tmp_path / "more", *images, captioned(999, split="val"), captioned(1000))
+    assert not caplog.records
+
+
+@FORMATS_OF_RETRIEVAL
 def test_what_retrieval_would_read_wrong_is_refused(tmp_path, make, array):
     few, catalog = captioned(4, 4), [{"image_id": 4, "expressions": [{"split": "train"}] * 4}]
     message = f"{make.name}: image 4 has 4 captions, but the reader takes 5"

@@ -180,6 +180,27 @@ def test_an_image_of_two_data_sets_appears_once():
             DatasetCatalog.remove(name)
 
 
+def test_an_image_that_a_data_set_lists_twice_is_one_key_of_albef(tiny_refshapes, tmp_path):
+    images = DatasetCatalog.get(f"{tiny_refshapes}_val")
+    halves = [
+        image | {"expressions": part}
+        for image in images
+        for part in (image["expressions"][:1], image["expressions"][1:])
+    ]
+    assert all(image["expressions"] for image in halves)
+    DatasetCatalog.register("halves_val", lambda: halves)
+    try:
+        export(tmp_path / "halves", ("albef", "mattnet"), "halves_val", top_n=5)
+    finally:
+        DatasetCatalog.remove("halves_val")
+    export(tmp_path / "whole", ("albef", "mattnet"), "tiny_val", top_n=5)
+    pairs = json.loads((tmp_path / "halves/dets.json").read_bytes(), object_pairs_hook=list)
+    assert len({key for key, _ in pairs}) == len(pairs) == len(images)
+    for name in ("dets.json", "mattnet_dets.json"):
+        halves_bytes = (tmp_path / "halves" / name).read_bytes()
+        assert halves_bytes == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_the_name_of_the_forks_needs_their_format(tmp_path):
     with pytest.raises(ValueError, match="matt_dets names the file of per-expression"):
         ExportSettings(ModelSettings(CONFIG, "x"), tmp_path, matt_dets=("a", "0", "b", "unc"))

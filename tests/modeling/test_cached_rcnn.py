@@ -267,6 +267,7 @@ def test_another_weight_of_the_detector_is_another_folder(twins, folder):
         ("MODEL.VLNMS.PRECISION", "bfloat16", True),
         ("MODEL.VLNMS.FUSION", "weighted_sum", True),
         ("MODEL.VLNMS.TRAIN_CANDIDATES", 9, True),
+        ("MODEL.VLNMS.TRAIN_MIN_CANDIDATES", 900, True),
         ("MODEL.VLNMS.RELATEDNESS", "Trans", True),
         ("MODEL.VLNMS.LOSS", "ranking", True),
         ("SOLVER.BASE_LR", 3.0, True),
@@ -284,6 +285,22 @@ def test_another_setting_of_the_detector_is_another_folder(without_masks, folder
     run(second, image_input(0, query="dog"))
     assert len(calls) == (0 if same else 1)
     assert len(list(folder.iterdir())) == (1 if same else 2)
+
+
+def test_training_with_more_candidates_has_files_of_its_own(without_masks, folder):
+    cfg = without_masks()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.9
+    cfg.MODEL.VLNMS.TRAIN_MIN_CANDIDATES = 40
+    model = cached(cfg, folder)
+    first = run(model, image_input(0, query="dog"))
+    [evaluated] = files(folder)
+    for _ in range(2):
+        model.train()([image_input(0, query="dog", query_targets=targets(1))])
+        assert len(files(folder)) == 2 and len(list(folder.iterdir())) == 1
+        assert_instances_alike(run(model.eval(), image_input(0, query="dog"))[0], first[0])
+    [trained] = {*files(folder)} - {evaluated}
+    counts = [len(torch.load(path)["candidates"]["scores"]) for path in (evaluated, trained)]
+    assert counts[0] < 40 <= counts[1]
 
 
 SPOILED = {

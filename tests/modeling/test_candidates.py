@@ -11,7 +11,7 @@ from vlnms_d2.modeling.candidates import clip_boxes_to_image, select_candidates
 STEP = 0.005
 
 
-def reference(boxes, scores, size, delta, most):
+def reference(boxes, scores, size, delta, most, least=1):
     """Rows (proposal, class, score, clipped box) in the order of proposals, then classes."""
     agnostic = boxes.shape[1] == 4
     pairs = []
@@ -24,7 +24,7 @@ def reference(boxes, scores, size, delta, most):
     if not pairs:
         return []
     steps, above = 0, []
-    while not above:
+    while len(above) < min(least, len(pairs)):
         above = [pair for pair in pairs if pair[2] > delta - steps * STEP]
         steps += 1
     best = sorted(range(len(above)), key=lambda n: (-float(above[n][2]), n))[:most]
@@ -79,6 +79,16 @@ def test_equals_a_loop_over_the_pairs(problem):
     assert found.classes.dtype == found.proposal_index.dtype == torch.int64
     assert boxes.equal(before[0]) or boxes.isnan().any()
     assert scores.equal(before[1]) or scores.isnan().any()
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(), st.sampled_from([0, 2, 5, 32]))
+def test_training_lowers_delta_until_there_are_enough(problem, least):
+    *given_to_it, delta, most = problem
+    found = select_candidates(
+        *given_to_it, score_thresh=delta, max_candidates=most, min_candidates=least
+    )
+    assert as_rows(found) == reference(*problem, least=max(least, 1))
 
 
 def select(scores, delta=0.05, most=1000, boxes=None):

@@ -130,6 +130,22 @@ def test_candidates_that_no_query_drew_stay_on_demand():
         assert torch.equal(own, all_of_them[:, index]), field
 
 
+def test_ranking_draws_from_each_level():
+    # Four boxes of each IoU: none, then of the levels 1 to 5.
+    widths = torch.tensor([20.0, 5.5, 6.5, 7.5, 8.5, 10]).repeat(4)
+    boxes = torch.stack([widths * 0, widths * 0, widths, torch.full((24,), 10.0)], dim=1)
+    boxes[::6] += 50
+    candidates, targets = make_candidates(boxes), [target([[0.0, 0, 10, 10]])] * 2
+    criterion = Criterion(loss="ranking", batch_size_per_query=20, positive_fraction=0.75)
+    sampled = criterion.sample(candidates, targets, True).sampled  # [2, 24]
+    assert sampled.view(2, 4, 6).sum(dim=1).tolist() == [[4, 3, 3, 3, 3, 3]] * 2
+    everything = Criterion(loss="ranking", batch_size_per_query=-1)
+    assert everything.sample(candidates, targets, True).sampled.all()
+    # Otherwise the levels do not matter.
+    criterion.loss = "bce"
+    assert criterion.sample(candidates, targets, True).sampled.sum(dim=1).tolist() == [19, 19]
+
+
 def test_the_share_of_positives_and_their_threshold():
     # IoU 0.6 and 1 with the ground truth, and none.
     boxes = torch.tensor([[0.0, 0, 10, 6], [0, 0, 10, 10], [50, 50, 60, 60]]).repeat(10, 1)
@@ -275,6 +291,7 @@ def test_no_candidates_to_train_on_are_refused():
         ("RANK_TOP_H", 13, "rank_top_h"),
         ("REG_WEIGHT", 0.2, "reg_weight"),
         ("TRAIN_CANDIDATES", 17, "max_candidates"),
+        ("TRAIN_MIN_CANDIDATES", 19, "min_candidates"),
         ("BATCH_SIZE_PER_QUERY", 11, "batch_size_per_query"),
         ("POSITIVE_FRACTION", 0.1, "positive_fraction"),
         ("IOU_THRESHOLD", 0.6, "iou_threshold"),

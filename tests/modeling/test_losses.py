@@ -17,6 +17,7 @@ from vlnms_d2.modeling.losses import (
     ranking_loss,
     relatedness_bce,
     sample_candidates,
+    sample_levels,
 )
 
 FIELDS = ("labels", "weights", "iou", "matched_boxes", "regress")
@@ -209,6 +210,30 @@ def test_every_candidate_is_drawn_equally_often():
     share = sample_candidates(labels, 8, 0.5).float().mean(dim=0)
     torch.testing.assert_close(share[:8], torch.full((8,), 0.5), atol=0.04, rtol=0)
     torch.testing.assert_close(share[8:], torch.full((16,), 0.25), atol=0.04, rtol=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 60), st.sampled_from([(200, 0.25), (20, 0.5), (7, 1.0), (0, 0.5)]))
+def test_each_level_draws_at_most_its_share(n, limits):
+    iou = torch.rand(3, n)
+    drawn, (size, fraction) = sample_levels(iou, *limits), limits
+    share = math.floor(size * fraction / 5)
+    levels = torch.ceil((iou - 0.5).clamp(min=0) / 0.1)
+    for level in range(6):
+        members = levels == level
+        most = share if level else size - 5 * share
+        expected = members.sum(dim=1).clamp(max=most)
+        assert (drawn & members).sum(dim=1).tolist() == expected.tolist()
+
+
+def test_levels_are_drawn_by_the_seed_and_differ_by_query():
+    iou, draws = torch.full((2, 300), 0.3), []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        draws.append(sample_levels(iou, 200, 0.25))
+    assert draws[0].sum(dim=1).tolist() == [150, 150]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0][0], draws[0][1])
 
 
 # --- binary cross-entropy ----------------------------------------------------------------------

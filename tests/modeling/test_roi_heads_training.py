@@ -52,6 +52,24 @@ def test_training_uses_the_candidates_of_inference(config, head):
     assert torch.equal(seen[0].scores, seen[1].scores)
 
 
+def test_delta_is_lowered_in_training_only(config, head):
+    cfg = config(head)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.9
+    cfg.MODEL.VLNMS.TRAIN_MIN_CANDIDATES = 32
+    model = build(cfg)
+    counts, select = [], model.roi_heads._select
+
+    def counted(*args):
+        found = select(*args)
+        counts.extend(map(len, found))
+        return found
+
+    model.roi_heads._select = counted
+    run(model, image_input(0, query="dog"))
+    model.train()([image_input(0, query="dog", query_targets=targets(1))])
+    assert counts[0] < 32 <= counts[1]
+
+
 def test_training_errors_say_what_is_missing(config):
     model = build(config()).train()
     for nothing in ({}, {"query": [], "query_targets": []}):

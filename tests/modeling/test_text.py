@@ -1,6 +1,7 @@
 """The BiGRU text encoder, and the features that it hands on."""
 
 import logging
+import pickle
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from vlnms_d2.modeling.text.build import pad_words
 WORDS = ("a", "red", "cup", "left", "man's", "naïve", "собака", "杯")
 
 
-def make_encoder(max_words: int = 6, words=WORDS) -> BiGRU:
+def make_encoder(max_words: int = 6, words=WORDS, **given) -> BiGRU:
     torch.manual_seed(0)
-    return BiGRU(vocabulary=Vocabulary(words), embed_dim=5, hidden_dim=4, max_words=max_words)
+    given = {"vocabulary": Vocabulary(words), **given}
+    return BiGRU(embed_dim=5, hidden_dim=4, max_words=max_words, **given)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,47 @@ def test_word_vectors_fill_the_rows_of_known_words_and_leave_the_others(tmp_path
         expected = torch.tensor(known[word], dtype=torch.float32) if word in known else before[i]
         assert torch.equal(encoder.embedding.weight[i], expected), word
     assert encoder.embedding.weight.requires_grad
+
+
+def test_frozen_word_vectors_stay_and_words_without_one_are_zero(tmp_path):
+    encoder = make_encoder(freeze_embedding=True)
+    (tmp_path / "vectors.txt").write_text("cup 1 2 3 4 5\n")
+    assert encoder.load_word_vectors(tmp_path / "vectors.txt") == 1
+    expected = torch.zeros_like(encoder.embedding.weight)
+    expected[encoder.vocabulary.encode(["cup"])] = torch.tensor([1.0, 2, 3, 4, 5])
+    encoder(["red cup", "a"]).words.sum().backward()
+    assert encoder.embedding.weight.grad is None and encoder.gru.weight_ih_l0.grad.any()
+    assert torch.equal(encoder.embedding.weight, expected)
+
+
+def test_words_between_spaces_are_the_tokens_of_refer():
+    sentences = ["a man , in black", "the t-shirt he ' s in , black"] * 2
+    vocabulary = Vocabulary.build(sentences, 2, "spaces")
+    encoder = make_encoder(vocabulary=vocabulary, split="spaces", max_words=5)
+    tokens = ["the", "t-shirt", "he", "'", "s"]
+    assert encoder.tokenize(sentences[1]) == tokens
+    assert encoder.tokenize("The t-shirt, he's IN") == ["the", "t", "shirt", "he's", "in"]
+    assert encoder.tokenize("<pad> man ?! , zebra-man") == ["man", ",", "zebra", "man"]
+    assert encoder(["a man , in black", "?"]).mask.sum(dim=1).tolist() == [5, 0]
+    assert "," not in Vocabulary.build(sentences)
+    with pytest.raises(ValueError, match=r"BIGRU\.SPLIT is 'tokens', expected words or spaces"):
+        make_encoder(split="tokens")
+    with pytest.raises(ValueError, match=r"BIGRU\.SPLIT is 'tokens', expected words or spaces"):
+        Vocabulary.build(sentences, 2, "tokens")
+    again = pickle.loads(pickle.dumps(encoder))
+    assert again.tokenize(sentences[1]) == tokens
+
+
+@pytest.mark.parametrize(
+    ("vectors", "frozen", "trained"), [("", True, True), ("x", True, False), ("x", False, True)]
+)
+def test_embeddings_are_frozen_if_word_vectors_initialise_them(vectors, frozen, trained):
+    cfg = config(WORD_VECTORS=vectors)
+    cfg.MODEL.VLNMS.BIGRU.FREEZE_WORD_VECTORS = frozen
+    cfg.MODEL.VLNMS.BIGRU.SPLIT = "spaces"
+    encoder = BiGRU(cfg)
+    assert encoder.embedding.weight.requires_grad == trained
+    assert encoder.split == "spaces" and encoder.gru.weight_ih_l0.requires_grad
 
 
 def config(**keys):

@@ -5,7 +5,7 @@ import json
 
 from conftest import REPO
 
-from benchmarks import pairs
+from benchmarks import pair_scoring, pairs
 
 _SPEC = importlib.util.spec_from_file_location("benchmark", REPO / "tools" / "benchmark.py")
 benchmark = importlib.util.module_from_spec(_SPEC)
@@ -26,4 +26,17 @@ def test_pairs_are_measured_and_projected(tmp_path, capsys, monkeypatch):
     assert abs(measured["seconds_projected"] - projected) < 0.01 * projected
     # Ten numbers of two bytes each; of a file so small the head is more than half.
     assert 5_000_000 * 20 < measured["bytes_projected"] < 5_000_000 * 24
+    assert "1,000 x 5,000 pairs" in capsys.readouterr().out
+
+
+def test_comparing_pairs_is_measured_and_projected(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pair_scoring, "IMAGES", 3)
+    path = tmp_path / "scores.json"
+    words = ["pair_scoring", "--captions", "4", "--candidates", "40", "--json", str(path)]
+    assert benchmark.main(words) == 0
+    measured = json.loads(path.read_text())["pair_scoring"]
+    assert (measured["images"], measured["captions"], measured["boxes"]) == (3, 4, 36)
+    assert min(measured[f"pairs_per_{unit}"] for unit in ("second", "cpu_second")) > 0
+    projected = 5_000_000 / measured["pairs_per_second"]
+    assert abs(measured["seconds_projected"] - projected) < 0.01 * projected
     assert "1,000 x 5,000 pairs" in capsys.readouterr().out

@@ -20,6 +20,7 @@ TOOLS = [
     "prepare_data",
     "rerank",
     "run_ablations",
+    "score_pairs",
     "second_stage_masks",
     "train_net",
     "train_second_stage",

@@ -67,6 +67,12 @@ BENCHMARKS: dict[str, Entry] = {
         "(image, caption) pairs per second of two processes once the candidates of the images are "
         "stored, projected to 1,000 images x 5,000 captions, and the disk space that they need",
     ),
+    "pair_scoring": Entry(
+        "pair_scoring:PairScoring",
+        "comparing stored (image, caption) pairs by stacked cross-attention as large as SCAN's: "
+        "pairs per second of one process, projected to 1,000 images x 5,000 captions, and memory; "
+        "no config",
+    ),
     "rerank": Entry(
         "rerank:Rerank",
         "vlnms_d2.rerank: queries per second with encoded text, distinct captions encoded per "

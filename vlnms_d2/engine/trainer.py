@@ -313,7 +313,8 @@ def build_vocabulary(cfg: CfgNode) -> None:
             for expression in image["expressions"]
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        vocabulary = Vocabulary.build(sentences, cfg.MODEL.VLNMS.VOCAB_MIN_COUNT)
+        vlnms = cfg.MODEL.VLNMS
+        vocabulary = Vocabulary.build(sentences, vlnms.VOCAB_MIN_COUNT, vlnms.BIGRU.SPLIT)
         vocabulary.save(path)
         logger.info("Built a vocabulary of %d words: %s", len(vocabulary), path)
     comm.synchronize()

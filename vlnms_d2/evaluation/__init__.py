@@ -1,6 +1,7 @@
-"""Evaluators, each a Detectron2 `DatasetEvaluator`."""
+"""Evaluators, each a Detectron2 `DatasetEvaluator`, and the similarities of stored pairs."""
 
 from .grounding import PhraseGroundingEvaluator, RECEvaluator, RESEvaluator
+from .pair_scoring import pair_retrieval, score_pairs
 from .recall import ProposalRecallEvaluator
 from .retrieval import RetrievalEvaluator
 
@@ -10,4 +11,6 @@ __all__ = [
     "RECEvaluator",
     "RESEvaluator",
     "RetrievalEvaluator",
+    "pair_retrieval",
+    "score_pairs",
 ]

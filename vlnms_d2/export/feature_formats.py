@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import pickle
 import re
 import shutil
@@ -29,6 +30,8 @@ from .base import (
     write_record,
 )
 
+logger = logging.getLogger(__name__)
+
 DDPN_NAMES = ("auto", "coco", "plain")
 TSV_COLUMNS = {
     "bottom-up": ("id", "w", "h", "num", "boxes", "features"),
@@ -36,8 +39,8 @@ TSV_COLUMNS = {
 }
 SPLITS = {"train": "train", "restval": "train", "val": "dev", "dev": "dev", "test": "test"}
 """The names of splits that SCAN and IMRAM read, by the names of Karpathy's splits."""
-CAPTIONS_PER_IMAGE = 5
-"""What SCAN and IMRAM assume."""
+CAPTIONS_PER_IMAGE, DEV_CAPTIONS = 5, 5000
+"""What SCAN and IMRAM assume: `dev` has at least 5,000 captions."""
 
 
 class DDPN(ProposalFormat):
@@ -311,6 +314,12 @@ class Scan(ProposalFormat):
         for header, _ in read_records(shards, with_body=False):
             counts[header["split"]] += 1
             dim = header["dim"]
+        if 0 < counts["dev"] < DEV_CAPTIONS:
+            logger.warning(
+                "%s: %s has %d captions of dev, but SCAN and IMRAM read %d (data.py) and stop with "
+                "an IndexError. Export more images, or write %d in their data.py.",
+                *(self.name, path, counts["dev"], DEV_CAPTIONS, counts["dev"]),
+            )
         with ExitStack() as stack:
             splits = {
                 split: _SplitFiles(path / split, self.array, (count, self.num_boxes, dim), stack)

@@ -87,18 +87,21 @@ class ModelSettings:
     def images(self) -> list[dict[str, Any]]:
         """The images of the data sets that have expressions, as in Detectron2's catalog.
 
-        Of several data sets, each image appears once, with its distinct expressions; those of the
-        first data set come first, and "num_of_first" says how many they are.
+        Of several data sets, and of one that lists an image more than once, each image appears
+        once, with its distinct expressions; those of the first data set come first, and
+        "num_of_first" says how many they are.
 
         Raises:
             ValueError: a data set is not registered or has no expressions, or an id is repeated.
         """
         images, *others = map(_with_expressions, self.datasets)
-        if others:
-            num_of_first = {image["image_id"]: len(image["expressions"]) for image in images}
+        num_of_first = Counter()
+        for image in images:
+            num_of_first[image["image_id"]] += len(image["expressions"])
+        if others or len(num_of_first) < len(images):
             images = merge_by_image(images, *others)
             for image in images:
-                image["num_of_first"] = num_of_first.get(image["image_id"], 0)
+                image["num_of_first"] = num_of_first[image["image_id"]]
                 # RefCLEF's split testAB belongs to testA and to testB.
                 image["expressions"] = list({repr(e): e for e in image["expressions"]}.values())
         ids = Counter(e["sent_id"] for image in images for e in image["expressions"])

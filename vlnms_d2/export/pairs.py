@@ -57,7 +57,7 @@ class PairSettings:
     """What is exported.
 
     Attributes:
-        model: the model and the data set, each of whose expressions is a caption for every image.
+        model: the model and the data sets, whose expressions are each a caption for every image.
         out: the output folder, which all machines can read and write.
         top_n: maximum number of proposals per pair. The config's threshold does not apply.
         layer: of the pools' features; see `box_features`.
@@ -123,7 +123,7 @@ class _PairExport(Job):
 
     def identity(self) -> dict[str, Any]:
         settings = {
-            "dataset": self.settings.model.dataset,
+            "dataset": " ".join(self.settings.model.datasets),
             "features": self.settings.layer,
             "dtype": self.settings.dtype,
             "with_scores": self.settings.with_scores,

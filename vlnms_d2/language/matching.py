@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .nouns import NOUN_POS, NounFinder
-from .synonyms import Synonyms, words_of
+from .synonyms import Synonyms, words_of_names
 from .word_vectors import WordVectors, load_word_vectors
 
 RULES_FILE = Path(__file__).parent / "category_rules.json"
@@ -105,7 +105,7 @@ class CategoryMatcher:
         self.vectors = vectors
         self.synonyms = synonyms
         self.least = least
-        name_words = [words_of(name) for name in category_names]
+        name_words = words_of_names(category_names)
         self._words = [word for words in name_words for word in words]
         self._starts = np.cumsum([0] + [len(words) for words in name_words])[:-1]
 

@@ -40,8 +40,8 @@ class Synonyms:
     def __init__(self, category_names: Sequence[str]):
         table = _read_table()
         self._classes: dict[tuple[str, ...], set[int]] = {}
-        for index, name in enumerate(category_names):
-            self._classes.setdefault(_singular(words_of(name)), set()).add(index)
+        for index, words in enumerate(words_of_names(category_names)):
+            self._classes.setdefault(_singular(words), set()).add(index)
         names = set(self._classes)  # a mug is a cup, unless there is a category of mugs
         for index, name in enumerate(category_names):
             synonyms = table.get(" ".join(words_of(name)), ())
@@ -71,13 +71,18 @@ class Synonyms:
 
 def words_of(name: str) -> list[str]:
     """The lower-case words of a category name; "dining_table" has those of "dining table". Text in
-    parentheses, as in "cup_(drink)", is dropped. ValueError if there are no words."""
-    lower = name.lower() if isinstance(name, str) else ""
-    without = _PARENTHESES.sub(" ", lower)
-    words = _SEPARATORS.sub(" ", without).split() or _SEPARATORS.sub(" ", lower).split()
-    if not words:
-        raise ValueError(f"the category name {name!r} has no words; give it a name")
-    return words
+    parentheses, as in "cup_(drink)", is dropped."""
+    name = name.lower()
+    without = _PARENTHESES.sub(" ", name)
+    return _SEPARATORS.sub(" ", without).split() or _SEPARATORS.sub(" ", name).split()
+
+
+def words_of_names(names: Sequence[str]) -> list[list[str]]:
+    """The words of each category name; a ValueError names one that has none."""
+    for name in names:
+        if not isinstance(name, str) or not words_of(name):
+            raise ValueError(f"the category name {name!r} has no words; give it a name")
+    return [words_of(name) for name in names]
 
 
 def _singular(words: Sequence[str]) -> tuple[str, ...]:

@@ -111,7 +111,9 @@ class CachedRCNN(GeneralizedRCNN):
 
     def cached_features(self, image_input: dict) -> ImageFeatures:
         """The detector's output for the image, from the folder or, the first time, computed."""
-        path = self._detector_folder() / f"{_digest([image_input['image']])}.pt"
+        minimum = self.roi_heads.criterion.min_candidates if self.training else 1
+        name = _digest([image_input["image"]], f"{minimum}" if minimum > 1 else "")
+        path = self._detector_folder() / f"{name}.pt"
         if not path.is_file():
             with torch.autocast(self.device.type, enabled=False):
                 image = extract_features(self, image_input)

@@ -122,12 +122,14 @@ def select_candidates(
     *,
     score_thresh: float,
     max_candidates: int,
+    min_candidates: int = 1,
 ) -> Candidates:
     """Select the (proposal, class) pairs with confidence above `score_thresh`, without NMS.
 
-    If no pair is above the threshold, it is lowered in steps of 0.005 until one is. So there is
-    always a candidate, unless there are no proposals or none with finite predictions: proposals
-    with a box or score that is not finite are dropped, as in stock Detectron2.
+    If fewer than `min_candidates` pairs are, the threshold is lowered in steps of 0.005 until that
+    many are, or all. So there is always a candidate, unless there are no proposals or none with
+    finite predictions: proposals with a box or score that is not finite are dropped, as in stock
+    Detectron2.
 
     Args:
         boxes: float [R, K * 4] or, class-agnostic, [R, 4]; xyxy in pixels, as Detectron2's
@@ -136,6 +138,7 @@ def select_candidates(
         image_size: (height, width) in pixels.
         score_thresh: delta.
         max_candidates: if there are more, those of highest confidence are kept.
+        min_candidates: at least 1 are kept.
 
     Returns:
         Candidates in the order of proposals, then classes, as in stock Detectron2.
@@ -149,11 +152,15 @@ def select_candidates(
     boxes, scores = at_least_float32(boxes), at_least_float32(scores)
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     scores = torch.where(finite[:, None], scores[:, :-1], float("-inf"))
-    if scores.numel() == 0 or not bool(finite.any()):
+    num_pairs = int(finite.sum()) * scores.shape[1]
+    if num_pairs == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=boxes.device)
         return Candidates(boxes.new_zeros(0, 4), scores.new_zeros(0), empty, empty)
 
-    pairs = (scores > reachable_threshold(score_thresh, scores.max())).nonzero()
+    last = scores.max()
+    if min_candidates > 1:
+        last = scores.flatten().topk(min(min_candidates, num_pairs)).values[-1]
+    pairs = (scores > reachable_threshold(score_thresh, last)).nonzero()
     confidence = scores[pairs[:, 0], pairs[:, 1]]
     if len(pairs) > max_candidates:
         # A stable sort, so that ties at the limit are cut the same way everywhere.

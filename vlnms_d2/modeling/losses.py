@@ -148,6 +148,26 @@ def sample_candidates(labels: Tensor, batch_size: int, positive_fraction: float)
     return (positive & sampled_positive) | (~positive & sampled_negative)
 
 
+@torch.no_grad()
+def sample_levels(iou: Tensor, batch_size: int, positive_fraction: float) -> Tensor:
+    """As `sample_candidates`, for the ranking loss: from rho, float [Q, N]. The maximum number of
+    positives is divided equally among the levels 1 to 5; the rest of `batch_size` is of level 0.
+    """
+    level, random = _levels(iou), torch.rand(iou.shape).to(iou.device)
+    num_levels = len(_LEVEL_BORDERS)
+    limits = [int(batch_size * positive_fraction) // num_levels] * num_levels
+    sampled = torch.zeros_like(iou, dtype=torch.bool)
+    for number, limit in enumerate([batch_size - sum(limits), *limits]):
+        members = level == number
+        sampled |= members & (_rank_within(random, members) < limit)
+    return sampled
+
+
+def _levels(iou: Tensor) -> Tensor:
+    """The level of each rho, 0 to 5; see `ranking_loss`."""
+    return torch.stack([iou > border for border in _LEVEL_BORDERS]).sum(dim=0)
+
+
 def _rank_within(random: Tensor, members: Tensor) -> Tensor:
     """Rank of each number in [0, 1) among the `members` of its row, from 0; others rank last."""
     others_last = random.masked_fill(~members, 2.0)
@@ -200,7 +220,7 @@ def ranking_loss(
     """
     # Half precision, which autocast returns, is too coarse near 1 to rank by.
     r = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
-    level = torch.stack([iou > border for border in _LEVEL_BORDERS]).sum(dim=0)  # [Q, N]
+    level = _levels(iou)  # [Q, N]
 
     # All positives of one query and level have the same negatives: choose them once per level.
     positive_levels = torch.arange(1, len(_LEVEL_BORDERS) + 1, device=r.device)
@@ -255,9 +275,11 @@ class Criterion:
         rank_margin, rank_top_h: of the ranking loss.
         reg_weight: lambda, weight of the box refinement's loss.
         reg_beta: beta of its smooth L1 loss.
-        batch_size_per_query, positive_fraction: see `sample_candidates`.
+        batch_size_per_query, positive_fraction: see `sample_candidates`, and for the ranking loss
+            `sample_levels`.
         iou_threshold, unreliable_label: see `label_candidates`.
         max_candidates: at most this many candidates of an image are used; negative for all.
+        min_candidates: see `select_candidates`; in training.
 
     Raises:
         ValueError: an unknown `loss`, or `max_candidates` or `batch_size_per_query` is 0.
@@ -277,6 +299,7 @@ class Criterion:
         iou_threshold: float = 0.5,
         unreliable_label: float = 0.5,
         max_candidates: int = -1,
+        min_candidates: int = 1,
     ):
         check_choice("LOSS", loss, ("bce", "ranking"))
         if 0 in (max_candidates, batch_size_per_query):
@@ -295,6 +318,7 @@ class Criterion:
         self.iou_threshold = iou_threshold
         self.unreliable_label = unreliable_label
         self.max_candidates = max_candidates
+        self.min_candidates = min_candidates
 
     @classmethod
     def from_config(cls, cfg):
@@ -310,6 +334,7 @@ class Criterion:
             "iou_threshold": vlnms.IOU_THRESHOLD,
             "unreliable_label": vlnms.PSEUDO_GT.UNRELIABLE_LABEL,
             "max_candidates": vlnms.TRAIN_CANDIDATES,
+            "min_candidates": vlnms.TRAIN_MIN_CANDIDATES,
         }
 
     def sample(
@@ -337,9 +362,11 @@ class Criterion:
             iou_threshold=self.iou_threshold,
             unreliable_label=self.unreliable_label,
         )
-        sampled = sample_candidates(
-            labels.labels, self.batch_size_per_query, self.positive_fraction
-        )
+        limits = self.batch_size_per_query, self.positive_fraction
+        if self.loss == "ranking" and self.batch_size_per_query >= 0:
+            sampled = sample_levels(labels.iou, *limits)
+        else:
+            sampled = sample_candidates(labels.labels, *limits)
         if keep_others:
             return SampledCandidates(candidates, labels, sampled)
         used = sampled.any(dim=0)

@@ -5,8 +5,7 @@ inputs. To get at these, a PyTorch module-registration hook detects when a VL-NM
 to a parent module, and adds two hooks to that parent: a forward pre-hook, which reads the queries
 from `batched_inputs`, and a forward hook, which discards them, even if the forward raised. Two
 methods that Detectron2 calls without hooks do the same: `inference`, and that of
-`GeneralizedRCNNWithTTA` for one image. The registration hook also freezes the parent's other
-modules, whether they are assigned before the head or after it.
+`GeneralizedRCNNWithTTA` for one image.
 
 The hooks find the head through the module that they are called with, so copied and unpickled
 models use their own head. The queries of a call are kept in context variables, not on the module,
@@ -238,38 +237,44 @@ def _head_of(parent: nn.Module) -> TakesQueries | None:
     return next((child for child in parent.children() if isinstance(child, TakesQueries)), None)
 
 
-def _begin_forward(parent: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """Forward pre-hook: read the queries of the inputs, else of `use_queries`; in training, prepare
-    the detector."""
+def _siblings(parent: nn.Module, head: TakesQueries) -> Iterator[nn.Module]:
+    return (child for child in parent.children() if child is not head)
+
+
+def _begin_forward(parent: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Forward pre-hook: read the queries of the inputs, else of `use_queries`."""
     head = _head_of(parent)
     if head is None:
-        return None
+        return
     before = _forward_queries.get()
     # Push a placeholder first: if reading raises, `_end_forward` still runs and pops an entry.
     _forward_queries.set((*before, (head, _no_queries)))
-    batched_inputs = args[0] if args else kwargs.get("batched_inputs", ())
-    batch = _queries_of(head, batched_inputs)
+    batch = _queries_of(head, args[0] if args else kwargs.get("batched_inputs", ()))
     _forward_queries.set((*before, (head, lambda num_images: batch)))
-    if not parent.training:
-        return None
-    is_panoptic = isinstance(parent, PanopticFPN)
-    if not head.freeze_detector:
-        for key in ("instances", "sem_seg") if is_panoptic else ("instances",):
-            if any(key not in image_input for image_input in batched_inputs):
-                raise ValueError(
-                    f'batched_inputs lack "{key}", from which the detector learns; give it as '
-                    "Detectron2's DatasetMapper does, or set MODEL.VLNMS.FREEZE_DETECTOR to True"
-                )
-        return None
-    # `model.train()` put these into training mode: RPN would sample and return losses, and batch
-    # norm would update its statistics.
-    for sibling in parent.children():
-        if sibling is not head:
+    if parent.training and head.freeze_detector:
+        # `model.train()` put these into training mode: RPN would sample and return losses, and
+        # batch norm would update its statistics.
+        for sibling in _siblings(parent, head):
             sibling.eval()
-    if not is_panoptic:
+
+
+def _check_ground_truth(parent: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Forward pre-hook: in training, require the ground truth of a detector that learns, and give
+    PanopticFPN, whose forward reads it, some for frozen parts that do not use it."""
+    head = _head_of(parent)
+    if head is None or not parent.training:
         return None
-    # Its forward reads ground truth, which its frozen parts do not use.
-    sizes = [tuple(image_input["image"].shape[-2:]) for image_input in batched_inputs]
+    batched_inputs = args[0] if args else kwargs.get("batched_inputs", ())
+    keys = ("instances", "sem_seg") if isinstance(parent, PanopticFPN) else ("instances",)
+    lacking = [key for key in keys if any(key not in each for each in batched_inputs)]
+    if lacking and not head.freeze_detector:
+        raise ValueError(
+            f'batched_inputs lack "{lacking[0]}", from which the detector learns; give it as '
+            "Detectron2's DatasetMapper does, or set MODEL.VLNMS.FREEZE_DETECTOR to True"
+        )
+    if not lacking or "sem_seg" not in keys:
+        return None
+    sizes = [tuple(each["image"].shape[-2:]) for each in batched_inputs]
     unused = [{"sem_seg": torch.zeros(size).long(), "instances": Instances(size)} for size in sizes]
     return ([x | y for x, y in zip(unused, batched_inputs, strict=True)],), {}
 
@@ -361,20 +366,21 @@ def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> N
     if isinstance(parent, GeneralizedRCNNWithTTA) and child is not None and _head_of(child):
         parent._inference_one_image = functools.partial(_inference_one_image, parent)
         parent._get_augmented_inputs = functools.partial(_augmented_inputs, parent)
-    has_hooks = _begin_forward in parent._forward_pre_hooks.values()
-    if isinstance(child, TakesQueries):
-        if hasattr(parent, "inference"):
-            parent.inference = functools.partial(_inference, parent)
-        if not has_hooks:
-            parent.register_forward_pre_hook(_begin_forward, with_kwargs=True)
-            parent.register_forward_hook(_end_forward, with_kwargs=True, always_call=True)
-        if child.freeze_detector:
-            for sibling in set(parent.children()) - {child}:
-                sibling.requires_grad_(False)
-    elif child is not None and has_hooks:
-        head = _head_of(parent)
-        if head is not None and head.freeze_detector and parent._modules.get(name) is not head:
-            child.requires_grad_(False)
+    if not isinstance(child, TakesQueries):
+        if child is not None and _begin_forward in parent._forward_pre_hooks.values():
+            head = _head_of(parent)
+            if head is not None and head.freeze_detector and parent._modules.get(name) is not head:
+                child.requires_grad_(False)
+        return
+    if hasattr(parent, "inference"):
+        parent.inference = functools.partial(_inference, parent)
+    if not any(hook is _begin_forward for hook in parent._forward_pre_hooks.values()):
+        parent.register_forward_pre_hook(_begin_forward, with_kwargs=True)
+        parent.register_forward_pre_hook(_check_ground_truth, with_kwargs=True)
+        parent.register_forward_hook(_end_forward, with_kwargs=True, always_call=True)
+    if child.freeze_detector:  # what is registered later is frozen above
+        for sibling in _siblings(parent, child):
+            sibling.requires_grad_(False)
 
 
 register_module_module_registration_hook(_on_registration)

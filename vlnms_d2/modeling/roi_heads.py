@@ -201,15 +201,14 @@ class QueryConditionedMixin(TakesQueries):
         self, predictions: Predictions, image_sizes: list[tuple[int, int]], indices: list[int]
     ) -> list[Candidates]:
         """The candidates of the images at `indices`, not yet pooled."""
+        select = partial(
+            select_candidates,
+            score_thresh=self.score_thresh,
+            max_candidates=self.max_candidates,
+            min_candidates=self.criterion.min_candidates if self.training else 1,
+        )
         return [
-            select_candidates(
-                predictions.boxes[i],
-                predictions.scores[i],
-                image_sizes[i],
-                score_thresh=self.score_thresh,
-                max_candidates=self.max_candidates,
-            )
-            for i in indices
+            select(predictions.boxes[i], predictions.scores[i], image_sizes[i]) for i in indices
         ]
 
     def _pool(

@@ -139,12 +139,21 @@ def test_contexts(files, tmp_path):
 
 
 def test_raw_stands_in_for_an_empty_sentence_and_no_words_are_left_out(files, caplog):
-    refs = changed(REFS, 0, "sentences", 0, "sent", " ")
+    refs = changed(REFS, 0, "sentences", 0, {"sent_id": 11, "sent": " ", "raw": "Red cup"})
     refs = changed(refs, 0, "sentences", 1, {"sent_id": 12, "sent": "", "raw": ""})
     refs = changed(refs, 1, "sentences", 0, {"sent_id": 13})
     (image,) = load_refer(**files(refs=refs), split="train")
     assert [e["query"] for e in image["expressions"]] == ["Red cup"]
     assert "ref 2: left out sentence 13" in caplog.text
+
+
+def test_the_words_are_the_tokens_of_refer(files):
+    refs = changed(REFS, 0, "sentences", 0, "tokens", ["man", "'s", "t-shirt", ",", "left"])
+    for number, tokens in ((0, "word"), (1, [1, 2])):  # none of REFER's
+        refs = changed(refs, 0 if number else 1, "sentences", number, "tokens", tokens)
+    first, second = load_refer(**files(refs=refs), split="train")
+    assert [e["query"] for e in first["expressions"]] == ["key next to ball"]
+    assert [e["query"] for e in second["expressions"]] == ["man 's t-shirt , left", "cup on left"]
 
 
 def test_boxes_are_clipped_and_empty_ones_left_out(files, caplog):

@@ -226,7 +226,10 @@ def _expressions(
     made = []
     for number, sentence in enumerate(ref["sentences"]):
         sent_id = require(sentence, "sent_id", int, f"{where}, sentence number {number}")
-        texts = [sentence.get(key) for key in ("sent", "raw")]
+        tokens = sentence.get("tokens")  # what the authors' code reads
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            tokens = []
+        texts = [" ".join(tokens), *(sentence.get(key) for key in ("sent", "raw"))]
         query = next((q.strip() for q in texts if isinstance(q, str) and q.strip()), None)
         if query is None:
             logger.warning("%s: left out sentence %d, which has no words", where, sent_id)

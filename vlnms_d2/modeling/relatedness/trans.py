@@ -11,7 +11,6 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...config import check_choice
 from ..text.build import TextFeatures
 from .build import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
 
@@ -54,7 +53,10 @@ class Trans(Relatedness):
         refine: bool = True,
     ):
         super().__init__()
-        check_choice("TRANS.FUSION", fusion, list(FUSION_LAYERS))
+        if fusion not in FUSION_LAYERS:
+            raise ValueError(
+                f"MODEL.VLNMS.TRANS.FUSION is {fusion!r}, expected 'joint' or 'co_attention'"
+            )
         if hidden_dim % num_heads:
             raise ValueError(
                 f"MODEL.VLNMS.TRANS.HIDDEN_DIM is {hidden_dim}, not a multiple of "

@@ -8,7 +8,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -31,6 +31,19 @@ def tokenize(text: str) -> list[str]:
     """Lower-case words of `text`; punctuation is dropped, "man's" stays one word."""
     straight = unicodedata.normalize("NFKC", text).replace("’", "'")
     return _WORD.findall(straight.lower())
+
+
+SPLITS = {
+    "words": tokenize,
+    "spaces": lambda text: [word for word in text.lower().split() if word not in (PAD, UNK)],
+}
+
+
+def _splitter(name: str) -> Callable[[str], list[str]]:
+    if name not in SPLITS:
+        expected = " or ".join(SPLITS)
+        raise ValueError(f"MODEL.VLNMS.BIGRU.SPLIT is {name!r}, expected {expected}")
+    return SPLITS[name]
 
 
 class Vocabulary:
@@ -67,9 +80,13 @@ class Vocabulary:
         return int.from_bytes(digest[:8], "big") >> 1
 
     @classmethod
-    def build(cls, sentences: Iterable[str], min_count: int = 2) -> Vocabulary:
-        """The words that occur at least `min_count` times, most frequent first (Sec. 4)."""
-        counts = Counter(word for sentence in sentences for word in tokenize(sentence))
+    def build(
+        cls, sentences: Iterable[str], min_count: int = 2, split: str = "words"
+    ) -> Vocabulary:
+        """The words that occur at least `min_count` times, most frequent first (Sec. 4). `split` is
+        one of `SPLITS`."""
+        words = _splitter(split)
+        counts = Counter(word for sentence in sentences for word in words(sentence))
         kept = [word for word, n in counts.items() if n >= min_count]
         return cls(sorted(kept, key=lambda word: (-counts[word], word)))
 
@@ -121,19 +138,34 @@ class BiGRU(TextEncoder):
         embed_dim: width of the embeddings.
         hidden_dim: width of the GRU per direction; `output_dim` is twice that.
         max_words: longer queries are truncated to this many words.
+        split: "words": see `tokenize`; "spaces": at white space, as the tokens of REFER, and the
+            parts that the vocabulary does not have as "words".
+        freeze_embedding: the embeddings are not trained.
     """
 
     uses_vocabulary = True
 
     @configurable
-    def __init__(self, *, vocabulary: Vocabulary, embed_dim: int, hidden_dim: int, max_words: int):
+    def __init__(
+        self,
+        *,
+        vocabulary: Vocabulary,
+        embed_dim: int,
+        hidden_dim: int,
+        max_words: int,
+        split: str = "words",
+        freeze_embedding: bool = False,
+    ):
         super().__init__()
         if max_words < 1:
             raise ValueError(f"MODEL.VLNMS.MAX_WORDS is {max_words}, expected at least 1")
         self.vocabulary = vocabulary
         self.max_words = max_words
+        _splitter(split)  # checks it
+        self.split = split  # not the function, which cannot be pickled
         self.output_dim = 2 * hidden_dim
         self.embedding = nn.Embedding(len(vocabulary), embed_dim, padding_idx=0)
+        self.embedding.requires_grad_(not freeze_embedding)
         self.gru = nn.GRU(embed_dim, hidden_dim, batch_first=True, bidirectional=True)
         self.fingerprints = {"vocabulary_fingerprint": vocabulary.fingerprint}
         self.advice = (
@@ -143,7 +175,7 @@ class BiGRU(TextEncoder):
 
     @classmethod
     def from_config(cls, cfg):
-        path = cfg.MODEL.VLNMS.VOCAB
+        path, bigru = cfg.MODEL.VLNMS.VOCAB, cfg.MODEL.VLNMS.BIGRU
         if not path:
             logger.warning(
                 "MODEL.VLNMS.VOCAB is empty: every word of a query is <unk> until you give the "
@@ -151,13 +183,19 @@ class BiGRU(TextEncoder):
             )
         return {
             "vocabulary": Vocabulary.load(path) if path else Vocabulary(),
-            "embed_dim": cfg.MODEL.VLNMS.BIGRU.EMBED_DIM,
-            "hidden_dim": cfg.MODEL.VLNMS.BIGRU.HIDDEN_DIM,
+            "embed_dim": bigru.EMBED_DIM,
+            "hidden_dim": bigru.HIDDEN_DIM,
             "max_words": cfg.MODEL.VLNMS.MAX_WORDS,
+            "split": bigru.SPLIT,
+            "freeze_embedding": bigru.FREEZE_WORD_VECTORS and bool(cfg.MODEL.VLNMS.WORD_VECTORS),
         }
 
     def tokenize(self, query: str) -> list[str]:
-        return tokenize(query)[: self.max_words]
+        words = _splitter(self.split)(query)
+        if self.split == "spaces":
+            known = self.vocabulary
+            words = [w for part in words for w in ([part] if part in known else tokenize(part))]
+        return words[: self.max_words]
 
     def forward(self, queries: list[str]) -> TextFeatures:
         """Encode queries.
@@ -187,9 +225,12 @@ class BiGRU(TextEncoder):
 
     @torch.no_grad()
     def load_word_vectors(self, path: str | Path) -> int:
-        """Initialise the embeddings from a file in GloVe's format. Returns how many words of the
-        vocabulary have a vector there."""
+        """Initialise the embeddings from a file in GloVe's format; the others stay random, or are
+        zero if the embeddings are frozen. Returns how many words of the vocabulary have a vector
+        there."""
         known = read_word_vectors(path, self.vocabulary.words, self.embedding.embedding_dim)
+        if not self.embedding.weight.requires_grad:
+            self.embedding.weight.zero_()
         for i, word in enumerate(self.vocabulary.words):
             if word in known:
                 self.embedding.weight[i] = torch.from_numpy(known[word])
