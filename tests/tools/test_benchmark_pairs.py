@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 
 from conftest import REPO
 
@@ -40,3 +41,11 @@ def test_comparing_pairs_is_measured_and_projected(tmp_path, capsys, monkeypatch
     projected = 5_000_000 / measured["pairs_per_second"]
     assert abs(measured["seconds_projected"] - projected) < 0.01 * projected
     assert "1,000 x 5,000 pairs" in capsys.readouterr().out
+
+
+def test_memory_does_not_grow_with_the_store(tmp_path):
+    pair_scoring._make_store(tmp_path, 400, 2, 40)
+    size = (tmp_path / "pools" / "features.npy").stat().st_size / 2**20
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        _, _, peak = pool.apply(pair_scoring._score, (str(tmp_path),))
+    assert peak < 100 < size, (peak, size)

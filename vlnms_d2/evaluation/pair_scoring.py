@@ -163,7 +163,9 @@ class _Scorer:
     @torch.no_grad()
     def compare(self, images: range, captions: range) -> np.ndarray:
         """The similarities float32 [I, C] of consecutive images and captions."""
-        pools = [self.store.pool(image).features for image in images]
+        # Opened here, as all pages that were ever read of a mapped file count as memory.
+        store = PairStore(self.folder)
+        pools = [store.pool(image).features for image in images]
         starts = np.cumsum([0, *map(len, pools)])  # rows of `features`; the last is of no box
         no_box = np.zeros((1, pools[0].shape[1]), pools[0].dtype)
         features = torch.from_numpy(np.concatenate([*pools, no_box])).to(self.device).float()
@@ -171,13 +173,13 @@ class _Scorer:
             features = self.encode_boxes(features)
         columns = []
         for caption in captions:
-            kept = self.store.index[images.start : images.stop, caption, : self.num_boxes]  # [I, K]
+            kept = store.index[images.start : images.stop, caption, : self.num_boxes]  # [I, K]
             count = (kept != PADDING).sum(axis=1, keepdims=True)
             place = np.arange(self.num_boxes) % np.maximum(count, 1)
             rows = np.take_along_axis(kept, place, axis=1) + starts[:-1, None]
             rows = np.where(count > 0, rows, starts[-1])[np.arange(self.call_size) % len(images)]
             boxes = features[torch.from_numpy(rows).to(self.device)]  # [B, K, D]
-            answer = self.sim(boxes, [self.store.captions[caption].caption])
+            answer = self.sim(boxes, [store.captions[caption].caption])
             if tuple(answer.shape) != (self.call_size, 1):
                 raise ValueError(
                     f"sim returned the shape {list(answer.shape)} for features {list(boxes.shape)} "
