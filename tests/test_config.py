@@ -242,8 +242,8 @@ def test_another_config_file_overrides_the_first_and_pairs_override_both(folder)
         ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", float("nan"), "-1 to 1"),
         ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 50.0, "0 to 1"),
         ("SOLVER.MAX_ITER", -3, "at least 0"),
-        ("MODEL.ROI_HEADS.NAME", "VLNMSHed", ".* or 'VLNMSHead'"),
-        ("MODEL.META_ARCHITECTURE", "RCNN", ".* or 'GeneralizedRCNN'"),
+        ("MODEL.ROI_HEADS.NAME", "VLNMSHed", "; the registered names are: .*VLNMSHead"),
+        ("MODEL.META_ARCHITECTURE", "RCNN", "; the registered names are: .*GeneralizedRCNN"),
     ],
 )
 def test_impossible_values_are_refused_when_they_are_read_or_built(

@@ -225,18 +225,22 @@ def check_config(cfg: CfgNode) -> None:
             raise ValueError(f"{key} is {value}, expected {expected}")
 
 
-def check_choice(
-    key: str, value: str, choices: Sequence[str], section: str = "MODEL.VLNMS"
-) -> None:
-    """Raise a ValueError unless `value`, of the key `<section>.<key>`, is one of `choices`."""
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a ValueError unless `value`, of the key `MODEL.VLNMS.<key>`, is one of `choices`."""
     if value not in choices:
         expected = " or ".join(map(repr, choices))
-        raise ValueError(f"{section}.{key} is {value!r}, expected {expected}")
+        raise ValueError(f"MODEL.VLNMS.{key} is {value!r}, expected {expected}")
 
 
 def lookup(registry: Registry, name: str, key: str, section: str = "MODEL.VLNMS") -> type:
-    """`registry.get(name)` for a config key; a ValueError lists the registered names."""
-    check_choice(key, name, sorted(known for known, _ in registry), section)
+    """`registry.get(name)` for the value of the config key `<section>.<key>`.
+
+    Raises:
+        ValueError: the name is not registered; the message lists the registered names.
+    """
+    if name not in registry:
+        known = ", ".join(sorted(known_name for known_name, _ in registry))
+        raise ValueError(f"{section}.{key} is {name!r}; the registered names are: {known}")
     return registry.get(name)
 
 
