@@ -46,7 +46,6 @@ setup(
         "yacs",
         "tabulate",
         "tqdm",
-        "ijson",
     ],
     extras_require={
         # The weights of its default model come from a second package, installed without its

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..file_io import shown
 
@@ -47,33 +46,78 @@ def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not such a list, or was cut short.
     """
-    import ijson
-
     check_exists(path, source)
-    with path.open("rb") as file:
-        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-            file.seek(0)
-        while (start := file.read(1)).isspace():
-            pass
-        if start != b"[":
-            raise ValueError(f"{path}: expected a list. {source}")
-        file.seek(-1, os.SEEK_CUR)
-        number = 0
-        try:
-            for entry in ijson.items(file, "item", use_float=True):
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = _JsonText(file)
+            if text.next_character() != "[":
+                raise TypeError(f"{path}: expected a list. {source}")
+            text.at += 1
+            while text.next_character() != "]" or number:
+                entry = text.value()
                 if not isinstance(entry, dict):
-                    raise ValueError(
+                    raise TypeError(
                         f"{path}: entry number {number} is {shown(entry)}, expected an object. "
                         f"{source}"
                     )
                 yield entry
                 number += 1
-        except ijson.JSONError as error:
-            reason = str(error).partition("\n")[0]  # without the drawing below it
-            raise ValueError(
-                f"{path}: not valid JSON after {number} entries ({reason}). The file may "
-                f"have been cut short: make it again. {source}"
-            ) from error
+                if text.next_character() not in (",", "]"):
+                    raise ValueError("expected a comma or the end of the list")
+                if text.text[text.at] == "]":
+                    break
+                text.at += 1
+            text.at += 1
+            if text.next_character():
+                raise ValueError("trailing garbage")
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    except (RecursionError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not valid JSON after {number} entries ({getattr(error, 'msg', error)}). The "
+            f"file may have been cut short: make it again. {source}"
+        ) from error
+
+
+class _JsonText:
+    """JSON read piece by piece from a text file: `text`, of which all before `at` is done."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.text, self.at = file, "", 0
+
+    def read(self) -> bool:
+        """Read more, at least as much as is not done; returns whether there was more."""
+        more = self.file.read(max(_CHUNK, len(self.text) - self.at))
+        self.text, self.at = self.text[self.at :] + more, 0
+        return bool(more)
+
+    def next_character(self) -> str:
+        """Skip white space; returns the character at `at`, "" at the end of the file."""
+        while True:
+            self.at = _JSON_SPACE.match(self.text, self.at).end()
+            if self.at < len(self.text) or not self.read():
+                return self.text[self.at : self.at + 1]
+
+    def value(self) -> Any:
+        """The value at `at`, which moves behind it. An object is never cut at the end of `text`."""
+        self.next_character()
+        while True:
+            try:
+                value, self.at = _DECODER.raw_decode(self.text, self.at)
+                return value
+            except json.JSONDecodeError:
+                if len(self.text) - self.at > _LONGEST or not self.read():
+                    raise
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_JSON_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_CHUNK, _LONGEST = 1 << 14, 1 << 26  # characters: read at once, and of one entry
 
 
 def check_exists(path: Path, source: str) -> None:

@@ -75,7 +75,8 @@ def read_annotations(path: str | Path) -> Annotations:
     content = read_json(path, SOURCE)
     names = _category_names(content, path)
     images = {}
-    for number, entry in enumerate(content.get("images", [])):
+    content.setdefault("images", [])
+    for number, entry in enumerate(require(content, "images", list, str(path))):
         image_id = require(entry, "id", int, f"{path}: image number {number}")
         size = entry.get("height"), entry.get("width")
         known = all(is_integer(value) and value > 0 for value in size)
@@ -127,6 +128,8 @@ def _category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
         if category_id in names:
             raise ValueError(f"{where}: 'id' {category_id} is used twice, expected distinct ids")
         names[category_id] = require(entry, "name", str, where)
+        if not names[category_id].strip():
+            raise ValueError(f"{where}: 'name' is blank, expected the category's name. {SOURCE}")
     if not names:
         raise ValueError(f"{path}: 'categories' is empty. {SOURCE}")
     return dict(sorted(names.items()))
