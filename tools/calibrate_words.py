@@ -34,8 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_import_option(parser)
     args = parser.parse_args(argv)
 
+    from detectron2.data import DatasetCatalog
+
     from category_study.calibration import calibrate
 
+    if args.dataset not in DatasetCatalog:
+        parser.error(f"--dataset {args.dataset}: no such data set is registered")
     print(calibrate(args.dataset, args.word_vectors, args.pipeline))
 
 

@@ -56,6 +56,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_options(parser, several=True)
     add_import_option(parser)
     args = parser.parse_args(argv)
+    if args.boxes is not None and args.boxes < 1:
+        parser.error(f"--boxes is {args.boxes}, expected at least 1")
     if (args.scan is None) != (args.scan_out is None):
         parser.error("--scan and --scan-out go together")
     if args.scan is not None and args.split == "test" and not args.allow_test_split:

@@ -11,13 +11,21 @@ from typing import NoReturn
 
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:
-    """Run a tool; Ctrl-C prints one line and gives the exit status 130."""
+    """Run a tool. Ctrl-C prints one line and gives the exit status 130. An error that a file, a key
+    or a value can cause prints its message, or a traceback if $VLNMS_TRACEBACK is set; status 1."""
+    tool = Path(sys.argv[0]).stem
     try:
         status = main()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one while it ends
-        print(f"\n{Path(sys.argv[0]).stem}: interrupted", file=sys.stderr, flush=True)
+        print(f"\n{tool}: interrupted", file=sys.stderr, flush=True)
         status = 130
+    except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
+        if os.environ.get("VLNMS_TRACEBACK"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"{tool}: {message}\n(VLNMS_TRACEBACK=1 shows where)", file=sys.stderr)
+        status = 1
     sys.stdout.flush()
     if status == 130:
         os._exit(status)  # without what threads and libraries print when they end

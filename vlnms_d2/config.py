@@ -281,6 +281,8 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         raise ValueError(f"a value of {shown(' '.join(opts[::2]))} is nested too deeply") from error
     except (KeyError, ValueError) as error:
         raise type(error)(_shortened(error)) from error
+    except (AttributeError, TypeError) as error:  # a value where there should be keys, as MODEL: 7
+        raise ValueError(f"{config_file}: expected keys below a key ({error})") from error
     check_config(cfg)
     for file in files:
         resolve_paths(cfg, file)

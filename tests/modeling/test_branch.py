@@ -39,7 +39,7 @@ class SpyEncoder(TextEncoder):
     def forward(self, queries: list[str]) -> TextFeatures:
         self.calls.append(queries)
         ids = [[WORDS.index(word) for word in query.split()] for query in queries]
-        ids, mask = pad_words(ids, torch.device("cpu"))
+        ids, mask, _ = pad_words(ids, torch.device("cpu"))
         return TextFeatures(self.vectors[ids] * mask[..., None], mask)
 
 

@@ -263,10 +263,12 @@ def test_indexing_no_query_or_only_empty_ones_leaves_no_words():
 
 
 def test_pad_words():
-    ids, mask = pad_words([[5, 6], [], [7]], torch.device("cpu"))
+    ids, mask, lengths = pad_words([[5, 6], [], [7]], torch.device("cpu"))
+    assert lengths.tolist() == [2, 0, 1]
     assert ids.tolist() == [[5, 6], [0, 0], [7, 0]] and ids.dtype == torch.int64
     assert mask.tolist() == [[True, True], [False, False], [True, False]]
-    ids, mask = pad_words([], torch.device("cpu"))
+    ids, mask, lengths = pad_words([], torch.device("cpu"))
+    assert lengths.shape == (0,)
     assert ids.shape == mask.shape == (0, 0)
 
 

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..file_io import shown
 
@@ -39,6 +39,9 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
     return content
 
 
+_DEEPEST = 5000  # brackets open at once; those within texts count too
+
+
 def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
     """Reads a file that holds a JSON list of objects, one object at a time, in memory that does not
     grow with the file. The file is in UTF-8; `source` tells the user what it is.
@@ -60,7 +63,7 @@ def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
         file.seek(-1, os.SEEK_CUR)
         number = 0
         try:
-            for entry in ijson.items(file, "item", use_float=True):
+            for entry in ijson.items(_Shallow(file, path), "item", use_float=True):
                 if not isinstance(entry, dict):
                     raise ValueError(
                         f"{path}: entry number {number} is {shown(entry)}, expected an object. "
@@ -74,6 +77,20 @@ def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
                 f"{path}: not valid JSON after {number} entries ({reason}). The file may "
                 f"have been cut short: make it again. {source}"
             ) from error
+
+
+class _Shallow:
+    """A JSON file. Reading raises ValueError where it nests so deeply that ijson would hang."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self._file, self._path, self._depth = file, path, 0
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
+        self._depth += sum(map(content.count, (b"[", b"{"))) - sum(map(content.count, (b"]", b"}")))
+        if self._depth > _DEEPEST:
+            raise ValueError(f"{self._path}: nested too deeply to be read")
+        return content
 
 
 def check_exists(path: Path, source: str) -> None:

@@ -204,8 +204,8 @@ class OutputFolder:
         outputs: Iterable[str] = (),
         inputs: Iterable[Path] = (),
     ) -> Iterator[dict[str, Any] | None]:
-        """Lock the folder while the block runs. If the block raises ValueError or FileNotFoundError
-        before any block is finished, the folder is left as it was.
+        """Lock the folder while the block runs. If the block raises an exception before any block
+        is finished, the folder is left as it was.
 
         Args:
             identity: everything that the output depends on. Work that was begun with another
@@ -250,7 +250,7 @@ class OutputFolder:
                         _move(self.work, self.work / _PREVIOUS)
                     write_json(self.work / _IDENTITY, self._identity)
                 yield manifest if done else None
-            except (FileNotFoundError, ValueError):
+            except Exception:
                 if not any((self.work / "shards").glob("*")):
                     self._discard()
                 raise

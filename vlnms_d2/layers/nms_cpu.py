@@ -54,19 +54,16 @@ def nms_cpu(
     num_queries, num_boxes = scores.shape
     boxes_per_query = boxes.dim() == 3
     max_pairs = min(_MAX_PAIRS, _MAX_PAIRS_PER_SCORE * scores.numel())
-    pairs = _pairs_within_groups(classes.numpy(), max_pairs)
-    if pairs is None:
-        return None
     threshold = kernel_threshold(iou_threshold, boxes)
     shifted, groups = separate_classes(boxes, classes)
-    if groups is None:  # boxes of different classes may overlap in spite of the shift
-        boxes, pairs = shifted, _pairs_within_groups(np.zeros(num_boxes), max_pairs)
-        if pairs is None:
-            return None
+    pairs = _pairs_within_groups(groups.numpy(), max_pairs)
+    if pairs is None:
+        return None
 
     boxes, shifted, scores = boxes.numpy(), shifted.numpy(), scores.numpy()
     if boxes_per_query:
-        overlaps = _hulls_meet(boxes, *pairs)  # [P]
+        # The shift differs from query to query, so hulls of shifted boxes are larger.
+        overlaps = _hulls_meet(boxes if groups.any() else shifted, *pairs)  # [P]
     else:
         overlaps = _overlap(shifted.T, *pairs, threshold)  # [P]
     pairs = pairs[:, overlaps]  # [2, E]

@@ -34,7 +34,7 @@ def shift_by_class(boxes: Tensor, classes: Tensor) -> Tensor:
     return boxes + classes.to(boxes)[:, None] * (largest + 1)
 
 
-def separate_classes(boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | None]:
+def separate_classes(boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """The boxes as torchvision compares them, and the groups within which it does.
 
     Args:
@@ -42,7 +42,7 @@ def separate_classes(boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | N
         classes: int [N].
 
     Returns:
-        The boxes, shifted by class where torchvision does so; and the classes, or None if boxes of
+        The boxes, shifted by class where torchvision does so; and the classes, or zeros if boxes of
         different classes may suppress each other in spite of the shift.
     """
     if not uses_trick(boxes):
@@ -52,7 +52,7 @@ def separate_classes(boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | N
     # Up to this limit, a coordinate is rounded by less than half of the gap between classes.
     limit = 0.5 / torch.finfo(boxes.dtype).eps
     apart = (lowest >= 0) & ((highest + 1) * (classes.abs().max() + 1) <= limit)
-    return shift_by_class(boxes, classes), classes if apart else None
+    return shift_by_class(boxes, classes), classes * apart
 
 
 def iou(better: Array, worse: Array, fused: bool) -> Array:

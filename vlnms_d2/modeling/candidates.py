@@ -6,15 +6,12 @@ A candidate is a (proposal, class) pair with class confidence above delta, befor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import (
-    ROIPooler,
-    assign_boxes_to_levels,
-    convert_boxes_to_pooler_format,
-)
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -152,14 +149,14 @@ def select_candidates(
     boxes, scores = at_least_float32(boxes), at_least_float32(scores)
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     scores = torch.where(finite[:, None], scores[:, :-1], float("-inf"))
-    num_pairs = int(finite.sum()) * scores.shape[1]
-    if num_pairs == 0:
+    if scores.numel() == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=boxes.device)
         return Candidates(boxes.new_zeros(0, 4), scores.new_zeros(0), empty, empty)
 
     last = scores.max()
     if min_candidates > 1:
-        last = scores.flatten().topk(min(min_candidates, num_pairs)).values[-1]
+        last = scores.flatten().topk(min(min_candidates, scores.numel())).values[-1]
+    # The only operation here for which the host waits for a GPU.
     pairs = (scores > reachable_threshold(score_thresh, last)).nonzero()
     confidence = scores[pairs[:, 0], pairs[:, 1]]
     if len(pairs) > max_candidates:
@@ -175,22 +172,37 @@ def select_candidates(
     )
 
 
-def reachable_threshold(score_thresh: float, best: Tensor) -> float:
-    """`score_thresh`, lowered in steps of 0.005 until the scalar tensor `best` is above it.
+def reachable_threshold(score_thresh: float, best: Tensor) -> Tensor:
+    """`score_thresh`, lowered in steps of 0.005 until the probability `best` is above it.
 
-    `best` stays a tensor, so that this comparison rounds as the caller's `scores > threshold` does.
-    As a Python float, a float32 score of 0.05 would be above 0.05.
+    Minus infinity if `best` is that. It has the dtype of `best`, so that this comparison rounds as
+    the caller's `scores > threshold`: a float32 score of 0.05 is above the Python float 0.05.
     """
-    steps = 0
-    while not best > score_thresh - steps * DELTA_STEP:
-        steps += 1
-    return score_thresh - steps * DELTA_STEP
+    num_steps = max(0, int(score_thresh / DELTA_STEP)) + 2  # down to below 0
+    steps = torch.arange(num_steps, device=best.device, dtype=torch.float64)
+    thresholds = (score_thresh - steps * DELTA_STEP).to(best.dtype)
+    return torch.where(best > thresholds, thresholds, float("-inf")).max()
+
+
+class WaitFreePooler(ROIPooler):
+    """`ROIPooler`, on a GPU by `pool_boxes`: for heads that run in many chunks. Bit-identical."""
+
+    @staticmethod
+    def replace(pooler: ROIPooler | None) -> None:
+        """Make a stock pooler one of these, in place."""
+        if type(pooler) is ROIPooler:
+            pooler.__class__ = WaitFreePooler
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """See `ROIPooler.forward`."""
+        return super().forward(x, box_lists) if x[0].is_cpu else pool_boxes(self, x, box_lists)
 
 
 def pool_boxes(pooler: ROIPooler, maps: list[Tensor], boxes: list[Boxes]) -> Tensor:
-    """Pool the boxes of the relatedness branch, on the CPU faster than `pooler(maps, boxes)`.
+    """Pool boxes, on the CPU faster than `pooler(maps, boxes)`, on a GPU without waiting for it.
 
-    The result equals the pooler's only up to rounding, so the detector itself does not use this.
+    On the CPU the result equals the pooler's only up to rounding, so the detector itself does not
+    use this.
 
     Args:
         pooler: the detector's pooler.
@@ -201,12 +213,11 @@ def pool_boxes(pooler: ROIPooler, maps: list[Tensor], boxes: list[Boxes]) -> Ten
         float [sum of N, C, height, width].
     """
     if not _has_fast_path(pooler, maps):
-        return pooler(maps, boxes)
-    # [sum of N, 1] and [sum of N, 4]
-    image_index, xyxy = convert_boxes_to_pooler_format(boxes).tensor_split([1], dim=1)
-    image_index = image_index[:, 0].long()
+        return ROIPooler.forward(pooler, maps, boxes)
+    xyxy = torch.cat([image_boxes.tensor for image_boxes in boxes])  # [sum of N, 4]
+    image_index = torch.cat([b.tensor.new_full((len(b),), i) for i, b in enumerate(boxes)])
     if len(maps) == 1:
-        level = torch.zeros_like(image_index)
+        level = torch.zeros_like(image_index, dtype=torch.int64)
     else:
         level = assign_boxes_to_levels(
             boxes,
@@ -215,12 +226,24 @@ def pool_boxes(pooler: ROIPooler, maps: list[Tensor], boxes: list[Boxes]) -> Ten
             pooler.canonical_box_size,
             pooler.canonical_level,
         )
-    scales = [level_pooler.spatial_scale for level_pooler in pooler.level_poolers]
-    return roi_align_rows(maps, xyxy, image_index, level, scales, pooler.output_size)
+    if maps[0].is_cpu:
+        scales = [level_pooler.spatial_scale for level_pooler in pooler.level_poolers]
+        return roi_align_rows(maps, xyxy, image_index.long(), level, scales, pooler.output_size)
+    # Each level pools the boxes of the others as empty boxes, which takes no time and gives zeros,
+    # so that the host need not know which boxes a level has.
+    return reduce(
+        torch.add,
+        (
+            level_pooler(
+                maps[i], torch.cat([image_index[:, None], xyxy * (level == i)[:, None]], 1)
+            )
+            for i, level_pooler in enumerate(pooler.level_poolers)
+        ),
+    )
 
 
 def _has_fast_path(pooler: ROIPooler, maps: list[Tensor]) -> bool:
-    """Whether `roi_align_rows`, which has no gradient, computes what the pooler does."""
+    """Whether `pool_boxes`, which has no gradient, computes by itself what the pooler does."""
     if torch.is_grad_enabled() and any(feature_map.requires_grad for feature_map in maps):
         return False
     return all(
@@ -228,4 +251,4 @@ def _has_fast_path(pooler: ROIPooler, maps: list[Tensor]) -> bool:
         and level_pooler.aligned
         and level_pooler.sampling_ratio == 0
         for level_pooler in pooler.level_poolers
-    ) and all(feature_map.is_cpu and feature_map.dtype == torch.float32 for feature_map in maps)
+    ) and all(not m.is_cpu or m.dtype == torch.float32 for m in maps)

@@ -32,6 +32,7 @@ from .branch import RelatednessBranch, refine_boxes
 from .candidates import (
     Candidates,
     Predictions,
+    WaitFreePooler,
     apply_box_predictor,
     pool_boxes,
     select_candidates,
@@ -125,9 +126,9 @@ class QueryConditionedMixin(TakesQueries):
         text_encoder = build_text_encoder(cfg, text_encoder_name(cfg))
         visual_encoder = visual_encoder_name(cfg)
         predictor = ret["box_predictors"][-1] if "box_predictors" in ret else ret["box_predictor"]
-        visual_dim = predictor.cls_score.in_features
-        if visual_encoder == "class":
-            visual_dim = ret["num_classes"]
+        by_class = visual_encoder == "class"
+        visual_dim = ret["num_classes"] if by_class else predictor.cls_score.in_features
+        WaitFreePooler.replace(ret.get("mask_pooler", ret.get("pooler")))  # that of the mask head
         ret.update(
             text_encoder=text_encoder,
             relatedness=build_relatedness(cfg, visual_dim, text_encoder.output_dim),
@@ -227,8 +228,7 @@ class QueryConditionedMixin(TakesQueries):
             for i, c in zip(indices, candidates, strict=True):
                 c.pooled = predictions.features[i][c.proposal_index]  # [N, D]
             return
-        no_boxes = Boxes(next(iter(features.values())).new_zeros(0, 4))
-        boxes = [no_boxes] * len(predictions.boxes)  # poolers expect boxes for the whole batch
+        boxes = [Boxes(b[:0, :4]) for b in predictions.boxes]  # poolers expect every image's
         for i, c in zip(indices, candidates, strict=True):
             boxes[i] = Boxes(c.boxes)
         pooled = self.pool_boxes(features, boxes).split([len(c) for c in candidates])

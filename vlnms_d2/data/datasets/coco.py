@@ -75,7 +75,8 @@ def read_annotations(path: str | Path) -> Annotations:
     content = read_json(path, SOURCE)
     names = _category_names(content, path)
     images = {}
-    for number, entry in enumerate(content.get("images", [])):
+    content.setdefault("images", [])
+    for number, entry in enumerate(require(content, "images", list, str(path))):
         image_id = require(entry, "id", int, f"{path}: image number {number}")
         check_new(image_id, images, "'id'", f"{path}: image number {number}")
         size = entry.get("height"), entry.get("width")
@@ -127,6 +128,8 @@ def _category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
         category_id = require(entry, "id", int, where)
         check_new(category_id, names, "'id'", where)
         names[category_id] = require(entry, "name", str, where)
+        if not names[category_id].strip():
+            raise ValueError(f"{where}: 'name' is blank, expected the category's name. {SOURCE}")
     if not names:
         raise ValueError(f"{path}: 'categories' is empty. {SOURCE}")
     return dict(sorted(names.items()))

@@ -123,7 +123,7 @@ class FC(Relatedness):
         weight, bias = 2 * self.fc_s.weight, self.fc_s.bias - self.fc_s.weight.sum()
         scores = box.new_zeros(len(text), len(visual), text.mask.shape[1])
         # Query by query, without padding: [Q, N, L, D] would take gigabytes for many queries.
-        for i, length in enumerate(text.mask.sum(dim=1).tolist()):
+        for i, length in enumerate(text.lengths.tolist()):
             hidden = (box[:, None] + word[i, :length]).sigmoid_()  # [N, length, D]
             scores[i, :, :length] = F.linear(hidden, weight, bias).squeeze(-1)
         return masked_softmax(scores, text.mask[:, None])

@@ -103,17 +103,17 @@ class BERT(TextEncoder):
         """
         pieces = [self._split(query).ids for query in queries]
         weight = next(self.model.parameters())
-        ids, mask = pad_words(pieces, weight.device)
+        ids, mask, lengths = pad_words(pieces, weight.device)
         words = weight.new_zeros(*ids.shape, self.output_dim)
         # Attention has nothing to attend to in empty queries; they keep their zeros.
-        rows = [i for i, query in enumerate(pieces) if query]
-        if rows:
+        rows = lengths.nonzero()[:, 0].to(ids.device)
+        if len(rows):
             ids, filled = ids.masked_fill(~mask, self.pad_id)[rows], mask[rows]
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-                encoded = self._encode(ids, filled)
+                encoded = self._encode(ids, filled).masked_fill(~filled[..., None], 0.0)
             # Under autocast, the layers return half precision.
-            words[mask] = encoded[filled].to(words.dtype)
-        return TextFeatures(words, mask)
+            words = words.index_copy(0, rows, encoded.to(words.dtype))
+        return TextFeatures(words, mask, lengths)
 
     def train(self, mode: bool = True) -> BERT:
         """See `nn.Module.train`; a frozen encoder stays in eval mode."""

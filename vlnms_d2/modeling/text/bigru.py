@@ -208,20 +208,20 @@ class BiGRU(TextEncoder):
         """
         device = self.embedding.weight.device
         word_ids = [self.vocabulary.encode(self.tokenize(query)) for query in queries]
-        ids, mask = pad_words(word_ids, device)  # [Q, L] each
+        ids, mask, lengths = pad_words(word_ids, device)  # [Q, L], [Q, L], [Q]
         features = self.embedding.weight.new_zeros(*ids.shape, self.output_dim)
-        # cuDNN and packing reject sequences of length 0; empty queries keep their zeros.
-        rows = [i for i, query_ids in enumerate(word_ids) if query_ids]
-        if rows:
-            lengths = torch.tensor([len(word_ids[i]) for i in rows])
+        # cuDNN and packing reject sequences of length 0; empty queries keep their zeros. Sorted
+        # here, on the CPU: unpacking after `enforce_sorted=False` waits for a GPU.
+        rows = lengths.argsort(descending=True, stable=True)[: lengths.count_nonzero()]
+        if len(rows):
             packed = pack_padded_sequence(
-                self.embedding(ids[rows]), lengths, batch_first=True, enforce_sorted=False
+                self.embedding(ids[rows]), lengths[rows], batch_first=True
             )
             encoded, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
             # Under autocast, cuDNN returns half precision.
             encoded = encoded.to(features.dtype)  # [len(rows), L, output_dim]
-            features = features.index_copy(0, torch.tensor(rows, device=device), encoded)
-        return TextFeatures(features, mask)
+            features = features.index_copy(0, rows.to(device), encoded)
+        return TextFeatures(features, mask, lengths)
 
     @torch.no_grad()
     def load_word_vectors(self, path: str | Path) -> int:

@@ -27,19 +27,26 @@ class TextFeatures:
         words: float [Q, L, D], one feature per word; zeros for padding.
         mask: bool [Q, L], True for words, which come first, and False for padding. A row without
             words is an empty query.
+        lengths: int64 [Q], on the CPU, the numbers of words; by default those of the mask, which
+            on a GPU makes the host wait.
     """
 
     words: Tensor
     mask: Tensor
+    lengths: Tensor | None = None
+
+    def __post_init__(self):
+        if self.lengths is None:
+            self.lengths = self.mask.sum(dim=1).cpu()
 
     def __len__(self) -> int:
         return len(self.mask)
 
     def __getitem__(self, index: Tensor | list[int] | slice) -> TextFeatures:
         """The queries at `index`, without the padding that none of them needs."""
-        mask = self.mask[index]
-        length = int(mask.sum(dim=1).max()) if mask.numel() else 0
-        return TextFeatures(self.words[index][:, :length], mask[:, :length])
+        lengths = self.lengths[index.cpu() if isinstance(index, Tensor) else index]
+        longest = int(lengths.max()) if len(lengths) else 0
+        return TextFeatures(self.words[index][:, :longest], self.mask[index][:, :longest], lengths)
 
     @staticmethod
     def cat(parts: Sequence[TextFeatures]) -> TextFeatures:
@@ -49,6 +56,7 @@ class TextFeatures:
         return TextFeatures(
             torch.cat([F.pad(p.words, (0, 0, 0, n)) for p, n in zip(parts, missing, strict=True)]),
             torch.cat([F.pad(p.mask, (0, n)) for p, n in zip(parts, missing, strict=True)]),
+            torch.cat([part.lengths for part in parts]),
         )
 
 
@@ -126,15 +134,15 @@ def pad_features(words: list[Tensor], dim: int, device: torch.device) -> TextFea
     features = pad_sequence([*words, torch.zeros(0, dim)], batch_first=True)[: len(words)]
     lengths = torch.tensor([len(w) for w in words], dtype=torch.int64)
     mask = torch.arange(features.shape[1]) < lengths[:, None]
-    return TextFeatures(features.to(device), mask.to(device))
+    return TextFeatures(features.to(device), mask.to(device), lengths)
 
 
-def pad_words(words: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Word ids of Q queries, padded with 0, int64 [Q, L], and the mask of words, bool [Q, L]."""
+def pad_words(words: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Word ids of Q queries, padded with 0, int64 [Q, L]; and `TextFeatures.mask`, `.lengths`."""
     lengths = torch.tensor([len(w) for w in words], dtype=torch.int64)
     longest = int(lengths.max()) if len(words) else 0
     ids = torch.zeros(len(words), longest, dtype=torch.int64)
     for row, query in zip(ids, words, strict=True):
         row[: len(query)] = torch.tensor(query, dtype=torch.int64)
     mask = torch.arange(longest) < lengths[:, None]
-    return ids.to(device), mask.to(device)
+    return ids.to(device), mask.to(device), lengths
