@@ -97,7 +97,7 @@ def complaint(name, arguments, folder, expected, out=None, good=None):
         return None
     if "Traceback" in error:
         return f"showed a traceback: {error[-300:]}"
-    message = error.split("error:")[-1]
+    message = error.partition("error:")[2] or error
     if not any(str(word) in message for word in expected):
         return f"does not name {expected}: {message[:300]!r}"
     if len(message) > 3000:
