@@ -46,7 +46,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["vlnms_d2", "vlnms_d2.*"]),
-    package_data={"": ["*.json"], "vlnms_d2.language": ["en_ud_pos/**"]},
+    package_data={"": ["*.json"], "vlnms_d2.language": ["en_ud_pos/**", "*.txt"]},
     cmdclass={"build_py": BuildWithZoo},
     python_requires=">=3.10",
     # Detectron2 itself has no release on the package index: tools/install_detectron2.py

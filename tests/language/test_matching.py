@@ -115,6 +115,10 @@ def mentions(*texts: str, **rules) -> list[list[str]]:
         ("dining/VERB tables/X", ["dining tables"]),
         ("something/PRON two/NUM of/ADP them/PRON", []),
         ("zebra/NOUN by/ADP Rome/PROPN", ["zebra", "Rome"]),
+        ("a/DET chef/ADJ", ["chef"]),  # WordNet has it as a noun only
+        ("a/DET train/VERB by/ADP", ["train"]),
+        ("an/DET orange/ADJ on/ADP", ["orange"]),
+        ("orange/ADJ and/CCONJ white/ADJ", []),
         ("", []),
     ],
 )
@@ -125,6 +129,15 @@ def test_mentions(text, expected):
 def test_texts_keep_their_order():
     assert mentions("dog/NOUN", "", "cup/NOUN dog/NOUN") == [["dog"], [], ["cup", "dog"]]
     assert mentions() == []
+
+
+def test_a_category_that_is_said_outright_counts_whatever_the_tagger_thinks():
+    names = ["sink", "broccoli", "skateboard", "orange", "can"]
+    finder = MentionFinder(Tags(), Synonyms(names))
+    for name in names[:3]:
+        for tag in ("VERB", "ADJ", "ADV", "ADP", "X", "INTJ"):
+            assert finder([f"a/DET {name}/{tag} here/ADV"]) == [[name]], (name, tag)
+    assert finder(["he/PRON can/AUX see/VERB"]) == [[]]
 
 
 @pytest.mark.parametrize(

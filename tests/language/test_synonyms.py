@@ -1,13 +1,19 @@
 """The table of synonyms, and finding them among words."""
 
+import json
+import re
+
 import pytest
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlnms_d2.language.synonyms import Mention, Synonyms, _read_table, singular, words_of
+from vlnms_d2.language.synonyms import TABLE, Mention, Synonyms, singular, words_of
 
 COCO = MetadataCatalog.get("coco_2017_val").thing_classes
+LVIS = [category["name"] for category in LVIS_CATEGORIES]
+LICENCE = TABLE.parent / "WORDNET_LICENCE.txt"
 SYNONYMS = Synonyms(COCO)
 
 
@@ -19,12 +25,57 @@ def find(text: str) -> list[tuple[str, list[str]]]:
     ]
 
 
-def test_the_table_is_of_cocos_categories():
-    table = _read_table()
-    assert {" ".join(words_of(name)) for name in COCO} == set(table)
-    for name, synonyms in table.items():
-        assert synonyms == sorted(set(synonyms)), name
-        assert all(one == " ".join(words_of(one)) for one in synonyms), name
+def test_the_table_has_the_categories_of_coco_and_lvis():
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    assert "WordNet 3.0" in table["licence"] and LICENCE.is_file()
+    names = {name for of_category in table["names"] for name in of_category.split("|")}
+    assert {" ".join(words_of(name)) for name in COCO} < names
+    assert {re.sub(r"[\W_]+", " ", name.lower()).strip() for name in LVIS} < names
+    for key, words in table["words"].items():
+        assert re.fullmatch(r"(\d+(>\d+)*)?(<\d+(,\d+)*)?", key), key
+        assert words.split("|") == sorted(set(words.split("|")), key=lambda word: word.rstrip("*"))
+
+
+@pytest.mark.parametrize(
+    ("word", "category"),
+    [
+        ("baker", "person"), ("skier", "person"), ("egret", "bird"), ("purse", "handbag"),
+        ("plumber", "person"), ("heron", "bird"), ("dachshund", "dog"), ("bat", "baseball bat"),
+        ("pitcher", "person"), ("he", "person"), ("smartphone", "cell phone"),
+    ],
+)  # fmt: skip
+def test_kinds_that_nobody_wrote_down(word, category):
+    assert [COCO[i] for i in SYNONYMS.classes_of(word)] == [category]
+
+
+def test_superordinates_stand_for_all_their_kinds():
+    vehicles = {COCO[i] for i in SYNONYMS.classes_of("vehicles")}
+    assert {"car", "bus", "truck", "train"} <= vehicles and "person" not in vehicles
+    animals = {COCO[i] for i in SYNONYMS.classes_of("animal")}
+    assert {"dog", "zebra", "bird"} <= animals and "teddy bear" not in animals
+
+
+def test_colours_and_function_words_are_no_things():
+    for word in ("white", "black", "it", "in", "us", "who", "glasses", "front", "second"):
+        assert SYNONYMS.classes_of(word) == (), word
+
+
+def test_lvis_finds_the_nearest_category_and_both_homonyms():
+    lvis = Synonyms(LVIS)
+
+    def named(word: str) -> set[str]:
+        return {LVIS[i] for i in lvis.classes_of(word)}
+
+    assert named("merganser") == {"duck"} and named("warbler") == {"bird"}
+    assert named("bat") == {"bat_(animal)", "baseball_bat"}
+    assert named("baseball bat") == {"baseball_bat"}
+    assert named("orange") == {"orange_(fruit)"} and named("skier") == {"person"}
+
+
+def test_phrases_that_mean_something_else_than_their_last_word():
+    """Nobody's list of categories has to name them."""
+    assert Synonyms(["dog"]).find(["hot", "dog", "dog"]) == [Mention(0, 2, ()), Mention(2, 3, (0,))]
+    assert Synonyms(["bat_(animal)"]).find(["a", "baseball", "bat"]) == [Mention(1, 3, ())]
 
 
 @pytest.mark.parametrize(

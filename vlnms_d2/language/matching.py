@@ -61,16 +61,30 @@ class MentionFinder:
     def _mentions(self, tagged: Sequence[tuple[str, str]]) -> list[str]:
         words = [word for word, _ in tagged]
         mentions, covered = [], set()
-        for start, end, _ in self.synonyms.find(words):
+        for start, end, classes in self.synonyms.find(words):
             covered.update(range(start, end))
             is_noun = end - start > 1 or tagged[start][1] in NOUN_POS or not self.rules.nouns_only
+            is_noun = is_noun or self._is_said_outright(tagged, start)
             head_required = self.rules.heads_only or words[start] in _COLOURS
-            if is_noun and not (head_required and _noun_follows(tagged, end)):
+            if classes and is_noun and not (head_required and _noun_follows(tagged, end)):
                 mentions.append((start, " ".join(words[start:end])))
         for i, (word, pos) in enumerate(tagged):
             if i not in covered and pos in _THINGS and not _noun_follows(tagged, i + 1):
                 mentions.append((i, word))
         return [mention for _, mention in sorted(mentions)]
+
+    def _is_said_outright(self, tagged: Sequence[tuple[str, str]], position: int) -> bool:
+        """Whether a synonym counts though it is tagged as no noun: taggers take "sink" for a verb
+        and "orange" for an adjective. But "they train dogs" has no train."""
+        word, pos = tagged[position]
+        before, after = (
+            tagged[i][1] if 0 <= i < len(tagged) else "" for i in (position - 1, position + 1)
+        )
+        if word in _COLOURS and (before != "DET" or after in ("ADJ", "CCONJ")):
+            return False
+        has_object = pos == "VERB" and after in ("DET", "PRON", *_THINGS)
+        is_name = self.synonyms.is_name(word) and pos != "AUX" and not has_object
+        return is_name or self.synonyms.is_noun_only(word)
 
 
 def _noun_follows(tagged: Sequence[tuple[str, str]], end: int) -> bool:

@@ -1,7 +1,8 @@
 """Maps nouns to categories: "chef" to person, "SUV" to car, "hot dog" to hot dog.
 
 Word vectors place "dog" close to "cat", and "hot dog" close to both; a table of synonyms does not.
-`synonyms.json` covers the eighty categories of COCO; every category matches its own name.
+`synonyms.json`, made from WordNet by tools/make_synonyms.py, has the categories of COCO and LVIS;
+any other category matches its own name.
 """
 
 from __future__ import annotations
@@ -40,28 +41,58 @@ class Synonyms:
     def __init__(self, category_names: Sequence[str]):
         table = _read_table()
         self._classes: dict[tuple[str, ...], set[int]] = {}
-        for index, words in enumerate(words_of_names(category_names)):
-            self._classes.setdefault(_singular(words), set()).add(index)
-        names = set(self._classes)  # a mug is a cup, unless there is a category of mugs
-        for index, name in enumerate(category_names):
-            synonyms = table.get(" ".join(words_of(name)), ())
-            for key in {_singular(words_of(synonym)) for synonym in synonyms} - names:
-                self._classes.setdefault(key, set()).add(index)
+        classes_of: dict[int, set[int]] = {}  # by the table's index of the category
+        homonyms = set()
+        for index, (name, name_words) in enumerate(
+            zip(category_names, words_of_names(category_names), strict=True)
+        ):
+            key = _singular(name_words)
+            self._classes.setdefault(key, set()).add(index)
+            if "(" in name:
+                homonyms.add(key)
+            for words in (_SEPARATORS.sub(" ", name.lower()).strip(), " ".join(name_words)):
+                if words in table.index_of:
+                    classes_of.setdefault(table.index_of[words], set()).add(index)
+                    break
+        # A mug is a cup, unless there is a category of mugs.
+        self._names = names = set(self._classes)
+        phrases = []
+        for above, below, keys in table.meanings:
+            kinds = set().union(*(classes_of.get(category, ()) for category in below))
+            classes = next((classes_of[c] for c in above if c in classes_of), kinds)
+            for key in keys:
+                added = kinds if key in names and key not in homonyms else classes
+                if added:
+                    self._classes[key] = self._classes.get(key, set()) | added
+                elif len(key) > 1:
+                    phrases.append(key)
+        for key in phrases:  # "hot dog" is no dog, also without a category of hot dogs
+            if key[-1:] in self._classes:
+                self._classes.setdefault(key, set())
         self._max_words = max(map(len, self._classes), default=0)
 
     def find(self, words: Sequence[str]) -> list[Mention]:
-        """The synonyms among words, from left to right, the longest one at each position."""
+        """The synonyms among words, from left to right, the longest one at each position; and,
+        without classes, phrases that name something else than their last word does."""
         words, mentions, start = [word.lower() for word in words], [], 0
         while start < len(words):
             for length in range(min(self._max_words, len(words) - start), 0, -1):
                 classes = self._classes.get(_singular(words[start : start + length]))
-                if classes:
+                if classes is not None:
                     mentions.append(Mention(start, start + length, tuple(sorted(classes))))
                     start += length
                     break
             else:
                 start += 1
         return mentions
+
+    def is_name(self, word: str) -> bool:
+        """Whether the word is the name of a category."""
+        return _singular([word]) in self._names
+
+    def is_noun_only(self, word: str) -> bool:
+        """Whether the word, a synonym of some category, is never a verb or an adjective."""
+        return _singular([word]) not in _read_table().ambiguous
 
     def classes_of(self, mention: str) -> tuple[int, ...]:
         """Indices of the categories that the whole mention is a synonym of; empty if unknown."""
@@ -106,6 +137,30 @@ def singular(word: str) -> str:
     return word
 
 
+class _Table(NamedTuple):
+    """`synonyms.json`, as projects/Category/category_study/wordnet.py describes it."""
+
+    index_of: dict[str, int]  # of the categories, by name
+    # Of words with the same meaning: the categories of which it is a kind, the nearest first; those
+    # that are kinds of it; and the words.
+    meanings: list[tuple[list[int], list[int], list[tuple[str, ...]]]]
+    ambiguous: set[tuple[str, ...]]  # those that are verbs or adjectives too
+
+
 @cache
-def _read_table() -> dict[str, list[str]]:
-    return json.loads(TABLE.read_text(encoding="utf-8"))
+def _read_table() -> _Table:
+    content = json.loads(TABLE.read_text(encoding="utf-8"))
+    names = enumerate(content["names"])
+    index_of = {name: index for index, of_index in names for name in of_index.split("|")}
+    meanings, ambiguous = [], set()
+    for key, joined in content["words"].items():
+        above, _, below = key.partition("<")
+        words = joined.split("|")
+        ambiguous.update(_singular([word[:-1]]) for word in words if word.endswith("*"))
+        keys = [_singular(word.rstrip("*").split()) for word in words]
+        meanings.append((_integers(above, ">"), _integers(below, ","), keys))
+    return _Table(index_of, meanings, ambiguous)
+
+
+def _integers(text: str, separator: str) -> list[int]:
+    return [int(number) for number in text.split(separator) if number]
