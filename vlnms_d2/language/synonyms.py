@@ -63,6 +63,10 @@ class Synonyms:
                 start += 1
         return mentions
 
+    def knows(self, word: str) -> bool:
+        """Whether the word names some category, of the given ones or of the table's."""
+        return word in _table_words() or bool(self.classes_of(word))
+
     def classes_of(self, mention: str) -> tuple[int, ...]:
         """Indices of the categories that the whole mention is a synonym of; empty if unknown."""
         words = mention.split()
@@ -104,6 +108,12 @@ def singular(word: str) -> str:
     if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 2:
         return word[:-1]
     return word
+
+
+@cache
+def _table_words() -> frozenset[str]:
+    table = _read_table()
+    return frozenset(w for names in (table, *table.values()) for n in names for w in n.split())
 
 
 @cache
