@@ -12,6 +12,10 @@
     python tools/rerank.py --detections results.json --annotations instances.json \\
         --queries captions.json --mentions mentions.json --image-dir photos --pictures 10 --out out
 
+    # "second man from the left in a red shirt": also by place, order, size and colours
+    python tools/rerank.py --detections results.json --annotations instances.json \\
+        --queries queries.jsonl --relatedness Portable --image-dir photos --out out
+
 Detections are COCO results ({image_id, category_id, bbox, score}), best before NMS; annotations a
 file in COCO's format with the detector's categories. Queries are COCO captions (.json), refs of
 REFER (.p), JSON lines of {image_id, query_id, query} (.jsonl) or a folder of Flickr30k Entities
@@ -43,7 +47,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_cut_options(parser, "kept per query; default: 100", "; takes twice the time")
     add("--nms-thresh", type=float, default=0.5, metavar="IOU", help="default: %(default)s")
     add("--mentions", type=Path, metavar="FILE", help="[{caption_id, annotation_ids}]: recall")
-    add("--image-dir", type=Path, metavar="DIR", help="of the images, for --pictures")
+    add(
+        "--relatedness",
+        choices=("Category", "Portable"),
+        default="Category",
+        help="what of a query counts: its nouns, or also place, order, size and, with --image-dir, "
+        "colours; default: %(default)s",
+    )
+    add("--image-dir", type=Path, metavar="DIR", help="of the images, for --pictures and colours")
     add("--pictures", type=int, default=0, metavar="K", help="queries to draw")
     add("--processes", type=int, default=1, metavar="P", help="default: %(default)s")
     add("--overwrite", action="store_true", help="replace the output of other settings in DIR")
@@ -59,6 +70,7 @@ def format_recall(results: dict[str, Any]) -> str:
 
     rows = []
     for method, label in METHODS.items():
+        label = results.get("relatedness", label) if method == "category" else label
         points, row = results["methods"][method], [label]
         row += [points["top"][str(count)]["recall"] for count in TOPS]
         for target in MEANS:

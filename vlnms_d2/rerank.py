@@ -12,9 +12,10 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from .language.matching import CategoryMatcher, category_matcher
+from .modeling.candidates import Candidates
 from .modeling.postprocessing import VLNMSPostprocessor
 from .modeling.queries import as_query_list
-from .modeling.relatedness import category_relatedness
+from .modeling.relatedness import PortablePhrases, category_relatedness, portable_relatedness
 
 NMS_THRESH = 0.5
 
@@ -34,6 +35,7 @@ def rerank(
     relatedness: Relatedness = "Category",
     *,
     image_size: tuple[int, int] | None = None,
+    image: np.ndarray | None = None,
 ) -> list[Instances]:
     """Select the proposals of each query from an image's detections.
 
@@ -51,26 +53,32 @@ def rerank(
             to keep all.
         nms_thresh: IoU threshold of the class-wise NMS; None for 0.5. If the detections have
             already been through NMS with this threshold, no more of them are suppressed.
-        relatedness: "Category", nouns of the query against the category names; or r, float [Q, N]
-            from 0 to 1, as an array or as a callable of (queries, boxes [N, 4], classes [N]).
-        image_size: (height, width) in pixels; None for the smallest size that contains all boxes.
+        relatedness: "Category", nouns of the query against the category names; "Portable", also
+            place, order, size, colour and surroundings; or r, float [Q, N] from 0 to 1, as an array
+            or as a callable of (queries, boxes [N, 4], classes [N]).
+        image_size: (height, width) in pixels; None for that of `image`, or without one the smallest
+            size that contains all boxes.
+        image: BGR uint8 [H, W, 3], for the colours of "Portable"; None leaves them out.
 
     Returns:
         One Instances per query, in descending order of the fused score, with `pred_boxes`, `scores`
         (s), `cls_scores` (c), `relatedness` (r), `pred_classes`, `query_index` and
-        `candidate_index` (int64, index into the input). With "Category", a query that names no
-        category leaves the detector's order unchanged (r = 1).
+        `candidate_index` (int64, index into the input). A query that names no category
+        ("Portable": that says nothing) leaves the detector's order unchanged (r = 1).
 
     Raises:
         TypeError: a query is not a string, or `queries` is one; the names are no list.
         ValueError: shapes do not match, a class is out of range, a box is not finite, most boxes
-            are no xyxy in the image, or a score or r is not from 0 to 1.
+            are no xyxy in the image, a score or r is not from 0 to 1, or the
+            image is not BGR uint8 of `image_size`.
     """
     queries = _checked_queries(queries)
     if isinstance(category_names, (str, Mapping)):
         kind = type(category_names).__name__
         raise TypeError(f"category_names must be a list of names in class order, got a {kind}")
     boxes, scores, classes = _checked_detections(boxes, scores, classes, len(category_names))
+    if image is not None:
+        image_size = _checked_image(image, image_size)
     height, width = image_size or (math.inf, math.inf)
     wrong = (boxes[:, 2:] < boxes[:, :2]) | (boxes[:, 2:] > boxes.new_tensor([width, height]) + 1)
     wrong = wrong.any(dim=1)
@@ -79,10 +87,18 @@ def rerank(
             f"{int(wrong.sum())} of {len(boxes)} boxes, as {boxes[wrong][0].tolist()}, end before "
             "they begin or outside the image: expected [x1, y1, x2, y2], not [x, y, width, height]"
         )
-    if isinstance(relatedness, str):
+    if image_size is None:
+        width, height = boxes[:, 2:].amax(dim=0).tolist() if len(boxes) else (0, 0)
+        image_size = (max(0, math.ceil(height)), max(0, math.ceil(width)))
+    if isinstance(relatedness, str) and relatedness == "Portable":
+        text = _phrases(tuple(category_names))(queries)
+        candidates = Candidates(boxes, scores, classes, proposal_index=classes)
+        related = portable_relatedness(text, candidates, image_size, image)
+    elif isinstance(relatedness, str):
         if relatedness != "Category":
             raise ValueError(
-                f'relatedness is {relatedness!r}, expected "Category", a callable or an array'
+                f'relatedness is {relatedness!r}, expected "Category", "Portable", a callable or '
+                "an array"
             )
         cosines = _matcher(tuple(category_names)).best_cosines(queries)  # [Q, categories]
         related = category_relatedness(cosines)[:, classes]  # [Q, N]
@@ -95,9 +111,6 @@ def rerank(
         score_thresh=-1.0 if score_thresh is None else score_thresh,
     )
     selection = postprocessor(boxes, scores, related, classes)
-    if image_size is None:
-        width, height = boxes[:, 2:].amax(dim=0).tolist() if len(boxes) else (0, 0)
-        image_size = (max(0, math.ceil(height)), max(0, math.ceil(width)))
     results = []
     for query, (index, num_kept) in enumerate(
         zip(selection.index, selection.num_kept.tolist(), strict=True)
@@ -118,6 +131,22 @@ def rerank(
 @lru_cache(maxsize=8)
 def _matcher(category_names: tuple[str, ...]) -> CategoryMatcher:
     return category_matcher(category_names)
+
+
+@lru_cache(maxsize=8)
+def _phrases(category_names: tuple[str, ...]) -> PortablePhrases:
+    return PortablePhrases(category_names=category_names)
+
+
+def _checked_image(image: np.ndarray, image_size: tuple[int, int] | None) -> tuple[int, int]:
+    """The size of the image, (height, width)."""
+    is_image = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if not is_image or image.ndim != 3 or image.shape[2] != 3:
+        shown = getattr(image, "dtype", type(image).__name__), list(np.shape(image))
+        raise ValueError(f"image must be BGR uint8 [H, W, 3], got {shown[0]} {shown[1]}")
+    if image_size is not None and tuple(image_size) != image.shape[:2]:
+        raise ValueError(f"image_size is {image_size}, but the image is {image.shape[:2]}")
+    return image.shape[:2]
 
 
 def _checked_queries(queries: Sequence[str]) -> list[str]:

@@ -62,6 +62,7 @@ def test_rerank_is_measured_and_its_memory_is_flat(tmp_path, capsys):
     measured = json.loads(path.read_text())["rerank"]
     assert (measured["candidates"], measured["categories"], measured["captions"]) == (300, 80, 40)
     assert measured["queries_per_second"] > 0 and measured["captions_per_second"] > 0
+    assert min(measured["portable"].values()) > 0
     few, many = (row["peak_mib"] for row in measured["rows"])
     # The results of 4,096 queries would be 20 MiB.
     assert many < few + 8

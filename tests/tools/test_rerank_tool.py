@@ -489,3 +489,43 @@ def test_the_table_of_recall():
     text = rerank_tool.format_recall(results)
     for word in ("N=5", "N=10", "mean 3", "mean 8", *METHODS.values(), "100.00", "1 captions"):
         assert word in text
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_portable_is_what_the_function_gives_in_any_number_of_processes(folder, tmp_path, images):
+    """With --image-dir also the colours count; nothing is drawn."""
+    queries = [
+        {"image_id": image_id, "query_id": f"{image_id}/{text}", "query": text}
+        for image_id in (2, WITHOUT_DETECTIONS)
+        for text in ("left grey dog", "second cat from the right", "")
+    ]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
+    options = ["--relatedness", "Portable", *(["--image-dir", str(folder)] if images else [])]
+    given = {"queries": str(tmp_path / "queries.jsonl")}
+    one = run(folder, tmp_path / "one", *options, **given)
+    two = run(folder, tmp_path / "two", *options, "--processes", "2", **given)
+    lines = read(one / "proposals.jsonl")
+    assert lines == read(two / "proposals.jsonl") and not (one / "pictures").exists()
+    results, ids = read(folder / "results.json"), list(NAMES)
+    for line in lines:
+        detections = [entry for entry in results if entry["image_id"] == line["image_id"]]
+        boxes = np.array([entry["bbox"] for entry in detections]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        [expected] = vlnms_d2.rerank(
+            boxes,
+            [entry["score"] for entry in detections],
+            np.array([ids.index(entry["category_id"]) for entry in detections], dtype=np.int64),
+            list(NAMES.values()),
+            [line["query"]],
+            relatedness="Portable",
+            image_size=(60, 70),
+            image=cv2.imread(str(folder / "2.png")) if images else None,
+        )
+        assert np.allclose([p["s"] for p in line["proposals"]], expected.scores, atol=1e-6)
+        assert len(line["proposals"]) == (len(expected) if line["image_id"] == 2 else 0)
+
+
+def test_portable_names_the_image_that_it_lacks(folder, tmp_path, capsys):
+    options = ["--relatedness", "Portable", "--image-dir", str(tmp_path)]
+    run(folder, tmp_path / "out", *options, status=1)
+    assert "1.png" in capsys.readouterr().err

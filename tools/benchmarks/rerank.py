@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from vlnms_d2.language.matching import category_matcher
+from vlnms_d2.modeling.candidates import Candidates
+from vlnms_d2.modeling.relatedness import Portable, PortablePhrases, box_locations
 from vlnms_d2.rerank import rerank
 
 from .base import Benchmark, Options, describe_machine, peak_increase, peak_rows, show_machine
@@ -19,6 +22,7 @@ CATEGORIES_OF = "coco_2017_val"  # 80 of them
 QUERIES = (1000, 10_000, 50_000)
 BATCH = 128  # queries per call
 IMAGE_SIZE = (480, 640)
+ROUNDS = 9  # of timing the cues of an image; the median counts
 _WORDS = ("small", "large", "red", "blue", "old", "wooden", "broken", "empty", "open", "standing")
 
 
@@ -30,7 +34,8 @@ class Rerank(Benchmark):
 
         "queries_per_second" is the rate with encoded text, including NMS and the selection of the
         best 100; "captions_per_second" is for distinct captions, without loading the model; "rows"
-        have the increase of peak resident memory in MiB, each in a fresh process.
+        have the increase of peak resident memory in MiB, each in a fresh process. "portable" has
+        the same rates for Portable, and the time of the boxes' cues of an image.
         """
         if options.device != "cpu":
             raise ValueError("rerank is measured on the CPU only; leave --device out")
@@ -53,6 +58,7 @@ class Rerank(Benchmark):
             "queries_per_second": round(queries_per_second, 1),
             "captions": options.captions,
             "captions_per_second": round(captions_per_second, 1),
+            "portable": _measure_portable(options.candidates, names, captions),
             "rows": peak_rows(_peak_of_answering, args, counts),
             "machine": describe_machine(options.torch_device),
         }
@@ -64,6 +70,9 @@ class Rerank(Benchmark):
             f"{results['queries_per_second']:,.0f} queries a second, text encoded\n"
             f"{results['captions_per_second']:,.0f} distinct captions encoded a second "
             f"({results['captions']:,} of them)\n"
+            "Portable: {cues_ms:.1f} ms an image for the boxes' cues, {queries_per_second:,.0f} "
+            "queries a second, text encoded,\n{captions_per_second:,.0f} distinct captions encoded "
+            "a second\n".format(**results["portable"])
             + tabulate(
                 [[row["queries"], row["peak_mib"]] for row in results["rows"]],
                 headers=["queries", "peak (MiB)"],
@@ -92,15 +101,49 @@ def made_up_captions(count: int, names: Sequence[str]) -> list[str]:
     return captions
 
 
-def _answering(num_candidates: int, num_categories: int) -> Callable[[int], None]:
-    """A function that answers a given number of queries."""
+def _measure_portable(
+    num_candidates: int, names: Sequence[str], captions: Sequence[str]
+) -> dict[str, float]:
+    """Time of Portable's cues in ms, and rates of scoring and of encoding."""
+    boxes, scores, classes = map(torch.from_numpy, _made_up_detections(num_candidates, len(names)))
+    candidates = Candidates(boxes.float(), scores.float(), classes, classes)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *IMAGE_SIZE), np.uint8))
+    phrases = PortablePhrases(category_names=names)
+    module = Portable(visual_dim=len(names), text_dim=phrases.output_dim)
+    start = time.perf_counter()
+    text = phrases(list(captions))
+    captions_per_second = len(captions) / (time.perf_counter() - start)
+    locations = box_locations(candidates.boxes, IMAGE_SIZE)
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        visual = module.describe(candidates, len(names), pixels)
+        times.append(time.perf_counter() - start)
+    start, answered = time.perf_counter(), 0
+    for first in range(0, len(text), BATCH):
+        module(visual, locations, text[first : first + BATCH])
+        answered += len(text.mask[first : first + BATCH])
+    return {
+        "cues_ms": round(1000 * sorted(times)[ROUNDS // 2], 2),
+        "queries_per_second": round(answered / (time.perf_counter() - start), 1),
+        "captions_per_second": round(captions_per_second, 1),
+    }
+
+
+def _made_up_detections(num: int, num_categories: int) -> tuple[np.ndarray, ...]:
+    """Boxes [N, 4], scores [N] and classes [N]."""
     rng = np.random.default_rng(0)
     height, width = IMAGE_SIZE
-    corners = rng.uniform(0, [0.8 * width, 0.8 * height], (num_candidates, 2))
-    sizes = rng.uniform(10, [0.2 * width, 0.2 * height], (num_candidates, 2))
+    corners = rng.uniform(0, [0.8 * width, 0.8 * height], (num, 2))
+    sizes = rng.uniform(10, [0.2 * width, 0.2 * height], (num, 2))
     boxes = np.concatenate([corners, corners + sizes], axis=1)
-    scores = rng.uniform(0.05, 1, num_candidates)
-    classes = rng.integers(0, num_categories, num_candidates)
+    return boxes, rng.uniform(0.05, 1, num), rng.integers(0, num_categories, num)
+
+
+def _answering(num_candidates: int, num_categories: int) -> Callable[[int], None]:
+    """A function that answers a given number of queries."""
+    boxes, scores, classes = _made_up_detections(num_candidates, num_categories)
+    rng = np.random.default_rng(1)
     names = [f"category {number}" for number in range(num_categories)]
     per_class = rng.random((BATCH, num_categories), dtype=np.float32)
 

@@ -66,8 +66,9 @@ class _Rerank(Job):
         super().__init__(settings.out, images, IMAGES_PER_BLOCK, processes)
         self.outputs = [FORMATS[name].output for name in settings.formats]
         self.inputs = list(settings.inputs.values())
-        if settings.image_dir is not None:
+        if settings.pictures:
             self.outputs.append(PICTURES)
+        if settings.image_dir is not None:
             self.inputs.append(settings.image_dir)
 
     def _image(self, queries: Sequence[Query]) -> RerankImage:
@@ -79,16 +80,23 @@ class _Rerank(Job):
             tuple(queries),
             tuple(self.row_of.setdefault(query.text, len(self.row_of)) for query in queries),
             tuple(self.mentioned.get(query.query_id) for query in queries),
+            self._image_path(image_id) if self._uses_colours else None,
         )
+
+    @property
+    def _uses_colours(self) -> bool:
+        return self.settings.relatedness == "Portable" and self.settings.image_dir is not None
 
     def identity(self) -> dict[str, Any]:
         names = ("split", "score_thresh", "mean_proposals", "nms_thresh", "pictures")
         settings = {name: getattr(self.settings, name) for name in names} | {
             "formats": list(self.settings.formats),
             "top_n": None if self.settings.topk < 0 else self.settings.topk,
-            "relatedness": "Category",
+            "relatedness": self.settings.relatedness,
             "images_per_block": IMAGES_PER_BLOCK,
         }
+        if self._uses_colours:
+            settings["colours"] = True
         try:
             spacy = importlib.metadata.version("spacy")
         except importlib.metadata.PackageNotFoundError:
@@ -132,7 +140,8 @@ class _Rerank(Job):
         }
         if self.mentioned:
             manifest["recall"] = recall_of_mentions(load_matches(self.shards.paths(RECALL)))
-        if self.settings.image_dir is not None:
+            manifest["recall"]["relatedness"] = self.settings.relatedness
+        if self.settings.pictures:
             self._draw()
         return manifest
 
@@ -182,8 +191,8 @@ class _Rerank(Job):
         known = self.annotations.images.get(image_id)
         if known is None or known.file_name is None:
             raise ValueError(
-                f"image {image_id} has no 'file_name' in the annotations, which pictures need. "
-                "Give annotations that list the images, or ask for no pictures."
+                f"image {image_id} has no 'file_name' in the annotations, which pictures and "
+                "colours need. Give annotations that list the images, or leave out image_dir."
             )
         return self.settings.image_dir / known.file_name
 

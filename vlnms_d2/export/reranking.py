@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from detectron2.structures import Instances
 
 from ..data.datasets.coco import Mentioned
@@ -20,6 +21,8 @@ from ..evaluation.matching import Match
 from ..evaluation.mention_recall import METHODS, match_mentions, save_matches
 from ..file_io import atomic_write, write_json
 from ..language.matching import category_matcher
+from ..modeling.candidates import Candidates
+from ..modeling.relatedness import PortablePhrases, portable_relatedness
 from ..modeling.relatedness import category_relatedness as relatedness_of
 from ..rerank import NMS_THRESH, rerank
 from ..visualization import draw_comparison
@@ -55,7 +58,8 @@ class RerankSettings:
             (of queries with detections) is closest to this. It takes a pass over all queries.
         nms_thresh: IoU of the class-wise NMS.
         mentions: JSON list of {"caption_id", "annotation_ids"} to measure recall, or None.
-        image_dir: folder of the images, for pictures, or None.
+        relatedness: "Category" or "Portable", see `rerank`.
+        image_dir: folder of the images, for pictures and for the colours of Portable, or None.
         pictures: number of queries to draw.
 
     Raises:
@@ -73,6 +77,7 @@ class RerankSettings:
     mean_proposals: float | None = None
     nms_thresh: float = NMS_THRESH
     mentions: Path | None = None
+    relatedness: str = "Category"
     image_dir: Path | None = None
     pictures: int = 0
 
@@ -81,7 +86,9 @@ class RerankSettings:
         if not 0 <= self.nms_thresh <= 1:
             raise ValueError(f"nms_thresh is {self.nms_thresh}, expected a number from 0 to 1")
         check_formats(self.formats, FORMATS)
-        if self.pictures < 0 or (self.pictures > 0) != (self.image_dir is not None):
+        uses_images = self.pictures > 0 or self.relatedness == "Portable"
+        lacks_images = self.pictures > 0 and self.image_dir is None
+        if self.pictures < 0 or lacks_images or (self.image_dir is not None and not uses_images):
             raise ValueError("the number of pictures and the folder of the images go together")
 
     @property
@@ -164,6 +171,7 @@ class RerankImage(NamedTuple):
         queries: Q queries.
         rows: of each query's text in `TextRows`.
         mentioned: by each query; None if unknown.
+        path: of the image file, or None.
     """
 
     image_id: int
@@ -171,6 +179,7 @@ class RerankImage(NamedTuple):
     queries: tuple[Query, ...]
     rows: tuple[int, ...]
     mentioned: tuple[Mentioned | None, ...]
+    path: Path | None = None
 
 
 class Reranker:
@@ -199,6 +208,7 @@ class Reranker:
         self.score_thresh = score_thresh
         self.store = DetectionStore(work / "store")
         self.texts = TextRows(work / "texts", category_names)
+        self.phrases: PortablePhrases | None = None  # takes seconds to load
 
     def write_scores(self, blocks: Sequence[Block]) -> None:
         """Write the scores of everything that NMS leaves, for the threshold."""
@@ -247,7 +257,26 @@ class Reranker:
     def read(self, image: RerankImage) -> tuple[Detections, np.ndarray]:
         """The N detections of an image and their relatedness to its Q queries, float32 [Q, N]."""
         detections = self.store.of(image.image_id)
+        if self.settings.relatedness == "Portable":
+            return detections, self._portable(image, detections)
         return detections, self.texts.read(image.rows)[:, detections.classes]
+
+    def _portable(self, image: RerankImage, detections: Detections) -> np.ndarray:
+        if self.phrases is None:
+            self.phrases = PortablePhrases(category_names=self.category_names)
+        boxes, scores = (
+            torch.from_numpy(x).float() for x in (detections.corners, detections.scores)
+        )
+        classes = torch.from_numpy(detections.classes)
+        candidates = Candidates(boxes, scores, classes, proposal_index=classes)
+        pixels = None if image.path is None else read_image(image.path, "BGR")
+        size = image.size if pixels is None else pixels.shape[:2]
+        if size is None:
+            size = tuple(boxes[:, [3, 2]].amax(dim=0).tolist()) if len(boxes) else (1, 1)
+        texts = [query.text for query in image.queries]
+        chunks = (texts[i : i + QUERY_CHUNK] for i in range(0, len(texts), QUERY_CHUNK))
+        parts = (portable_relatedness(self.phrases(c), candidates, size, pixels) for c in chunks)
+        return torch.cat(list(parts)).numpy()
 
     def answer(
         self,

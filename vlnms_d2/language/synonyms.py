@@ -94,6 +94,10 @@ class Synonyms:
         """Whether the word, a synonym of some category, is never a verb or an adjective."""
         return _singular([word]) not in _read_table().ambiguous
 
+    def knows(self, word: str) -> bool:
+        """Whether the word is part of a synonym of some category, of these or of the table's."""
+        return singular(word) in _table_words() or bool(self.classes_of(word))
+
     def classes_of(self, mention: str) -> tuple[int, ...]:
         """Indices of the categories that the whole mention is a synonym of; empty if unknown."""
         words = mention.split()
@@ -164,3 +168,11 @@ def _read_table() -> _Table:
 
 def _integers(text: str, separator: str) -> list[int]:
     return [int(number) for number in text.split(separator) if number]
+
+
+@cache
+def _table_words() -> frozenset[str]:
+    table = _read_table()
+    keys = [key for *_, keys in table.meanings for key in keys]
+    keys += [name.split() for name in table.index_of]
+    return frozenset(word for key in keys for word in key)

@@ -81,7 +81,7 @@ def extract_features(model: GeneralizedRCNN, image_input: dict) -> ImageFeatures
     images = model.preprocess_image([image_input])
     maps = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, maps, None)
-    [candidates], [detections] = model.roi_heads.detect(maps, proposals)
+    [candidates], [detections] = model.roi_heads.detect(maps, proposals, images)
     height, width = images.image_sizes[0]
     output_size = (image_input.get("height", height), image_input.get("width", width))
     return ImageFeatures((height, width), output_size, candidates, detections, maps)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import (
@@ -23,7 +22,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
@@ -62,8 +61,8 @@ class QueryConditionedMixin(TakesQueries):
         relatedness: maps box and word features to logits.
         postprocessor: fusion, NMS and final cut; see `VLNMSPostprocessor`.
         criterion: samples candidates in training and computes the losses.
-        visual_encoder: "finetune" or "shared", see `MODEL.VLNMS.VISUAL_ENCODER`; or "class", for
-            relatedness modules whose visual feature is the one-hot class of a candidate.
+        visual_encoder: "finetune" or "shared", see `MODEL.VLNMS.VISUAL_ENCODER`; or "class" or
+            "cues", for relatedness modules with features of their own (`Relatedness.describe`).
         score_thresh: delta, the minimum class confidence of a candidate.
         max_candidates: the maximum number of candidates per image.
         freeze_detector: train only the branch.
@@ -91,7 +90,7 @@ class QueryConditionedMixin(TakesQueries):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_choice("VISUAL_ENCODER", visual_encoder, ("finetune", "shared", "class"))
+        check_choice("VISUAL_ENCODER", visual_encoder, ("finetune", "shared", "class", "cues"))
         check_choice("MASKS", masks, MASKS)
         self.visual_encoder = visual_encoder
         self.freeze_detector = freeze_detector
@@ -126,7 +125,7 @@ class QueryConditionedMixin(TakesQueries):
         text_encoder = build_text_encoder(cfg, text_encoder_name(cfg))
         visual_encoder = visual_encoder_name(cfg)
         predictor = ret["box_predictors"][-1] if "box_predictors" in ret else ret["box_predictor"]
-        by_class = visual_encoder == "class"
+        by_class = visual_encoder in ("class", "cues")
         visual_dim = ret["num_classes"] if by_class else predictor.cls_score.in_features
         WaitFreePooler.replace(ret.get("mask_pooler", ret.get("pooler")))  # that of the mask head
         ret.update(
@@ -186,7 +185,7 @@ class QueryConditionedMixin(TakesQueries):
         stock_instances = stock_results(self.last_predictor, predictions, sizes, unqueried)
         instances = dict(zip(unqueried, stock_instances, strict=True))  # image index -> Instances
         candidates = self._select(predictions, sizes, queried)
-        self._pool(features, predictions, queried, candidates)
+        self._pool(features, predictions, queried, candidates, images)
         query_results = self.score_queries(
             candidates, [sizes[i] for i in queried], [batch.queries[i] for i in queried]
         )
@@ -218,11 +217,13 @@ class QueryConditionedMixin(TakesQueries):
         predictions: Predictions,
         indices: list[int],
         candidates: list[Candidates],
+        images: ImageList | None = None,
     ) -> None:
         """Set `pooled` of the candidates of the images at `indices`, in place."""
-        if self.visual_encoder == "class":
-            for c in candidates:
-                c.pooled = F.one_hot(c.classes, self.num_classes).to(c.scores.dtype)
+        if self.visual_encoder in ("class", "cues"):
+            for i, c in zip(indices, candidates, strict=True):
+                image = images[i] if images is not None else None
+                c.pooled = self.vlnms.relatedness.describe(c, self.num_classes, image)
             return
         if self.visual_encoder == "shared":
             for i, c in zip(indices, candidates, strict=True):
@@ -292,16 +293,16 @@ class QueryConditionedMixin(TakesQueries):
 
     @torch.no_grad()
     def detect(
-        self, features: Features, proposals: list[Instances]
+        self, features: Features, proposals: list[Instances], images: ImageList | None = None
     ) -> tuple[list[Candidates], list[Instances]]:
         """Everything that does not depend on the queries: per image its pooled candidates, and
         the stock result without masks and keypoints."""
         predictions = self.predict(features, proposals)
         sizes = [p.image_size for p in proposals]
-        images = list(range(len(proposals)))
-        candidates = self._select(predictions, sizes, images)
-        self._pool(features, predictions, images, candidates)
-        return candidates, stock_results(self.last_predictor, predictions, sizes, images)
+        indices = list(range(len(proposals)))
+        candidates = self._select(predictions, sizes, indices)
+        self._pool(features, predictions, indices, candidates, images)
+        return candidates, stock_results(self.last_predictor, predictions, sizes, indices)
 
     # --- training -----------------------------------------------------------------------------
 
@@ -317,7 +318,7 @@ class QueryConditionedMixin(TakesQueries):
             sizes = [p.image_size for p in proposals]
             candidates = self._select(predictions, sizes, queried)
             # Pooling waits for the sampling, since only sampled candidates need it.
-            pool = partial(self._pool, features, predictions, queried)
+            pool = partial(self._pool, features, predictions, queried, images=images)
             losses.update(self.query_losses(candidates, [sizes[i] for i in queried], batch, pool))
         return proposals, self.criterion.completed(losses, self.vlnms)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -128,6 +129,20 @@ class Relatedness(nn.Module):
             with_attention: return the word attention even if it takes extra computation.
         """
         raise NotImplementedError
+
+    def describe(self, candidates, num_classes: int, image: Tensor | None = None) -> Tensor:
+        """The features of candidates, for a `visual_encoder` of "class" or "cues".
+
+        Args:
+            candidates: N, with `boxes`, float [N, 4], xyxy in pixels, `scores`, float [N], class
+                confidence c, and `classes`, int64 [N].
+            num_classes: C.
+            image: float [3, H, W], the network's normalised input, or None.
+
+        Returns:
+            float [N, D], by default the one-hot class, D = C.
+        """
+        return F.one_hot(candidates.classes, num_classes).to(candidates.scores.dtype)
 
     def condense(self, text: TextFeatures) -> TextFeatures:
         """Text features that give the same scores at less cost per image. Worthwhile if many

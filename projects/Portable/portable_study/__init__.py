@@ -1,0 +1,1 @@
+"""How `Portable` was trained, chosen and measured."""

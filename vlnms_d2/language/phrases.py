@@ -1,0 +1,198 @@
+"""Splits what people say of an object into phrases with cues, by the words in `cue_words.json`.
+
+"second man from the left in a red shirt next to the bus" is a man, the second from the left, red in
+the upper part, and near a bus.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+from .synonyms import Synonyms
+
+TABLE = Path(__file__).parent / "cue_words.json"
+
+PLACES = ("left", "right", "top", "bottom", "front", "back")
+AXES = (*PLACES, "big", "small", "tall", "short", "wide", "thin")
+COLOURS = (
+    "black", "blue", "brown", "grey", "green", "orange", "pink", "purple", "red", "white", "yellow",
+    "light", "dark",
+)  # fmt: skip
+PARTS = ("whole", "upper", "lower", "head")
+# Of the object that is meant to another one, with the place that remains if no category is named:
+# "dude behind everyone" is in the back.
+RELATIONS = {
+    "on_left": "left", "on_right": "right", "above_it": "top", "below_it": "bottom",
+    "before_it": "front", "behind_it": "back", "near_it": "", "touching_it": "",
+}  # fmt: skip
+ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "last": 1}
+CUES = (
+    *AXES,
+    "middle",
+    *(f"{place}_order" for place in PLACES),
+    *(f"{colour}_{part}" for part in PARTS for colour in COLOURS),
+    "long",
+    *RELATIONS,
+)
+"""The columns of a phrase's cues: weights from 0 to 1; `<place>_order` is 1 for the first box from
+there, 2 for the second, and so on, 0 for none. "long" is 1 for a text as long as a caption."""
+
+_WEAK = 0.5  # "baby" and "sitting" do not say much about the size
+_SHORT, _LONG = 6, 9  # words
+_WORD = re.compile(r"[a-z0-9]+")
+_LEAST_LETTERS, _LEAST_RATIO = 5, 0.84  # of a misspelled word, and of its likeness to the right one
+
+
+@dataclass
+class Phrase:
+    """What an expression says of one object, or a segment of the expression, up to the next
+    preposition or verb.
+
+    Attributes:
+        relation: in `RELATIONS`, of the object that is meant to this one; "" for the former.
+        words: those that may name its category.
+        cues: by name, see `CUES`.
+        later: cues after the noun, which in "behind the bus on the left" are those of the object
+            that is meant.
+        is_person: whether it has clothes or hair.
+        of_scene: whether it is the picture, the camera or everyone else.
+    """
+
+    relation: str = ""
+    words: list[str] = field(default_factory=list)
+    cues: dict[str, float] = field(default_factory=dict)
+    later: dict[str, float] = field(default_factory=dict)
+    is_person: bool = False
+    of_scene: bool = False
+
+
+def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
+    """The segments of an expression; `join_phrases` decides which are objects of their own.
+
+    Args:
+        text: as people write it.
+        synonyms: words of a category's name, such as "hot dog", are no cues.
+    """
+    text = re.sub(r"\bt ?- ?shirt", "tshirt", text.lower()).replace("'s ", " ")
+    tokens = _WORD.findall(text.replace("'", ""))
+    names = synonyms.find(tokens)
+    name_at = {name.start: name.end - name.start for name in names if name.end - name.start > 1}
+    tokens = [token if synonyms.knows(token) else _respelled(token) for token in tokens]
+    phrases, colours, order, start = [Phrase()], [], 0, 0
+    while start < len(tokens):
+        phrase, word = phrases[-1], tokens[start]
+        tags, length = _tags(tokens, start, name_at.get(start, 0))
+        is_last = start + length == len(tokens)
+        is_verb = word.endswith("ing") and len(word) > 4 and "noun_ing" not in tags
+        is_new = not (phrase.words or phrase.cues or phrase.is_person or colours)
+        relation = next((name for name in RELATIONS if name in tags), "")
+        if is_verb and not relation and not is_new:
+            relation = "touching_it"
+        if word == "and" and not phrase.words:  # "a black and white dog"
+            relation = ""
+        if relation and not is_last:
+            _add_colours(phrase, colours, "whole")
+            if is_new and len(phrases) > 1:
+                phrase.relation = relation
+            else:
+                phrases.append(Phrase(relation))
+            phrase = phrases[-1]
+        # "the lady in the white top"; elsewhere the top is a place.
+        parts = ["upper"] if word == "top" and colours else [p for p in PARTS if p in tags]
+        named_colours = [colour for colour in COLOURS if colour in tags]
+        if not parts or not colours:  # jeans are blue unless they are black
+            colours += named_colours
+        for part in parts:
+            _add_colours(phrase, colours, part)
+        phrase.is_person |= bool(parts) or "person" in tags
+        phrase.of_scene |= "scene" in tags
+        order = next((ORDINALS[tag] for tag in tags if tag in ORDINALS), order)
+        for axis in (*AXES, "middle"):
+            if axis not in tags or parts or (relation and not is_last and axis in PLACES):
+                continue
+            cues = phrase.later if phrase.relation and phrase.words else phrase.cues
+            if order and axis in PLACES:
+                cues[f"{axis}_order"], order = order, 0
+            else:
+                cues[axis] = _WEAK if "weak" in tags else 1.0
+        is_fruit = word == "orange" and tokens[max(0, start - 1)] != "in"
+        is_name = word not in ("orange", "little") and bool(synonyms.classes_of(word))
+        if is_name or ((not tags or "weak" in tags or is_fruit) and not is_verb):
+            phrase.words += tokens[start : start + length]
+        start += length
+    _add_colours(phrases[-1], colours, "whole")
+    if len(tokens) > _SHORT:
+        phrases[0].cues["long"] = min(1.0, (len(tokens) - _SHORT) / (_LONG - _SHORT))
+    if order:  # "the second man"
+        phrases[0].cues["right_order" if "last" in tokens else "left_order"] = order
+    return phrases
+
+
+def join_phrases(phrases: Sequence[Phrase], names_category: Sequence[bool]) -> list[Phrase]:
+    """The objects of an expression, the one that is meant first.
+
+    Args:
+        phrases: from `split_phrases`.
+        names_category: whether the words of each name a category. If not, a phrase describes the
+            object that is meant: "in red", "on the left", "behind everyone".
+    """
+    meant, others = phrases[0], []
+    for phrase, is_named in zip(phrases[1:], names_category[1:], strict=True):
+        meant.cues |= phrase.later
+        if is_named:
+            others.append(phrase)
+            if not phrase.is_person:
+                continue
+        # "next to the man in red shorts": the shorts of the man; "on a horse in red shorts": not.
+        wears = phrase.is_person and not is_named and others
+        owner = others[-1] if wears and others[-1].relation != "touching_it" else meant
+        owner.cues |= phrase.cues
+        owner.is_person |= phrase.is_person
+        place = RELATIONS[phrase.relation]
+        if phrase.of_scene and phrase.relation == "near_it":
+            place = "front"
+        if place and not phrase.cues and not phrase.is_person:
+            meant.cues.setdefault(place, 1.0 if phrase.of_scene else _WEAK)
+    return [meant, *others]
+
+
+def _add_colours(phrase: Phrase, colours: list[str], part: str) -> None:
+    """Add cues of a part and empty the list of its colours."""
+    phrase.cues |= {f"{colour}_{part}": 1.0 for colour in colours}
+    colours.clear()
+
+
+def _tags(tokens: Sequence[str], start: int, name_length: int) -> tuple[frozenset[str], int]:
+    """The entries of the table for the longest known run of words, and its length."""
+    if name_length:
+        return frozenset(), name_length
+    table = _read_table()
+    for length in range(min(6, len(tokens) - start), 0, -1):
+        words = " ".join(tokens[start : start + length])
+        if words in table:
+            return table[words], length
+    return frozenset(), 1
+
+
+@cache
+def _respelled(word: str) -> str:
+    """The word of the table that a misspelled word stands for; itself if there is none."""
+    if len(word) < _LEAST_LETTERS or word in _read_table():
+        return word
+    alike = [entry for entry in _read_table() if entry[0] == word[0]]
+    return (get_close_matches(word, alike, 1, _LEAST_RATIO) or [word])[0]
+
+
+@cache
+def _read_table() -> dict[str, frozenset[str]]:
+    tags: dict[str, frozenset[str]] = {}
+    for tag, entries in json.loads(TABLE.read_text(encoding="utf-8")).items():
+        for words in entries:
+            tags[words] = tags.get(words, frozenset()) | {tag}
+    return tags

@@ -1,0 +1,449 @@
+"""Relatedness by hand rules: the class, place, size, order, colour and surroundings of a candidate
+against what the query says of them. It has no weights and works with any detector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+from ...language.phrases import (
+    AXES,
+    COLOURS,
+    CUES,
+    PARTS,
+    PLACES,
+    RELATIONS,
+    join_phrases,
+    split_phrases,
+)
+from ..text.build import TEXT_ENCODER_REGISTRY, TextFeatures, pad_features
+from .build import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, box_locations
+from .category import CategoryMentions, category_relatedness
+
+NUM_COLOURS = len(PARTS) * len(COLOURS)
+_COLUMN = {cue: column for column, cue in enumerate(CUES)}
+_NEAR_COPY = 0.5  # IoU of candidates of one class that are one object
+_MAX_SIDE = 160  # of the image in which colours are counted
+
+# The numbers below were chosen on the photos "choose" of projects/Portable.
+# Factor of an object that does not fit a cue at all; one that fits has 1.
+PLACE, SIZE, ORDER, COLOUR, RELATION = 0.05, 0.4, 0.3, 0.25, 0.3
+# What is not mentioned is not thereby absent: least factors of a class that is not named and of
+# an object that fits no cue, and the factor of an object that is named beside the one meant.
+UNNAMED, FLOOR, LANDMARK = 0.03, 0.15, 0.35
+VAGUE = 0.8  # how much less all classes fit if a long text names them for other objects only
+DOUBT = 0.3  # exponent of how well an object fits a long text
+# People speak of what they see: the factor of the tiniest object, and the share of the image from
+# which it is 1. Without a named class, a worse box of an object of another class has this factor.
+TINY, VISIBLE, DOUBLE = 0.7, 0.03, 0.6
+UNSURE, SURE = 0.15, 0.4  # confidence up to which an object does not count in ranks; counts as one
+ABSOLUTE = 0.5  # weight of the place in the image; the rest is that of the rank
+SMALL = 0.15  # objects below this share of another one's area do not count in its rank
+CLEAR = 0.02  # difference, in shares of the image, from which an order is clear
+SPREAD = 0.5  # of "second", "third", in ranks
+
+
+def box_colours(image: Tensor | None, boxes: Tensor) -> Tensor:
+    """Shares of the colours in the parts of boxes, less half of what is around the box.
+
+    Args:
+        image: BGR [3, H, W], values from 0 to 255, or None.
+        boxes: float [N, 4], xyxy in pixels of `image`.
+
+    Returns:
+        float [N, parts * colours], in the order of `PARTS`, then `COLOURS`; zeros without image.
+    """
+    if image is None or not len(boxes) or not image.numel():
+        return boxes.new_zeros(len(boxes), NUM_COLOURS)
+    height, width = image.shape[1:]
+    scale = min(1.0, _MAX_SIDE / max(height, width))
+    small_size = max(1, round(height * scale)), max(1, round(width * scale))
+    pixels = F.interpolate(image[None].to(boxes.dtype), small_size, mode="area")[0] / 255
+    sums = F.pad(colour_masks(pixels).to(torch.float64).cumsum(1).cumsum(2), (1, 0, 1, 0))
+    size = boxes.new_tensor([small_size[1], small_size[0]] * 2)
+    scaled = boxes / boxes.new_tensor([width, height] * 2) * size
+    around = _share(sums, _sub_boxes(scaled, -0.25, -0.25, 1.25, 1.25), size)
+    parts = []
+    for x1, y1, x2, y2 in ((0.2, 0.1, 0.8, 0.9), (0.25, 0.15, 0.75, 0.5), (0.25, 0.5, 0.75, 0.9),
+                           (0.25, 0.0, 0.75, 0.2)):  # fmt: skip
+        inside = _share(sums, _sub_boxes(scaled, x1, y1, x2, y2), size)
+        parts.append((1.5 * inside - 0.5 * around).clamp(0, 1))
+    return torch.cat(parts, dim=1).to(boxes.dtype)
+
+
+def colour_masks(pixels: Tensor) -> Tensor:
+    """Which of `COLOURS` each pixel has: float [colours, H, W] of zeros and ones, for BGR pixels
+    from 0 to 1, float [3, H, W]."""
+    blue, green, red = pixels
+    value, least = pixels.amax(0), pixels.amin(0)
+    chroma = (value - least).clamp(min=1e-6)
+    saturation = chroma / value.clamp(min=1e-6)
+    hue = torch.where(
+        value == red,
+        (green - blue) / chroma % 6,
+        torch.where(value == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
+    )
+    hue = 60 * hue  # in degrees
+    black = (value < 0.2) | ((value < 0.32) & (saturation < 0.3))
+    plain = ~black & (saturation < 0.16)
+    white = plain & (value > 0.7)
+    vivid = ~black & ~plain
+    reddish, orangish = vivid & ((hue < 15) | (hue >= 345)), vivid & (hue >= 15) & (hue < 42)
+    pale = (saturation < 0.5) & (value > 0.6)
+    warm = reddish | orangish
+    brown = warm & ((value < 0.6) | (saturation < 0.55)) & ~(reddish & (saturation > 0.55))
+    masks = {
+        "black": black,
+        "white": white | (vivid & (saturation < 0.22) & (value > 0.8)),
+        "grey": plain & ~white,
+        "brown": brown & ~(reddish & pale),
+        "pink": (reddish & pale) | (vivid & (hue >= 300) & (hue < 345)),
+        "red": reddish & (saturation > 0.55),
+        "orange": orangish & ~brown,
+        "yellow": vivid & (hue >= 42) & (hue < 70),
+        "green": vivid & (hue >= 70) & (hue < 170),
+        "blue": vivid & (hue >= 170) & (hue < 262),
+        "purple": vivid & (hue >= 262) & (hue < 320),
+        "light": (value > 0.65) & (saturation < 0.35),
+        "dark": value < 0.35,
+    }
+    return torch.stack([masks[colour] for colour in COLOURS]).to(pixels.dtype)
+
+
+def _sub_boxes(boxes: Tensor, x1: float, y1: float, x2: float, y2: float) -> Tensor:
+    """Parts of boxes [N, 4] in fractions of their width and height."""
+    fractions = boxes.new_tensor([x1, y1, x2, y2])
+    return boxes[:, :2].repeat(1, 2) + fractions * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+
+
+def _share(sums: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
+    """Means over boxes [N, 4] from integral images [K, H + 1, W + 1]: [N, K]. Every box has at
+    least one pixel."""
+    x1, y1 = boxes[:, 0].floor().long(), boxes[:, 1].floor().long()
+    x2, y2 = boxes[:, 2].ceil().long(), boxes[:, 3].ceil().long()
+    width, height = int(size[0]), int(size[1])
+    x1, y1 = x1.clamp(0, width - 1), y1.clamp(0, height - 1)
+    x2, y2 = x2.clamp(max=width).maximum(x1 + 1), y2.clamp(max=height).maximum(y1 + 1)
+    total = sums[:, y2, x2] - sums[:, y1, x2] - sums[:, y2, x1] + sums[:, y1, x1]  # [K, N]
+    return (total / ((x2 - x1) * (y2 - y1))).T
+
+
+@RELATEDNESS_REGISTRY.register()
+class Portable(Relatedness):
+    """Relatedness from hand rules on the class, place, size, order, colours and surroundings.
+
+    Candidates of one class that overlap are one object and get the same relatedness. Ranks are
+    counted among the objects of the class that the query names.
+
+    Args:
+        visual_dim: C, the number of classes.
+        text_dim: of `PortablePhrases`.
+        pixel_mean, pixel_std: of the image that `describe` gets, in the order of its channels.
+        is_rgb: whether the first of these is red, not blue.
+
+    Raises:
+        ValueError: the number of category names is not C.
+    """
+
+    learns = False
+    compares_boxes = True
+    text_encoder = "PortablePhrases"
+    visual_encoder = "cues"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        visual_dim: int,
+        text_dim: int,
+        pixel_mean: Sequence[float] = (0.0, 0.0, 0.0),
+        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+        is_rgb: bool = False,
+    ):
+        super().__init__()
+        self.num_classes = visual_dim
+        if text_dim != visual_dim + len(CUES):
+            raise ValueError(f"{visual_dim} classes, but {text_dim - len(CUES)} category names")
+        self.mean, self.std, self.is_rgb = tuple(pixel_mean), tuple(pixel_std), is_rgb
+
+    @classmethod
+    def from_config(cls, cfg, visual_dim: int, text_dim: int) -> dict:
+        return {
+            "visual_dim": visual_dim,
+            "text_dim": text_dim,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "is_rgb": cfg.INPUT.FORMAT == "RGB",
+        }
+
+    def describe(self, candidates, num_classes: int, image: Tensor | None = None) -> Tensor:
+        """See `Relatedness.describe`: float [N, C + 1 + parts * colours], the one-hot class, c and
+        the colours, which are zeros without an image."""
+        boxes, scores = candidates.boxes, candidates.scores
+        if image is not None:
+            mean, std = (boxes.new_tensor(x)[:, None, None] for x in (self.mean, self.std))
+            image = image.to(boxes.dtype) * std + mean
+            image = image.flip(0) if self.is_rgb else image
+        one_hot = super().describe(candidates, num_classes)
+        return torch.cat([one_hot, scores[:, None], box_colours(image, boxes)], dim=1)
+
+    def forward(
+        self,
+        visual: Tensor,
+        locations: Tensor,
+        text: TextFeatures,
+        with_attention: bool = False,
+    ) -> RelatednessOutput:
+        """Score every box against every query.
+
+        Args:
+            visual: float [N, C + 1 + parts * colours], from `describe`.
+            locations: float [N, 5], see `box_locations`.
+            text: Q queries with phrases [Q, L, C + cues], see `PortablePhrases`.
+            with_attention: ignored; there is none.
+        """
+        if not len(visual) or not text.mask.numel():
+            return RelatednessOutput(visual.new_zeros(len(text), len(visual)))
+        objects = Objects(visual, locations, self.num_classes)
+        num_queries, num_phrases = text.mask.shape
+        features = text.words.flatten(0, 1)  # [Q * L, C + cues]
+        match = features[:, : self.num_classes][:, objects.classes]  # [Q * L, R]
+        fit = objects.fit(features[:, self.num_classes :], match)  # [Q * L, R]
+        match, fit = (x.unflatten(0, (num_queries, num_phrases)) for x in (match, fit))
+        # A long text tells of several objects, and its cues are read less surely.
+        long = text.words[:, 0, self.num_classes + _COLUMN["long"], None]  # [Q, 1]
+        described = fit[:, 0]
+        landmark = torch.zeros_like(described)
+        for i in range(1, num_phrases):
+            there = match[:, i] * fit[:, i] * text.mask[:, i, None]  # [Q, R]
+            relation = text.words[:, i, -len(RELATIONS) :].argmax(dim=-1)  # [Q]
+            near = _factor(objects.near(there, relation), RELATION)
+            described = described * torch.where(text.mask[:, i, None], near, 1.0)
+            landmark = torch.maximum(landmark, there)
+        described = described ** (1 - (1 - DOUBT) * long)
+        related = _factor(match[:, 0], UNNAMED) * _factor(described, FLOOR)  # [Q, R]
+        related = torch.maximum(related, landmark * (LANDMARK + (1 - LANDMARK) * long))
+        prior = _factor((objects.area / VISIBLE).clamp(max=1).sqrt(), TINY)
+        single = _names_class(match[:, 0]) | objects.alone
+        related = related * prior ** (1 - long) * torch.where(single, 1.0, DOUBLE)
+        return RelatednessOutput(related.clamp(max=1 - 1e-6).logit()[:, objects.object_of])
+
+    def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
+        return 4 * num_boxes * (num_boxes + (4 + 2 * NUM_COLOURS) * num_words)
+
+
+def _factor(fit: Tensor, worst: float) -> Tensor:
+    return worst + (1 - worst) * fit
+
+
+def _names_class(match: Tensor) -> Tensor:
+    """Whether phrases distinguish the classes of the objects: [P, R] to bool [P, 1]."""
+    return match.amax(dim=1, keepdim=True) > match.amin(dim=1, keepdim=True)
+
+
+class Objects:
+    """The R objects among N candidates: what class-wise NMS leaves.
+
+    Attributes:
+        object_of: int64 [N], of each candidate.
+        classes: int64 [R].
+        counts: float [R], how much of an object it is, by its confidence.
+        alone: bool [R], whether no other class has a better box of it.
+        kernels: float [relations, R (j), R (i)], how well i stands in each relation to j.
+    """
+
+    def __init__(self, visual: Tensor, locations: Tensor, num_classes: int):
+        visual, locations = visual.float(), locations.float()
+        classes, scores = visual[:, :num_classes].argmax(dim=1), visual[:, num_classes]
+        boxes = locations[:, :4]
+        kept = batched_nms(boxes, scores, classes, _NEAR_COPY)
+        same = classes[:, None] == classes[kept]
+        self.object_of = (box_iou(boxes, boxes[kept]) * same).argmax(dim=1)  # [N]
+        self.object_of[kept] = torch.arange(len(kept), device=kept.device)
+        self.classes, self.boxes = classes[kept], boxes[kept]
+        self.colours = visual[kept, num_classes + 1 :]
+        self.counts = ((scores[kept] - UNSURE) / (SURE - UNSURE)).clamp(0, 1)
+        overlaps = box_iou(self.boxes, self.boxes).triu(1) > _NEAR_COPY  # kept is sorted by score
+        self.alone = ~overlaps.any(dim=0)
+        x1, y1, x2, y2 = self.boxes.T
+        self.width, self.height = (x2 - x1).clamp(min=1e-6), (y2 - y1).clamp(min=1e-6)
+        self.center = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2], dim=1)
+        self.area = self.width * self.height
+        size = self.area.sqrt()
+        x, y = self.center.unbind(1)
+        shape = (self.width / self.height).log() / 4
+        near = (y2 + size) / 2  # large and low in the image
+        self.values = torch.stack(  # [axes, R], higher for what fits better
+            [-x, x, -y, y, near, -near, size, -size, self.height, -self.height, shape, -shape]
+        )
+        absolute = torch.stack([1 - x, x, 1 - y, y, near.clamp(0, 1), 1 - near.clamp(0, 1)])
+        self.absolute = absolute.clamp(0, 1)  # [places, R]
+        # How much j is better than i, on each axis: [axes, R (j), R (i)].
+        difference = self.values[:, :, None] - self.values[:, None]
+        self.better = (difference / CLEAR).clamp(-1, 1) * 0.5 + 0.5
+        area = (size * size).log()
+        self.better[:6] *= (
+            ((area[:, None] - area[None]) - math.log(SMALL)).div(0.5).add(0.5).clamp(0, 1)
+        )
+        self.better.diagonal(dim1=1, dim2=2).zero_()
+
+    def fit(self, cues: Tensor, match: Tensor) -> Tensor:
+        """How well the objects fit the cues of phrases.
+
+        Args:
+            cues: float [P, cues], of P phrases.
+            match: float [P, R], how well the class fits.
+
+        Returns:
+            float [P, R], from 0 to 1.
+        """
+        weights = torch.where(
+            _names_class(match), match * self.counts, self.counts * self.alone
+        )  # [P, R]
+        fit = torch.ones_like(match)
+        for number, axis in enumerate(AXES):
+            weight = cues[:, _COLUMN[axis], None]
+            order = cues[:, _COLUMN[f"{axis}_order"], None] if axis in PLACES else weight * 0
+            if not bool((weight + order).any()):
+                continue
+            rank = weights @ self.better[number]  # [P, R], objects that fit better
+            first = 1 / (1 + rank)
+            worst = SIZE
+            if axis in PLACES:
+                first = first ** (1 - ABSOLUTE) * self.absolute[number] ** ABSOLUTE
+                worst = PLACE
+                off = (rank - order + 1) / (SPREAD * (1 + order / 2))
+                in_order = _factor(torch.exp(-off.square() / 2), ORDER)
+                fit = fit * torch.where(order > 0, in_order, 1.0)
+            fit = fit * (1 - weight + weight * _factor(first, worst))
+        weight = cues[:, _COLUMN["middle"], None]
+        if bool(weight.any()):
+            left, right = weights @ self.better[0], weights @ self.better[1]
+            balance = 1 - (left - right).abs() / (left + right).clamp(min=1)
+            center = 1 - 2 * (self.center[:, 0] - 0.5).abs()
+            middle = (balance * center).clamp(min=0).sqrt()
+            fit = fit * (1 - weight + weight * _factor(middle, PLACE))
+        asked = cues[:, _COLUMN["black_whole"] :][:, :NUM_COLOURS]
+        if bool(asked.any()) and bool(self.colours.any()):
+            for column in asked.any(dim=0).nonzero()[:, 0].tolist():
+                weight, share = asked[:, column, None], self.colours[:, column]
+                most = (share * weights).amax(dim=1, keepdim=True).clamp(min=0.2)
+                fit = fit * (1 - weight + weight * _factor((share / most).clamp(max=1), COLOUR))
+        return fit
+
+    def near(self, landmark: Tensor, relation: Tensor) -> Tensor:
+        """How well the objects stand in a relation to landmarks.
+
+        Args:
+            landmark: float [Q, R], how well the objects fit as the landmark.
+            relation: int64 [Q], index into `RELATIONS`.
+
+        Returns:
+            float [Q, R], from 0 to 1.
+        """
+        kernels = self.kernels[relation]  # [Q, R (landmark), R]
+        best = (landmark * self.counts)[:, :, None] * kernels
+        best = best.amax(dim=1)  # [Q, R]
+        return best / best.amax(dim=1, keepdim=True).clamp(min=1e-6)
+
+    @cached_property
+    def kernels(self) -> Tensor:
+        boxes, center = self.boxes, self.center
+        gap = (boxes[:, None, :2] - boxes[None, :, 2:]).maximum(
+            boxes[None, :, :2] - boxes[:, None, 2:]
+        )
+        gap = gap.clamp(min=0).norm(dim=-1)  # [R, R], 0 if they touch
+        close = torch.exp(-4 * gap)
+        iou = box_iou(boxes, boxes)
+        other = iou < 0.7  # an object has no relation to itself
+        dx = center[None, :, 0] - center[:, None, 0]  # of i from j
+        dy = center[None, :, 1] - center[:, None, 1]
+        foot = boxes[None, :, 3] - boxes[:, None, 3]
+        side = [-dx, dx, -dy, dy, foot, -foot]
+        kernels = [close * (value / 0.05).clamp(-1, 1).add(1).div(2) for value in side]
+        touching = torch.exp(-12 * gap)
+        return torch.stack([*kernels, close, touching]) * other
+
+
+@TEXT_ENCODER_REGISTRY.register()
+class PortablePhrases(CategoryMentions):
+    """The phrases of a query: how well each class fits, and the cues. It has no weights.
+
+    Args:
+        See `CategoryMentions`.
+    """
+
+    @configurable
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.output_dim += len(CUES)
+        person = category_relatedness(self.matcher.best_cosines(["person"]))[0]
+        self.register_buffer("person", person, persistent=False)
+
+    def tokenize(self, query: str) -> list[str]:
+        """The words of each phrase of `query`."""
+        return [" ".join(phrase.words) for phrase in split_phrases(query, self.matcher.synonyms)]
+
+    def forward(self, queries: list[str]) -> TextFeatures:
+        """Encode queries.
+
+        Returns:
+            TextFeatures with words [Q, L, C + cues], a row per phrase: how well each class fits
+            (1 for all if the phrase names none), then `CUES`. A query that says nothing has none.
+        """
+        split = [split_phrases(query, self.matcher.synonyms) for query in queries]
+        texts = list(dict.fromkeys(" ".join(p.words) for phrases in split for p in phrases))
+        match = category_relatedness(self.matcher.best_cosines(texts)).to(self.person.device)
+        row_of = {text: row for row, text in enumerate(texts)}
+        encoded = []
+        for phrases in split:
+            rows = [match[row_of[" ".join(p.words)]] for p in phrases]
+            named = [bool((row < 1).any()) for row in rows]
+            row_by_phrase = {id(p): row for p, row in zip(phrases, rows, strict=True)}
+            joined = join_phrases(phrases, named)
+            if not named[0] and phrases[0].is_person:
+                row_by_phrase[id(phrases[0])] = self.person
+            elif not named[0] and len(joined) > 1:  # "a view of the street with cars"
+                row_by_phrase[id(phrases[0])] = rows[0] * (
+                    1 - VAGUE * phrases[0].cues.get("long", 0.0)
+                )
+            says = named[0] or phrases[0].cues or phrases[0].is_person or len(joined) > 1
+            table = self.person.new_zeros(len(joined) if says else 0, self.output_dim)
+            for row, phrase in zip(table, joined, strict=False):
+                row[: len(self.person)] = row_by_phrase[id(phrase)]
+                for cue, value in phrase.cues.items():
+                    row[len(self.person) + _COLUMN[cue]] = value
+                if phrase.relation:
+                    row[len(self.person) + _COLUMN[phrase.relation]] = 1.0
+            encoded.append(table.cpu())
+        return pad_features(encoded, self.output_dim, self.person.device)
+
+
+def portable_relatedness(
+    text: TextFeatures, candidates, image_size: tuple[int, int], image: np.ndarray | None = None
+) -> Tensor:
+    """Relatedness of detections from anywhere.
+
+    Args:
+        text: Q queries, from `PortablePhrases`.
+        candidates: as for `Relatedness.describe`.
+        image_size: (height, width) in pixels.
+        image: BGR uint8 [H, W, 3]; None leaves the colours out.
+
+    Returns:
+        float [Q, N]; 1 for a query that says nothing.
+    """
+    text_dim = text.words.shape[2]
+    module = Portable(visual_dim=text_dim - len(CUES), text_dim=text_dim)
+    pixels = None if image is None else torch.from_numpy(image).permute(2, 0, 1)
+    visual = module.describe(candidates, module.num_classes, pixels)
+    output = module(visual, box_locations(candidates.boxes, image_size), text)
+    return torch.where(text.mask.any(dim=1, keepdim=True), output.logits.sigmoid(), 1.0)
