@@ -20,7 +20,7 @@ from vlnms_d2.config import load_config
 from vlnms_d2.data.datasets.refshapes import CATEGORIES
 from vlnms_d2.layers.fusion import FUSION_MODES
 from vlnms_d2.modeling.relatedness.category import category_names
-from vlnms_d2.modeling.relatedness.trans import FUSION_LAYERS
+from vlnms_d2.modeling.relatedness.trans_layers import FUSION_LAYERS
 
 CONFIGS = REPO / "configs"
 DETECTOR = CONFIGS / "Base-VLNMS-RCNN-R101-FPN.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.utils.registry import Registry
@@ -128,6 +129,11 @@ class Relatedness(nn.Module):
             with_attention: return the word attention even if it takes extra computation.
         """
         raise NotImplementedError
+
+    def encode_boxes(self, visual: Tensor, locations: Tensor) -> Any:
+        """The part of `forward` that needs no query, which `forward` takes in place of `visual`;
+        computed once per image, whatever the number of chunks of queries."""
+        return visual
 
     def condense(self, text: TextFeatures) -> TextFeatures:
         """Text features that give the same scores at less cost per image. Worthwhile if many
