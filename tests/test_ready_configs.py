@@ -18,7 +18,7 @@ from test_config import flatten, make_config
 from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY
 from vlnms_d2.config import load_config
 from vlnms_d2.data.datasets.refshapes import CATEGORIES
-from vlnms_d2.layers.fusion import FUSION_MODES
+from vlnms_d2.layers import FUSION_MODES
 from vlnms_d2.modeling.relatedness.category import category_names
 from vlnms_d2.modeling.relatedness.trans_layers import FUSION_LAYERS
 

@@ -77,8 +77,6 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # that attend to each other; "cross_attention": boxes attend to each other once per image, and
     # to the words of each query in narrow layers, which makes many queries cheap.
     vlnms.TRANS.FUSION = "joint"
-    # Width of the boxes' tokens in these narrow layers, a multiple of 16.
-    vlnms.TRANS.NARROW_DIM = 64
     # Width of the tokens.
     vlnms.TRANS.HIDDEN_DIM = 768
     # Number of attention heads, which divide the width among them.

@@ -117,9 +117,9 @@ def co_attention(layer, words: Tokens, boxes: Tokens) -> tuple[Tokens, Tokens, T
 
 def cross_attention(layer, words: Tokens, boxes: Tokens) -> tuple[Tokens, Tokens, None]:
     """Words and boxes after the layer."""
-    before = normed(layer.norm_attention, boxes)
-    boxes = add(boxes, attend(layer.attention, before, before, each(boxes))[0])
-    boxes = add_ffn(layer, boxes)
+    before = normed(layer.boxes.norm_attention, boxes)
+    boxes = add(boxes, attend(layer.boxes.attention, before, before, each(boxes))[0])
+    boxes = add_ffn(layer.boxes, boxes)
     own, other = normed(layer.norm_words, words), normed(layer.norm_boxes, boxes)
     return stream(layer.words, words, own, other)[0], boxes, None
 

@@ -305,12 +305,6 @@ def test_an_unknown_fusion_is_an_error_that_names_the_key_and_the_choices():
     assert all(repr(fusion) in str(error.value) for fusion in FUSIONS)
 
 
-@pytest.mark.parametrize("width", [0, -16, 24])
-def test_a_narrow_width_that_heads_do_not_divide_is_an_error_that_names_the_key(width):
-    with pytest.raises(ValueError, match=rf"NARROW_DIM is {width}, expected a multiple of 16"):
-        make_trans(fusion="cross_attention", narrow_dim=width)
-
-
 def test_heads_that_do_not_divide_the_width_are_an_error_that_names_both_keys():
     with pytest.raises(ValueError, match=r"HIDDEN_DIM is 8.*NUM_HEADS, 3"):
         make_trans(num_heads=3)
@@ -331,7 +325,7 @@ def test_from_config_reads_the_keys(fusion, layer):
     cfg.MODEL.VLNMS.TRANS.FUSION = fusion
     trans = Trans(cfg, visual_dim=3, text_dim=5)
     assert [type(own) for own in trans.layers] == [layer] * 4
-    first = trans.layers[0].boxes if fusion == "co_attention" else trans.layers[0]
+    first = trans.layers[0] if fusion == "joint" else trans.layers[0].boxes
     attention = first.cross_attention if fusion == "co_attention" else first.attention
     assert attention.num_heads == 3 and attention.query.in_features == 12
     assert first.ffn.out.in_features == 20 and first.dropout.p == 0.25

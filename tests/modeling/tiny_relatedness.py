@@ -29,7 +29,7 @@ def make_fc(**options) -> FC:
 
 def make_trans(**options) -> Trans:
     """Of two heads and layers, with random norms too and refinements that are not next to 0."""
-    options = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 10, "narrow_dim": 32, **options}
+    options = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 10, **options}
     trans = Trans(visual_dim=VISUAL, text_dim=TEXT, **options).eval()
     torch.manual_seed(0)
     for parameter in trans.parameters():

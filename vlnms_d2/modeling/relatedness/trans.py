@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..text.build import TextFeatures
 from .build import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
-from .trans_layers import FUSION_LAYERS, HEAD_DIM, NarrowLayer, key_bias
+from .trans_layers import FUSION_LAYERS, NarrowLayer, key_bias
 
 
 @RELATEDNESS_REGISTRY.register()
@@ -23,7 +23,7 @@ class Trans(Relatedness):
 
     "cross_attention", which is not in the paper, makes many queries cheap: boxes attend to each
     other without regard to the query, once per image; the few words of a query attend to these
-    boxes; and each box attends to the words in a token of width d that is several times narrower.
+    boxes; and each box attends to the words in a token of width d = 64.
     Words that have seen the boxes tell a box how it compares with the others for this query.
 
     The layers normalise before each block (pre-norm), so that training needs no long warm-up.
@@ -34,11 +34,10 @@ class Trans(Relatedness):
         hidden_dim: width D of the tokens.
         num_heads, ffn_dim, num_layers, dropout: of the layers, see `MODEL.VLNMS.TRANS`.
         fusion: "joint", "co_attention" or "cross_attention".
-        narrow_dim: width d of a box's token of each query in "cross_attention", a multiple of 16.
         refine: whether there is a box refinement, MLP_t.
 
     Raises:
-        ValueError: `fusion` is unknown, or a width is not a multiple of what it should be.
+        ValueError: `fusion` is unknown, or `hidden_dim` is not a multiple of `num_heads`.
     """
 
     compares_boxes = True
@@ -55,23 +54,16 @@ class Trans(Relatedness):
         num_layers: int = 2,
         dropout: float = 0.1,
         fusion: str = "joint",
-        narrow_dim: int = 64,
         refine: bool = True,
     ):
         super().__init__()
         if fusion not in FUSION_LAYERS:
-            raise ValueError(
-                f"MODEL.VLNMS.TRANS.FUSION is {fusion!r}, expected 'joint', 'co_attention' or "
-                "'cross_attention'"
-            )
+            names = " or ".join(map(repr, FUSION_LAYERS))
+            raise ValueError(f"MODEL.VLNMS.TRANS.FUSION is {fusion!r}, expected {names}")
         if hidden_dim % num_heads:
             raise ValueError(
                 f"MODEL.VLNMS.TRANS.HIDDEN_DIM is {hidden_dim}, not a multiple of "
                 f"MODEL.VLNMS.TRANS.NUM_HEADS, {num_heads}"
-            )
-        if narrow_dim < 1 or narrow_dim % HEAD_DIM:
-            raise ValueError(
-                f"MODEL.VLNMS.TRANS.NARROW_DIM is {narrow_dim}, expected a multiple of {HEAD_DIM}"
             )
         self.hidden_dim, self.ffn_dim = hidden_dim, ffn_dim
         self.visual_token = nn.Sequential(
@@ -86,13 +78,11 @@ class Trans(Relatedness):
         box_dim = hidden_dim  # of the tokens that meet a query
         self.narrow_layers = nn.ModuleList()
         if fusion == "cross_attention":
-            box_dim = narrow_dim
+            box_dim = NarrowLayer.dim
             self.narrow_token = nn.Sequential(
                 nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, box_dim)
             )
-            self.narrow_layers.extend(
-                NarrowLayer(box_dim, hidden_dim, dropout) for _ in range(num_layers)
-            )
+            self.narrow_layers.extend(NarrowLayer(hidden_dim, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(box_dim)
         self.fc_r = nn.Linear(box_dim, 1)
         self.mlp_t = Refinement(box_dim, visual_dim) if refine else None
@@ -110,7 +100,6 @@ class Trans(Relatedness):
             "num_layers": trans.NUM_LAYERS,
             "dropout": trans.DROPOUT,
             "fusion": trans.FUSION,
-            "narrow_dim": trans.NARROW_DIM,
             "refine": cfg.MODEL.VLNMS.REG_WEIGHT > 0,
         }
 
@@ -122,8 +111,8 @@ class Trans(Relatedness):
         contexts = []
         if self.narrow_layers:
             for layer in self.layers if len(visual) else ():
-                tokens = layer.encode_boxes(tokens)
-                contexts.append(layer.keys_and_values(tokens))
+                tokens, keys_and_values = layer.encode_boxes(tokens)
+                contexts.append(keys_and_values)
             tokens = self.narrow_token(tokens)  # [1, N, d]
         refinement = None if self.mlp_t is None else self.mlp_t.from_visual(for_refinement)
         return BoxTokens(tokens, contexts, refinement)
@@ -183,7 +172,7 @@ class Trans(Relatedness):
         # units, gates before and after the ReLU, and their product.
         feed_forward = 7 * self.hidden_dim + 4 * self.ffn_dim
         wide = max(attention, feed_forward)
-        narrow = (7 + 4 * 2) * self.fc_r.in_features  # the feed-forward block of `NarrowLayer`
+        narrow = (7 + 4 * 2) * NarrowLayer.dim  # its feed-forward block
         return 4 * (num_words * wide + num_boxes * (narrow if self.narrow_layers else wide))
 
 

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-HEAD_DIM = 16  # of the attention heads of `NarrowLayer`
-
 
 class Attention(nn.Module):
     """Multi-head attention, by torch's `scaled_dot_product_attention`.
@@ -240,41 +238,25 @@ class CoAttentionLayer(nn.Module):
 
 class CrossAttentionLayer(nn.Module):
     """Boxes attend to each other, whatever the query, so once per image. The words of each query
-    attend to these boxes, then to each other.
-
-    Args:
-        dim, num_heads, ffn_dim, dropout: as for `JointLayer`.
-        last: ignored; the last layer is like the others.
-    """
+    attend to these boxes, then to each other. Arguments as for `JointLayer`."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, last: bool = False):
         super().__init__()
-        self.norm_attention, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = Attention(dim, num_heads)
-        self.ffn = FeedForward(dim, ffn_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.boxes = JointLayer(dim, num_heads, ffn_dim, dropout, last=True)
         self.norm_words, self.norm_boxes = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.words = StreamLayer(dim, num_heads, ffn_dim, dropout)
 
-    def encode_boxes(self, boxes: Tensor) -> Tensor:
-        """The boxes [1, N, D] after attending to each other; N at least 1."""
-        normed = self.norm_attention(boxes)
-        bias = normed.new_zeros(boxes.shape[:2])
-        boxes = boxes + self.dropout(self.attention(normed, normed, bias))
-        return boxes + self.dropout(self.ffn(self.norm_ffn(boxes)))
-
-    def keys_and_values(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """What words attend to, of the output of `encode_boxes`."""
-        return self.words.cross_attention.keys_and_values(self.norm_boxes(boxes))
+    def encode_boxes(self, boxes: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The boxes [1, N, D] after attending to each other (N at least 1), and their keys and
+        values for the words."""
+        no_words = boxes[:, :0]
+        bias = boxes.new_zeros(boxes.shape[:2])
+        _, boxes = self.boxes(no_words, boxes, no_words[..., 0], bias)
+        return boxes, self.words.cross_attention.keys_and_values(self.norm_boxes(boxes))
 
     def forward(self, words: Tensor, keys: Tensor, values: Tensor, word_bias: Tensor) -> Tensor:
-        """The words [Q, L, D] after attending to boxes and to each other.
-
-        Args:
-            words: float [Q, L, D].
-            keys, values: outputs of `keys_and_values`.
-            word_bias: float [Q, L]; see `key_bias`.
-        """
+        """The words [Q, L, D] after attending to the boxes, whose keys and values are from
+        `encode_boxes`, and to each other; for `word_bias` see `key_bias`."""
         attention = self.words.cross_attention
         # All queries attend to the same boxes, like the tokens of one.
         queries = attention.queries(self.norm_words(words).flatten(0, 1)[None])
@@ -284,19 +266,17 @@ class CrossAttentionLayer(nn.Module):
 
 
 class NarrowLayer(nn.Module):
-    """Boxes, as narrow tokens, attend to the words of a query, but not to each other.
+    """Boxes, as tokens of width 64, attend to the words of a query, of width `word_dim`, but not
+    to each other; `dropout` as for `JointLayer`."""
 
-    Args:
-        dim: width d of the boxes' tokens.
-        word_dim: width D of the words.
-        dropout: as for `JointLayer`.
-    """
+    dim = 64
 
-    def __init__(self, dim: int, word_dim: int, dropout: float):
+    def __init__(self, word_dim: int, dropout: float):
         super().__init__()
+        dim = self.dim
         self.norm_words, self.norm_boxes = nn.LayerNorm(word_dim), nn.LayerNorm(dim)
         self.norm_ffn = nn.LayerNorm(dim)
-        self.attention = Attention(dim, dim // HEAD_DIM, word_dim)
+        self.attention = Attention(dim, num_heads=4, context_dim=word_dim)
         self.ffn = FeedForward(dim, 2 * dim)
         self.dropout = nn.Dropout(dropout)
 
