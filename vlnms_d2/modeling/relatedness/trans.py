@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
 
+from ...config import check_choice
 from ..text.build import TextFeatures
 from .build import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
 from .trans_layers import FUSION_LAYERS, NarrowLayer, key_bias
@@ -57,9 +58,7 @@ class Trans(Relatedness):
         refine: bool = True,
     ):
         super().__init__()
-        if fusion not in FUSION_LAYERS:
-            names = " or ".join(map(repr, FUSION_LAYERS))
-            raise ValueError(f"MODEL.VLNMS.TRANS.FUSION is {fusion!r}, expected {names}")
+        check_choice("TRANS.FUSION", fusion, list(FUSION_LAYERS))
         if hidden_dim % num_heads:
             raise ValueError(
                 f"MODEL.VLNMS.TRANS.HIDDEN_DIM is {hidden_dim}, not a multiple of "
