@@ -18,16 +18,21 @@ from test_config import flatten, make_config
 from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY
 from vlnms_d2.config import load_config
 from vlnms_d2.data.datasets.refshapes import CATEGORIES
-from vlnms_d2.layers.fusion import FUSION_MODES
+from vlnms_d2.layers import FUSION_MODES
 from vlnms_d2.modeling.relatedness.category import category_names
-from vlnms_d2.modeling.relatedness.trans import FUSION_LAYERS
+from vlnms_d2.modeling.relatedness.trans_layers import FUSION_LAYERS
 
 CONFIGS = REPO / "configs"
 DETECTOR = CONFIGS / "Base-VLNMS-RCNN-R101-FPN.yaml"
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"
 
 FC = ("vlnms_fc", "vlnms_fc_ranking", "vlnms_fc_additive", "vlnms_fc_bert")
-TRANS = ("vlnms_trans_joint", "vlnms_trans_co_attention", "vlnms_trans_no_refinement")
+TRANS = (
+    "vlnms_trans_joint",
+    "vlnms_trans_co_attention",
+    "vlnms_trans_cross_attention",
+    "vlnms_trans_no_refinement",
+)
 VARIANTS = FC + TRANS
 # Images of train that have expressions.
 REFCOCO = {"refcoco": 16_994, "refcoco+": 16_992, "refcocog": 21_899}
@@ -42,6 +47,11 @@ def leaf(dataset: str, stem: str) -> Path:
 OVERRIDES = {
     "vlnms_fc_additive": ("vlnms_fc", "MODEL.VLNMS.ATTENTION", "additive"),
     "vlnms_trans_co_attention": ("vlnms_trans_joint", "MODEL.VLNMS.TRANS.FUSION", "co_attention"),
+    "vlnms_trans_cross_attention": (
+        "vlnms_trans_joint",
+        "MODEL.VLNMS.TRANS.FUSION",
+        "cross_attention",
+    ),
     "vlnms_trans_no_refinement": ("vlnms_trans_joint", "MODEL.VLNMS.REG_WEIGHT", "0.0"),
 }
 LEAVES = [leaf(d, v) for d in DATASETS for v in VARIANTS if d == "refshapes" or v not in OVERRIDES]
@@ -251,7 +261,8 @@ def test_variants_are_what_they_are_called(dataset, variant):
         assert vlnms.BATCH_SIZE_PER_QUERY > 0 and vlnms.POSITIVE_FRACTION == 0.5
     authors = (vlnms.TRAIN_MIN_CANDIDATES, vlnms.BIGRU.SPLIT)
     assert authors == ((1, "words") if dataset == "refshapes" else (32, "spaces"))
-    assert (vlnms.TRANS.FUSION == "co_attention") is (variant == "vlnms_trans_co_attention")
+    for fusion in ("co_attention", "cross_attention"):
+        assert (fusion == vlnms.TRANS.FUSION) is (variant == f"vlnms_trans_{fusion}")
     if expected["TEXT_ENCODER"] == "BERT":
         assert vlnms.BERT.EMBEDDINGS_ONLY is (variant in TRANS)
         assert (vlnms.BERT.NAME == "bert-base-uncased") is (dataset in REFCOCO)

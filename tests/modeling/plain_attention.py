@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from vlnms_d2.modeling.relatedness import Trans
-from vlnms_d2.modeling.relatedness.trans import Attention, FeedForward, JointLayer, StreamLayer
+from vlnms_d2.modeling.relatedness.trans_layers import (
+    Attention,
+    CrossAttentionLayer,
+    FeedForward,
+    JointLayer,
+    NarrowLayer,
+    StreamLayer,
+)
 
 Tokens = list[Tensor]
 
@@ -69,7 +76,7 @@ def add(tokens: Tokens, others: Tokens) -> Tokens:
     return [token + other for token, other in zip(tokens, others, strict=True)]
 
 
-def add_ffn(layer: JointLayer | StreamLayer, tokens: Tokens) -> Tokens:
+def add_ffn(layer: JointLayer | StreamLayer | NarrowLayer, tokens: Tokens) -> Tokens:
     return [t + feed_forward(layer.ffn, layer_norm(layer.norm_ffn, t)) for t in tokens]
 
 
@@ -108,6 +115,25 @@ def co_attention(layer, words: Tokens, boxes: Tokens) -> tuple[Tokens, Tokens, T
     return words, boxes, weights
 
 
+def cross_attention(layer, words: Tokens, boxes: Tokens) -> tuple[Tokens, Tokens, None]:
+    """Words and boxes after the layer."""
+    before = normed(layer.boxes.norm_attention, boxes)
+    boxes = add(boxes, attend(layer.boxes.attention, before, before, each(boxes))[0])
+    boxes = add_ffn(layer.boxes, boxes)
+    own, other = normed(layer.norm_words, words), normed(layer.norm_boxes, boxes)
+    return stream(layer.words, words, own, other)[0], boxes, None
+
+
+def narrow(layer: NarrowLayer, words: Tokens, boxes: Tokens) -> tuple[Tokens, Tokens, Tensor]:
+    """See `joint`."""
+    own, other = normed(layer.norm_boxes, boxes), normed(layer.norm_words, words)
+    mixed, weights = attend(layer.attention, own, other, each(words))
+    return words, add_ffn(layer, add(boxes, mixed)), weights
+
+
+ONE_LAYER = {JointLayer: joint, CrossAttentionLayer: cross_attention, NarrowLayer: narrow}
+
+
 def plain_trans(
     trans: Trans, visual: Tensor, locations: Tensor, words: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -118,8 +144,10 @@ def plain_trans(
         + linear(trans.location_token, where)
         for v, where in zip(visual, locations, strict=True)
     ]
-    for layer in trans.layers:
-        one_layer = joint if isinstance(layer, JointLayer) else co_attention
+    for layer in [*trans.layers, *trans.narrow_layers]:
+        if layer is next(iter(trans.narrow_layers), None):
+            boxes = [linear(trans.narrow_token[1], b) for b in normed(trans.narrow_token[0], boxes)]
+        one_layer = ONE_LAYER.get(type(layer), co_attention)
         words, boxes, attention = one_layer(layer, words, boxes)
     hidden = normed(trans.norm, boxes)
     logits = torch.cat([linear(trans.fc_r, h) for h in hidden])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_relatedness import random_normal
 
-from vlnms_d2.modeling.relatedness.trans import Attention, FeedForward, key_bias
+from vlnms_d2.modeling.relatedness.trans_layers import Attention, FeedForward, key_bias
 
 DIM = 8
 

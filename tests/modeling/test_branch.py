@@ -114,13 +114,20 @@ def test_scores_in_chunks_equal_those_at_once(queries_per_chunk, kind):
     # Two fifths of the bound are for tensors.
     at_once = make_branch(module, chunk_bytes=30 * cost)
     chunked = make_branch(module, chunk_bytes=math.ceil(queries_per_chunk * cost * 5 / 2))
-    calls = []
+    calls, images = [], []
     module.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[2])))
+
+    def spy(visual, locations, real=module.encode_boxes):
+        images.append(len(visual))
+        return real(visual, locations)
+
+    module.encode_boxes = spy
     r, output = score(at_once, 4, text)
     assert calls == [7]
     chunked_r, chunked_output = score(chunked, 4, text)
     step = max(1, int(queries_per_chunk))
     assert max(calls[1:]) == step and sum(calls[1:]) == 7
+    assert images == [4, 4]  # once per image, whatever the number of chunks
     assert_rounds_alike(chunked_r, r)
     for name, value in vars(output).items():
         found = getattr(chunked_output, name)
@@ -129,7 +136,7 @@ def test_scores_in_chunks_equal_those_at_once(queries_per_chunk, kind):
         else:
             assert_rounds_alike(found, value)
     assert output.attention is not None
-    assert (output.deltas is not None) == (kind in ("Trans joint", "Trans co_attention"))
+    assert (output.deltas is not None) == (kind.startswith("Trans") and "unrefined" not in kind)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,16 @@ from torch.testing import assert_close
 
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.modeling.relatedness import RelatednessOutput, Trans
-from vlnms_d2.modeling.relatedness.trans import CoAttentionLayer, JointLayer
+from vlnms_d2.modeling.relatedness.trans_layers import (
+    CoAttentionLayer,
+    CrossAttentionLayer,
+    JointLayer,
+)
 from vlnms_d2.modeling.text import TextFeatures
 
-FUSIONS = ["joint", "co_attention"]
-LAYERS = [JointLayer, CoAttentionLayer]
-both_fusions = pytest.mark.parametrize("fusion", FUSIONS)
+FUSIONS = ["joint", "co_attention", "cross_attention"]
+LAYERS = [JointLayer, CoAttentionLayer, CrossAttentionLayer]
+each_fusion = pytest.mark.parametrize("fusion", FUSIONS)
 
 
 def run(trans: Trans, num_boxes: int, text: TextFeatures) -> RelatednessOutput:
@@ -78,7 +82,7 @@ def test_trans_equals_loops_over_queries_tokens_and_heads(
     assert is_finite(output)
     for i, length in enumerate(lengths if num_boxes else []):
         assert (output.attention[i, :, length:] == 0).all()
-        if length == 0 and fusion == "co_attention":
+        if length == 0 and fusion != "joint":
             continue  # What boxes see of no words is open.
         logits, attention, deltas = plain_trans(trans, visual, where, text.words[i, :length])
         # The bias is made in float32.
@@ -88,7 +92,7 @@ def test_trans_equals_loops_over_queries_tokens_and_heads(
             assert_rounds_alike(output.deltas[i], deltas)
 
 
-@both_fusions
+@each_fusion
 @pytest.mark.parametrize("lengths", [(2, 5, 0, 1), (0, 3), (0, 0)])
 @torch.no_grad()
 def test_a_query_scores_the_same_alone_and_beside_longer_ones(fusion, lengths):
@@ -102,7 +106,7 @@ def test_a_query_scores_the_same_alone_and_beside_longer_ones(fusion, lengths):
         assert_rounds_alike(alone.attention[0], together.attention[i][:, :length])
 
 
-@both_fusions
+@each_fusion
 @torch.no_grad()
 def test_padding_never_matters(fusion):
     trans, text = make_trans(fusion=fusion), make_text(4, 2, 3)
@@ -113,7 +117,7 @@ def test_padding_never_matters(fusion):
     assert_rounds_alike(longer.attention[..., :4], output.attention)
 
 
-@both_fusions
+@each_fusion
 @torch.no_grad()
 def test_attention_is_shared_out_among_the_words(fusion):
     lengths = torch.tensor([5, 1, 0, 3])
@@ -127,7 +131,7 @@ def test_attention_is_shared_out_among_the_words(fusion):
     assert attention[0].mean(dim=0).std() > 1e-3
 
 
-@both_fusions
+@each_fusion
 @torch.no_grad()
 def test_attention_is_given_where_asked_for_and_changes_nothing_else(fusion):
     trans, text = make_trans(fusion=fusion), make_text(3, 1)
@@ -137,7 +141,7 @@ def test_attention_is_given_where_asked_for_and_changes_nothing_else(fusion):
     assert torch.equal(without.logits, asked.logits) and torch.equal(without.deltas, asked.deltas)
 
 
-@both_fusions
+@each_fusion
 @torch.no_grad()
 def test_permuted_boxes_give_permuted_outputs(fusion):
     trans, text = make_trans(fusion=fusion), make_text(3, 0, 5)
@@ -148,7 +152,7 @@ def test_permuted_boxes_give_permuted_outputs(fusion):
         assert_rounds_alike(value, getattr(output, name)[:, order])
 
 
-@both_fusions
+@each_fusion
 @torch.no_grad()
 def test_boxes_are_compared_but_their_number_does_not_matter(fusion):
     trans, text = make_trans(fusion=fusion), make_text(3, 5)
@@ -161,7 +165,7 @@ def test_boxes_are_compared_but_their_number_does_not_matter(fusion):
     assert (fewer.logits - output.logits[:, :2]).abs().max() > 1e-3
 
 
-@both_fusions
+@each_fusion
 @torch.no_grad()
 def test_scores_depend_on_the_look_the_place_and_the_words(fusion):
     trans, text = make_trans(fusion=fusion), make_text(3)
@@ -176,7 +180,7 @@ def test_scores_depend_on_the_look_the_place_and_the_words(fusion):
         assert (other.deltas - output.deltas).abs().max() > 0.01
 
 
-@both_fusions
+@each_fusion
 @pytest.mark.parametrize("refine", [True, False])
 @pytest.mark.parametrize("with_attention", [True, False])
 @pytest.mark.parametrize(
@@ -198,7 +202,7 @@ def test_without_boxes_queries_or_words(num_boxes, lengths, with_attention, refi
 # --- training ----------------------------------------------------------------------------------
 
 
-@both_fusions
+@each_fusion
 @pytest.mark.parametrize("refine", [True, False])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_gradients_reach_every_parameter(num_layers, refine, fusion):
@@ -211,7 +215,7 @@ def test_gradients_reach_every_parameter(num_layers, refine, fusion):
     assert any(name.startswith("mlp_t.") for name in parameters) == refine
 
 
-@both_fusions
+@each_fusion
 def test_gradients_reach_words_boxes_and_places(fusion):
     trans, text = make_trans(fusion=fusion).train(), make_text(3, 0, 1)
     visual, locations = make_visual(4).requires_grad_(), make_locations(4).requires_grad_()
@@ -225,7 +229,7 @@ def test_gradients_reach_words_boxes_and_places(fusion):
     assert not text.words.grad[2, 1:].any()
 
 
-@both_fusions
+@each_fusion
 def test_training_and_inference_give_the_same_numbers_without_dropout(fusion):
     trans, text = make_trans(fusion=fusion, dropout=0.0), make_text(3, 0, 5)
     training = run(trans.train(), 6, text)
@@ -235,7 +239,7 @@ def test_training_and_inference_give_the_same_numbers_without_dropout(fusion):
         assert_rounds_alike(value.detach(), getattr(inference, name))
 
 
-@both_fusions
+@each_fusion
 def test_dropout_acts_in_training_only(fusion):
     plain, dropping = (make_trans(fusion=fusion, dropout=p) for p in (0.0, 0.5))
     text = make_text(3, 2)
@@ -244,7 +248,7 @@ def test_dropout_acts_in_training_only(fusion):
     assert not torch.equal(run(dropping, 3, text).logits, run(dropping, 3, text).logits)
 
 
-@both_fusions
+@each_fusion
 @torch.no_grad()
 def test_a_new_module_refines_next_to_nothing(fusion):
     torch.manual_seed(0)
@@ -256,7 +260,7 @@ def test_a_new_module_refines_next_to_nothing(fusion):
 # --- precision ---------------------------------------------------------------------------------
 
 
-@both_fusions
+@each_fusion
 @pytest.mark.parametrize("scale", [1e-12, 1e4])
 @pytest.mark.parametrize("training", [True, False])
 def test_extreme_features_give_finite_outputs_and_gradients(training, scale, fusion):
@@ -273,7 +277,7 @@ def test_extreme_features_give_finite_outputs_and_gradients(training, scale, fus
     assert all(torch.isfinite(leaf.grad).all() for leaf in leaves if leaf.grad is not None)
 
 
-@both_fusions
+@each_fusion
 @pytest.mark.parametrize("training", [True, False])
 def test_autocast_is_finite_and_near_full_precision(training, fusion):
     torch.manual_seed(0)
@@ -322,7 +326,7 @@ def test_from_config_reads_the_keys(fusion, layer):
     trans = Trans(cfg, visual_dim=3, text_dim=5)
     assert [type(own) for own in trans.layers] == [layer] * 4
     first = trans.layers[0] if fusion == "joint" else trans.layers[0].boxes
-    attention = first.attention if fusion == "joint" else first.cross_attention
+    attention = first.cross_attention if fusion == "co_attention" else first.attention
     assert attention.num_heads == 3 and attention.query.in_features == 12
     assert first.ffn.out.in_features == 20 and first.dropout.p == 0.25
     assert trans.visual_token[1].in_features == 3 and trans.word_token.in_features == 5

@@ -17,6 +17,7 @@ KINDS = {
     "FC additive relu": (FC, {"attention": "additive", "relu": True}),
     "Trans joint": (Trans, {"fusion": "joint"}),
     "Trans co_attention": (Trans, {"fusion": "co_attention"}),
+    "Trans cross_attention": (Trans, {"fusion": "cross_attention"}),
     "Trans joint unrefined": (Trans, {"fusion": "joint", "refine": False}),
 }
 

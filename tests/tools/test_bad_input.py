@@ -289,6 +289,7 @@ def test_options_of_the_other_tools(campaign, tmp_path):
     out = ["--out", tmp_path / "out"]
     rec = ["rec", "--cache", none, "--train", "t", "--test", "u", "--sources", "s", *out]
     extract = ["--datasets", "t", *out]
+    proposals = ["--proposals", "a=b.yaml"]
     folds = ["--detections", none, "--annotations", none, "--captions", none, "--mentions", none]
     cases = [
         *(("make_refshapes", [*out, "--size", v]) for v in ("0x0", "1x1", "x", "-5x7", "9")),
@@ -305,8 +306,8 @@ def test_options_of_the_other_tools(campaign, tmp_path):
         ("train_second_stage", [*rec, "--same-images", "x"]),
         ("train_second_stage", [*rec, "--mean-proposals", "x"]),
         ("extract_second_stage", [*extract, "--what", "gt", "--proposals", "x"]),
-        ("extract_second_stage", [*extract, "--what", "x", "--proposals", "a=b.yaml"]),
-        ("extract_second_stage", [*extract, *"--what a --proposals a=b.yaml --group 0".split()]),
+        ("extract_second_stage", [*extract, "--what", "x", *proposals]),
+        ("extract_second_stage", [*extract, "--what", "a", *proposals, "--group", "0"]),
         ("train_tagger", ["--treebank", none, *out]),
         ("train_tagger", ["--treebank", tmp_path, *out]),
         ("train_tagger", ["--treebank", none, "--epochs", "0", *out]),

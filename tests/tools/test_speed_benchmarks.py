@@ -92,18 +92,34 @@ def fixed_times(monkeypatch, module, seconds):
     monkeypatch.setattr(module, "time_interleaved", run_once)
 
 
-@pytest.mark.parametrize("name", ["overhead", "trans"])
-def test_overhead_is_the_ratio_to_the_detector(options, monkeypatch, name):
+VARIANTS = {
+    "overhead": ["finetune", "shared"],
+    "trans": ["joint", "co_attention", "cross_attention"],
+}
+
+
+@pytest.mark.parametrize(("name", "key"), [("overhead", "visual_encoder"), ("trans", "fusion")])
+def test_overhead_is_the_ratio_to_the_detector(options, monkeypatch, name, key):
     fixed_times(monkeypatch, overhead, [2.0, 2.5, 3.0])
+    built = []
+
+    def build(cfg, num_candidates):
+        built.append(cfg.MODEL.VLNMS)
+        return build_pair(cfg, num_candidates)
+
+    monkeypatch.setattr(overhead, "build_pair", build)
     results = BENCHMARKS[name].load().measure(options)
     assert results["relatedness"] == {"overhead": "FC", "trans": "Trans"}[name]
-    found = [(row["visual_encoder"], row["queries"], row["ratio"]) for row in results["rows"]]
+    settings = [v.TRANS.FUSION if key == "fusion" else v.VISUAL_ENCODER for v in built]
+    assert settings == VARIANTS[name]
+    found = [(row[key], row["queries"], row["ratio"]) for row in results["rows"]]
     assert found == [
-        (encoder, queries, ratio)
-        for encoder in ("finetune", "shared")
+        (variant, queries, ratio)
+        for variant in VARIANTS[name]
         for queries, ratio in ((1, 1.25), (3, 1.5))
     ]
-    assert "1.250" in BENCHMARKS[name].load().show(results)
+    shown = BENCHMARKS[name].load().show(results)
+    assert "1.250" in shown and all(variant in shown for variant in VARIANTS[name])
 
 
 def test_training_counts_expressions(options, monkeypatch):
@@ -186,6 +202,11 @@ def test_the_picture(tmp_path):
     plot_time(results, tmp_path / "time.png")
     alone = (tmp_path / "time.png").read_bytes()
     assert alone.startswith(b"\x89PNG")
+    trans = {"fusion": "cross_attention", "queries": 1, "with_queries_ms": 2000.0}
+    results["trans"] = {"rows": [trans]}
+    plot_time(results, tmp_path / "time.png")
+    with_trans = (tmp_path / "time.png").read_bytes()
+    assert with_trans != alone
     results["grounding_dino"] = {"rows": [{"grounding_dino_s_per_query": 5.0}]}
     plot_time(results, tmp_path / "time.png")
-    assert (tmp_path / "time.png").read_bytes() != alone
+    assert (tmp_path / "time.png").read_bytes() not in (alone, with_trans)

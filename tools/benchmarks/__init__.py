@@ -33,7 +33,7 @@ BENCHMARKS: dict[str, Entry] = {
         "time of the detector with FC and queries over that of stock Detectron2 on the same "
         "weights, with VISUAL_ENCODER finetune and shared; masks off on both sides",
     ),
-    "trans": Entry("overhead:Trans", "the same with Trans, box refinement included"),
+    "trans": Entry("overhead:Trans", "the same with each fusion of Trans, with box refinement"),
     "scoring": Entry(
         "scoring:Scoring", "time of each part of a forward pass with queries; masks off"
     ),

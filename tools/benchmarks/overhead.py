@@ -23,6 +23,7 @@ from .base import (
 )
 from .detector import CONFIG, Pair, ask, build_pair
 
+QUERIES = (1, 10, 100, 1000)
 MASK_QUERIES = (1, 100, 1000)
 
 
@@ -30,24 +31,30 @@ class Overhead(Benchmark):
     """Detector with VL-NMS over stock Detectron2 on the same weights, masks off on both sides."""
 
     settings: Sequence[str] = ("MODEL.VLNMS.RELATEDNESS", "FC")
-    queries: Sequence[int] = (1, 10, 100, 1000)
+    variants: Sequence[Sequence[str]] = (
+        ("MODEL.VLNMS.VISUAL_ENCODER", "finetune"),
+        ("MODEL.VLNMS.VISUAL_ENCODER", "shared"),
+    )
+
+    def name_variant(self, vlnms: CfgNode) -> dict[str, str]:
+        """The name of the variant in its rows."""
+        return {"visual_encoder": vlnms.VISUAL_ENCODER}
 
     def measure(self, options: Options) -> dict[str, Any]:
         """See `Benchmark.measure`; "rows" have the interleaved times of both sides in ms."""
-        counts = options.queries or self.queries
+        counts = options.queries or QUERIES
         rows = []
-        for encoder in ("finetune", "shared"):
-            changes = ["MODEL.MASK_ON", "False", "MODEL.VLNMS.VISUAL_ENCODER", encoder]
-            cfg = options.load_config(CONFIG, [*self.settings, *changes])
+        for changes in self.variants:
+            cfg = options.load_config(CONFIG, ["MODEL.MASK_ON", "False", *self.settings, *changes])
             pair = build_pair(cfg, options.candidates)
-            named = {"visual_encoder": cfg.MODEL.VLNMS.VISUAL_ENCODER}
+            named = self.name_variant(cfg.MODEL.VLNMS)
             rows += [named | row for row in time_pair(pair, counts, options)]
         return options.timed(relatedness=cfg.MODEL.VLNMS.RELATEDNESS, rows=rows)
 
     def show(self, results: dict[str, Any]) -> str:
         """See `Benchmark.show`."""
-        keys = ("visual_encoder", "queries", "detector_ms", "with_queries_ms", "ratio")
-        headers = ["visual encoder", "queries", "detector (ms)", "with queries (ms)", "ratio"]
+        keys = list(results["rows"][0])
+        headers = [key.replace("_ms", " (ms)").replace("_", " ") for key in keys]
         return (
             f"{results['relatedness']}, {results['candidates']} candidates, masks off, medians of "
             f"{results['rounds']} rounds:\n"
@@ -62,10 +69,24 @@ class Overhead(Benchmark):
 
 
 class Trans(Overhead):
-    """The same with Trans, on the embeddings of MiniLM."""
+    """The same with each fusion of Trans, on the embeddings of MiniLM.
+
+    The paper's fusions have the default width, 768, and "cross_attention" a third of it.
+    """
 
     settings = ("MODEL.VLNMS.RELATEDNESS", "Trans", "MODEL.VLNMS.TEXT_ENCODER", "BERT")
-    queries = (1,)
+    variants = (
+        ("MODEL.VLNMS.TRANS.FUSION", "joint"),
+        ("MODEL.VLNMS.TRANS.FUSION", "co_attention"),
+        (
+            *("MODEL.VLNMS.TRANS.FUSION", "cross_attention", "MODEL.VLNMS.TRANS.NUM_HEADS", "8"),
+            *("MODEL.VLNMS.TRANS.HIDDEN_DIM", "256", "MODEL.VLNMS.TRANS.FFN_DIM", "512"),
+        ),
+    )
+
+    def name_variant(self, vlnms: CfgNode) -> dict[str, str]:
+        """See `Overhead.name_variant`."""
+        return {"fusion": vlnms.TRANS.FUSION}
 
 
 def time_pair(pair: Pair, counts: Sequence[int], options: Options) -> list[dict[str, Any]]:
@@ -123,7 +144,7 @@ def _peak_of_forward(config_text: str, num_candidates: int, num_queries: int) ->
 
 
 def plot_time(results: dict[str, Any], path: Path) -> None:
-    """Plot the results of "overhead", and those of "grounding_dino" if present.
+    """Plot the results of "overhead", and those of "trans" and "grounding_dino" if present.
 
     Args:
         results: by benchmark, including "overhead".
@@ -134,11 +155,15 @@ def plot_time(results: dict[str, Any], path: Path) -> None:
     rows = results["overhead"]["rows"]
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for encoder, style in (("finetune", "o-"), ("shared", "s--")):
-        encoder_rows = [row for row in rows if row["visual_encoder"] == encoder]
-        counts = [row["queries"] for row in encoder_rows]
-        seconds = [row["with_queries_ms"] / 1000 for row in encoder_rows]
-        axes.plot(counts, seconds, style, label=f"detector with VL-NMS FC, {encoder}")
+    styles = {"finetune": "o-", "shared": "s--", "joint": "^-", "cross_attention": "v-"}
+    for row_name, style in styles.items():
+        relatedness, key = ("FC", "visual_encoder") if style[0] in "os" else ("Trans", "fusion")
+        source = rows if relatedness == "FC" else results.get("trans", {}).get("rows", [])
+        found = [row for row in source if row[key] == row_name]
+        seconds = [row["with_queries_ms"] / 1000 for row in found]
+        if found:
+            label = f"detector with VL-NMS {relatedness}, {row_name}"
+            axes.plot([row["queries"] for row in found], seconds, style, label=label)
     counts = sorted({row["queries"] for row in rows})
     alone = sum(row["detector_ms"] for row in rows) / len(rows) / 1000
     axes.plot(counts, [alone] * len(counts), "k:", label="detector alone")

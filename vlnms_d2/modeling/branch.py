@@ -122,8 +122,9 @@ class RelatednessBranch(nn.Module):
         # Tensors get two fifths; the rest is headroom for freed memory that the allocator keeps.
         step = max(1, self.chunk_bytes * 2 // 5 // max(1, cost))
         chunks = [text[i : i + step] for i in range(0, max(1, len(text)), step)]
+        boxes = self.relatedness.encode_boxes(visual, locations)
         output = RelatednessOutput.cat(
-            (self.relatedness(visual, locations, chunk, with_attention) for chunk in chunks),
+            (self.relatedness(boxes, locations, chunk, with_attention) for chunk in chunks),
             len(text),
             text.mask.shape[1],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,6 +144,11 @@ class Relatedness(nn.Module):
             float [N, D], by default the one-hot class, D = C.
         """
         return F.one_hot(candidates.classes, num_classes).to(candidates.scores.dtype)
+
+    def encode_boxes(self, visual: Tensor, locations: Tensor) -> Any:
+        """The part of `forward` that needs no query, which `forward` takes in place of `visual`;
+        computed once per image, whatever the number of chunks of queries."""
+        return visual
 
     def condense(self, text: TextFeatures) -> TextFeatures:
         """Text features that give the same scores at less cost per image. Worthwhile if many
