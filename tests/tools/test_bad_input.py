@@ -306,7 +306,7 @@ def test_options_of_the_other_tools(campaign, tmp_path):
         ("train_second_stage", [*rec, "--mean-proposals", "x"]),
         ("extract_second_stage", [*extract, "--what", "gt", "--proposals", "x"]),
         ("extract_second_stage", [*extract, "--what", "x", "--proposals", "a=b.yaml"]),
-        ("extract_second_stage", [*extract, *"--what a --proposals a=b.yaml --group 0".split()]),
+        ("extract_second_stage", [*extract, "--what", "a", "--proposals", "a=b", "--group", "0"]),
         ("train_tagger", ["--treebank", none, *out]),
         ("train_tagger", ["--treebank", tmp_path, *out]),
         ("train_tagger", ["--treebank", none, "--epochs", "0", *out]),
