@@ -4,7 +4,7 @@ against what the query says of them. It has no weights and works with any detect
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -51,12 +51,15 @@ CLEAR = 0.02  # difference, in shares of the image, from which an order is clear
 SPREAD = 0.5  # of "second", "third", in ranks
 
 
-def box_colours(image: Tensor | None, boxes: Tensor) -> Tensor:
+def box_colours(
+    image: Tensor | None, boxes: Tensor, restore: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Shares of the colours in the parts of boxes, less half of what is around the box.
 
     Args:
         image: BGR [3, H, W], values from 0 to 255, or None.
         boxes: float [N, 4], xyxy in pixels of `image`.
+        restore: gives these values if `image` has others; it gets a smaller image.
 
     Returns:
         float [N, parts * colours], in the order of `PARTS`, then `COLOURS`; zeros without image.
@@ -66,8 +69,9 @@ def box_colours(image: Tensor | None, boxes: Tensor) -> Tensor:
     height, width = image.shape[1:]
     scale = min(1.0, _MAX_SIDE / max(height, width))
     small_size = max(1, round(height * scale)), max(1, round(width * scale))
-    pixels = F.interpolate(image[None].to(boxes.dtype), small_size, mode="area")[0] / 255
-    sums = F.pad(colour_masks(pixels).to(torch.float64).cumsum(1).cumsum(2), (1, 0, 1, 0))
+    pixels = F.interpolate(image[None].to(boxes.dtype), small_size, mode="area")[0]
+    pixels = (pixels if restore is None else restore(pixels)).contiguous() / 255
+    sums = F.pad(colour_masks(pixels).float().cumsum(1).cumsum(2), (1, 0, 1, 0))
     size = boxes.new_tensor([small_size[1], small_size[0]] * 2)
     scaled = boxes / boxes.new_tensor([width, height] * 2) * size
     around = _share(sums, _sub_boxes(scaled, -0.25, -0.25, 1.25, 1.25), size)
@@ -188,12 +192,15 @@ class Portable(Relatedness):
         """See `Relatedness.describe`: float [N, C + 1 + parts * colours], the one-hot class, c and
         the colours, which are zeros without an image."""
         boxes, scores = candidates.boxes, candidates.scores
-        if image is not None:
-            mean, std = (boxes.new_tensor(x)[:, None, None] for x in (self.mean, self.std))
-            image = image.to(boxes.dtype) * std + mean
-            image = image.flip(0) if self.is_rgb else image
         one_hot = super().describe(candidates, num_classes)
-        return torch.cat([one_hot, scores[:, None], box_colours(image, boxes)], dim=1)
+        colours = box_colours(image, boxes, self._restore)
+        return torch.cat([one_hot, scores[:, None], colours], dim=1)
+
+    def _restore(self, image: Tensor) -> Tensor:
+        """BGR values from 0 to 255 of a normalised image [3, H, W]."""
+        mean, std = (image.new_tensor(x)[:, None, None] for x in (self.mean, self.std))
+        image = image * std + mean
+        return image.flip(0) if self.is_rgb else image
 
     def forward(
         self,
@@ -286,25 +293,22 @@ class Objects:
         )
         absolute = torch.stack([1 - x, x, 1 - y, y, near.clamp(0, 1), 1 - near.clamp(0, 1)])
         self.absolute = absolute.clamp(0, 1)  # [places, R]
-        # How much j is better than i, on each axis: [axes, R (j), R (i)].
-        difference = self.values[:, :, None] - self.values[:, None]
-        self.better = (difference / CLEAR).clamp(-1, 1) * 0.5 + 0.5
-        area = (size * size).log()
-        self.better[:6] *= (
-            ((area[:, None] - area[None]) - math.log(SMALL)).div(0.5).add(0.5).clamp(0, 1)
-        )
-        self.better.diagonal(dim1=1, dim2=2).zero_()
+        self._better: dict[int, Tensor] = {}
+
+    def better(self, axis: int) -> Tensor:
+        """How much object j is better than i on an axis: float [R (j), R (i)]."""
+        if axis not in self._better:
+            value, area = self.values[axis], self.area.log()
+            better = ((value[:, None] - value) / CLEAR).clamp(-1, 1) / 2 + 0.5
+            if axis < len(PLACES):  # much smaller objects do not count
+                ratio = area[:, None] - area - math.log(SMALL)
+                better = better * (ratio / 0.5 + 0.5).clamp(0, 1)
+            self._better[axis] = better.fill_diagonal_(0)
+        return self._better[axis]
 
     def fit(self, cues: Tensor, match: Tensor) -> Tensor:
-        """How well the objects fit the cues of phrases.
-
-        Args:
-            cues: float [P, cues], of P phrases.
-            match: float [P, R], how well the class fits.
-
-        Returns:
-            float [P, R], from 0 to 1.
-        """
+        """How well the objects fit the cues of P phrases, [P, cues], from 0 to 1: [P, R]. `match`,
+        [P, R], is how well the class fits."""
         weights = torch.where(
             _names_class(match), match * self.counts, self.counts * self.alone
         )  # [P, R]
@@ -314,7 +318,7 @@ class Objects:
             order = cues[:, _COLUMN[f"{axis}_order"], None] if axis in PLACES else weight * 0
             if not bool((weight + order).any()):
                 continue
-            rank = weights @ self.better[number]  # [P, R], objects that fit better
+            rank = weights @ self.better(number)  # [P, R], objects that fit better
             first = 1 / (1 + rank)
             worst = SIZE
             if axis in PLACES:
@@ -326,7 +330,7 @@ class Objects:
             fit = fit * (1 - weight + weight * _factor(first, worst))
         weight = cues[:, _COLUMN["middle"], None]
         if bool(weight.any()):
-            left, right = weights @ self.better[0], weights @ self.better[1]
+            left, right = weights @ self.better(0), weights @ self.better(1)
             balance = 1 - (left - right).abs() / (left + right).clamp(min=1)
             center = 1 - 2 * (self.center[:, 0] - 0.5).abs()
             middle = (balance * center).clamp(min=0).sqrt()
@@ -340,15 +344,8 @@ class Objects:
         return fit
 
     def near(self, landmark: Tensor, relation: Tensor) -> Tensor:
-        """How well the objects stand in a relation to landmarks.
-
-        Args:
-            landmark: float [Q, R], how well the objects fit as the landmark.
-            relation: int64 [Q], index into `RELATIONS`.
-
-        Returns:
-            float [Q, R], from 0 to 1.
-        """
+        """How well the objects stand in a relation, int64 [Q], to landmarks, from 0 to 1: [Q, R].
+        `landmark`, [Q, R], is how well the objects fit as the landmark."""
         kernels = self.kernels[relation]  # [Q, R (landmark), R]
         best = (landmark * self.counts)[:, :, None] * kernels
         best = best.amax(dim=1)  # [Q, R]
@@ -377,8 +374,7 @@ class Objects:
 class PortablePhrases(CategoryMentions):
     """The phrases of a query: how well each class fits, and the cues. It has no weights.
 
-    Args:
-        See `CategoryMentions`.
+    The arguments are those of `CategoryMentions`.
     """
 
     @configurable
