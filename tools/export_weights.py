@@ -72,12 +72,12 @@ def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> 
         )
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        tensors = content["model"].items()
     except Exception as error:  # torch raises all kinds of errors for files of another kind
         raise ValueError(
-            f'{checkpoint}: expected a checkpoint of Detectron2, a dictionary with "model", that '
-            "can be read without running code"
+            f"{checkpoint}: no weights that can be read without running code"
         ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise ValueError(f'{checkpoint} has no entry "model"; expected a checkpoint of Detectron2')
     weights = {
         name: to_half(value) for name, value in tensors if not (detector_only and ".vlnms." in name)
     }

@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="path to the config file")
+    add("--config-file", default="", metavar="FILE", help="path to the config file")
     add("--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR")
     add("--eval-only", action="store_true", help="evaluate on DATASETS.TEST, do not train")
     add("--num-gpus", type=int, default=1, metavar="G", help="per machine; default: %(default)s")
@@ -98,6 +98,8 @@ def run(args: argparse.Namespace):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
+    if not args.config_file:
+        raise ValueError("--config-file is missing, expected a file of configs/ or your own")
 
     from detectron2.engine import launch
 
