@@ -79,7 +79,9 @@ def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> 
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ValueError(f'{checkpoint} has no entry "model"; expected a checkpoint of Detectron2')
     weights = {
-        name: to_half(value) for name, value in tensors if not (detector_only and ".vlnms." in name)
+        name: to_half(value)
+        for name, value in content["model"].items()
+        if not (detector_only and ".vlnms." in name)
     }
     exported = {"model": weights}
     if content.get("detector_weights"):

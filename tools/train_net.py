@@ -98,11 +98,11 @@ def run(args: argparse.Namespace):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
-    if not args.config_file:
-        raise ValueError("--config-file is missing, expected a file of configs/ or your own")
 
     from detectron2.engine import launch
 
+    if not args.config_file:
+        raise ValueError("--config-file is missing, expected a file of configs/ or your own")
     launch(
         run,
         args.num_gpus,
