@@ -267,7 +267,9 @@ def test_rerank_by_place_order_and_colour(coco):
     assert found[-1].relatedness.tolist() == [1.0] * 5
     without = vlnms_d2.rerank(boxes, scores, classes, coco, queries, relatedness="Portable")
     assert int(without[2].candidate_index[0]) == 2  # only the confidence is left
-    gray = np.repeat(image[..., :1], 3, axis=2)
+    gray = np.repeat(image[..., :1], 3, axis=2)[
+        :, :, ::-1
+    ]  # of negative stride, as a flipped image
     vlnms_d2.rerank(boxes, scores, classes, coco, queries, relatedness="Portable", image=gray)
 
 

@@ -439,7 +439,9 @@ def portable_relatedness(
     """
     text_dim = text.words.shape[2]
     module = Portable(visual_dim=text_dim - len(CUES), text_dim=text_dim)
-    pixels = None if image is None else torch.from_numpy(image).permute(2, 0, 1)
+    pixels = (
+        None if image is None else torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    )
     visual = module.describe(candidates, module.num_classes, pixels)
     output = module(visual, box_locations(candidates.boxes, image_size), text)
     return torch.where(text.mask.any(dim=1, keepdim=True), output.logits.sigmoid(), 1.0)
