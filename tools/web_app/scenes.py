@@ -32,7 +32,7 @@ from vlnms_d2.modeling.relatedness import box_locations
 
 MAX_SIDE = 1600  # pixels of the picture that the page shows
 REMEMBERED = 16  # images whose candidates stay in memory
-WITHOUT_WEIGHTS = ("Category",)
+WITHOUT_WEIGHTS = ("Category", "Portable")
 """Relatedness modules that work for boxes from anywhere."""
 
 
@@ -263,6 +263,7 @@ def portable_relatedness(scene: Scene, queries: Sequence[str], relatedness: str)
         topk=-1,
         nms_thresh=1.0,
         relatedness=relatedness,
+        image=scene.image,
     )
     for row, result in zip(related, results, strict=True):
         row[result.candidate_index] = result.relatedness
