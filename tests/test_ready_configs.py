@@ -272,7 +272,10 @@ def test_category_changes_the_relatedness_alone_and_has_the_same_tests(dataset):
     about_training |= {
         f"MODEL.VLNMS.{key}" for key in ("MAX_WORDS", "TRAIN_MIN_CANDIDATES", "BIGRU.SPLIT")
     }
-    assert changed - about_training == {"MODEL.VLNMS.RELATEDNESS", "OUTPUT_DIR"}
+    calibration = {f"MODEL.VLNMS.CATEGORY.{key}" for key in ("SLOPE", "MIDPOINT")}
+    expected = {"MODEL.VLNMS.RELATEDNESS", "OUTPUT_DIR"}
+    expected |= calibration if dataset == "refshapes" else set()
+    assert changed - about_training == expected
     names = category_names(cfg)
     assert len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
     assert names[0] == ("person" if dataset in REFCOCO else CATEGORIES[0])
