@@ -196,5 +196,5 @@ def test_the_config_names_the_module(cls):
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     cfg = config()
     cfg.MODEL.VLNMS.RELATEDNESS = "Transformer"
-    with pytest.raises(ValueError, match=r"RELATEDNESS is 'Transformer'.*FC, Trans"):
+    with pytest.raises(ValueError, match=r"RELATEDNESS is 'Transformer'.*FC, Portable, Trans"):
         build_relatedness(cfg, visual_dim=VISUAL, text_dim=TEXT)

@@ -122,7 +122,8 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
             else:
                 cues[axis] = _WEAK if "weak" in tags else 1.0
         is_fruit = word == "orange" and tokens[max(0, start - 1)] != "in"
-        is_name = word not in ("orange", "little") and bool(synonyms.classes_of(word))
+        is_cue = bool(named_colours) or "nothing" in tags or word == "little"
+        is_name = not is_cue and bool(synonyms.classes_of(word))
         if is_name or ((not tags or "weak" in tags or is_fruit) and not is_verb):
             phrase.words += tokens[start : start + length]
         start += length
