@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 from unittest import mock
@@ -97,7 +98,7 @@ def complaint(name, arguments, folder, expected, out=None, good=None):
         return None
     if "Traceback" in error:
         return f"showed a traceback: {error[-300:]}"
-    message = error.partition("error:")[2] or error
+    message = re.sub("(?s)^usage:.*? error:", "", error)
     if not any(str(word) in message for word in expected):
         return f"does not name {expected}: {message[:300]!r}"
     if len(message) > 3000:

@@ -72,7 +72,9 @@ def iter_json_list(path: Path, source: str) -> Iterator[dict[str, Any]]:
                 yield entry
                 number += 1
         except ijson.JSONError as error:
-            reason = str(error).partition("\n")[0]  # without the drawing below it
+            reason = error.args[0]
+            reason = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+            reason = reason.partition("\n")[0]  # without the drawing below it
             raise ValueError(
                 f"{path}: not valid JSON after {number} entries ({reason}). The file may "
                 f"have been cut short: make it again. {source}"
