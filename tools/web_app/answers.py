@@ -13,8 +13,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from demo import query_record
 from vlnms_d2.modeling.postprocessing import VLNMSPostprocessor
-from vlnms_d2.visualization import draw_comparison, proposal_records, word_weights
+from vlnms_d2.visualization import draw_comparison, word_weights
 
 from .scenes import Scene
 
@@ -132,15 +133,7 @@ def _instances(scene: Scene, boxes: Tensor, index: Tensor) -> Instances:
 def to_records(scene: Scene, answers: Sequence[Answer]) -> dict[str, Any]:
     """The answers for JSON, as tools/demo.py writes them."""
     height, width = scene.image.shape[:2]
-    queries = [
-        {
-            "query": each.query,
-            "words": each.words,
-            "attention": None if each.weights is None else each.weights.tolist(),
-            "proposals": proposal_records(each.aware, scene.class_names),
-        }
-        for each in answers
-    ]
+    queries = [query_record(*each, scene.class_names) for each in answers]
     return {"height": height, "width": width, "queries": queries}
 
 
@@ -158,12 +151,7 @@ def to_files(scene: Scene, answers: Sequence[Answer]) -> dict[str, bytes]:
         for number, answer in enumerate(answers)
         for place, (x1, y1, x2, y2) in enumerate(answer.aware.pred_boxes.tensor.tolist())
     ]
-    pictures = [
-        draw_comparison(
-            scene.image, a.query, a.words, a.weights, a.detector, a.aware, scene.class_names
-        )
-        for a in answers
-    ]
+    pictures = [draw_comparison(scene.image, *each, scene.class_names) for each in answers]
     return {
         "proposals.json": json.dumps(to_records(scene, answers), indent=1).encode(),
         "coco_results.json": json.dumps(coco).encode(),

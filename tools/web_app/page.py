@@ -14,7 +14,7 @@ import gradio as gr
 from vlnms_d2.file_io import atomic_write
 
 from .answers import Answer, Settings, answer, read_queries, to_files
-from .panels import render, render_error
+from .panels import CSS, render, render_error
 from .scenes import DetectionFiles, Models, Scene
 
 SCENES = Path(__file__).parents[1] / "demo_scenes" / "scenes.json"
@@ -49,8 +49,6 @@ def launch(page: gr.Blocks, host: str, port: int, block: bool = True) -> tuple[A
     Raises:
         OSError: the port is in use.
     """
-    from .panels import CSS
-
     fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
     mono = ["ui-monospace", "monospace"]
     return page.launch(
