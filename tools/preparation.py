@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from pseudo_gt import contexts_of, mentioned_objects, referent_misses, weakly_supervised
+from vlnms_d2.data.builtin import registered_images
 from vlnms_d2.data.datasets.coco import read_categories
 from vlnms_d2.data.detections import iter_detections
 from vlnms_d2.data.pseudo_gt import has_contexts, pseudo_gt_file, save_pseudo_gt
@@ -125,7 +126,7 @@ class Preparation:
         Raises:
             FileNotFoundError, ValueError: a file of the data set is missing or damaged.
         """
-        images = DatasetCatalog.get(name)
+        images = registered_images(name)
         folder = self.out / name
         folder.mkdir(parents=True, exist_ok=True)
         left_out = MetadataCatalog.get(name).get("refer_val_test_images")

@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_import_option(parser)
     args = parser.parse_args(argv)
 
-    from detectron2.data import DatasetCatalog
     from detectron2.utils.logger import setup_logger
 
     from second_stages.evaluation import evaluate_masks, read_choices
     from vlnms_d2.config import load_config
     from vlnms_d2.data import GroundingMapper
+    from vlnms_d2.data.builtin import registered_images
     from vlnms_d2.engine.predictor import VLNMSPredictor
 
     setup_logger(name="vlnms_d2")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = VLNMSPredictor(cfg).model
         for name in args.datasets:
             choices = {run: read_choices(run / f"choices_{name}.json") for run in args.runs}
-            evaluate_masks(model, mapper, name, DatasetCatalog.get(name), choices)
+            evaluate_masks(model, mapper, name, registered_images(name), choices)
     except (OSError, KeyError, ValueError) as error:
         parser.error(str(error))
 

@@ -288,7 +288,18 @@ def test_options_of_the_other_tools(campaign, tmp_path):
         (tmp_path / f"{name}.json").write_text({"empty": "", "words": "{x", "list": "[1]"}[name])
     none, a_file = tmp_path / "none", tmp_path / "list.json"
     out = ["--out", tmp_path / "out"]
-    rec = ["rec", "--cache", none, "--train", "t", "--test", "u", "--sources", "s", *out]
+    rec = [
+        "rec",
+        "--cache",
+        none,
+        "--train",
+        "no_set",
+        "--test",
+        "none_either",
+        "--sources",
+        "s",
+        *out,
+    ]
     extract = ["--datasets", "t", *out]
     proposals = ["--proposals", "a=b.yaml"]
     folds = ["--detections", none, "--annotations", none, "--captions", none, "--mentions", none]

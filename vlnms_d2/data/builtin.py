@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from ..file_io import shown
 from .datasets.flickr30k import SPLITS as FLICKR30K_SPLITS
 from .datasets.flickr30k import load_flickr30k_entities
 from .datasets.karpathy import load_karpathy
@@ -348,6 +350,23 @@ def _load_coco(root: Path, name: str, left_out: bool) -> list[dict[str, Any]]:
     images = [image for image in images if (image["image_id"] in ids) == left_out]
     check_images(images, COCO)
     return images
+
+
+def registered_images(name: str) -> list[dict[str, Any]]:
+    """The images of a registered data set, as Detectron2's catalog gives them.
+
+    Raises:
+        ValueError: no data set of the name is registered; the catalog's own error lists them all.
+    """
+    names = DatasetCatalog.list()
+    if name not in names:
+        near = ", ".join(get_close_matches(name, names))
+        raise ValueError(
+            f"{shown(name)} is no registered data set{near and f' (near: {near})'}; those of "
+            "datasets/README.md are, and those that your own module registers: name it with "
+            "--import"
+        )
+    return DatasetCatalog.get(name)
 
 
 register_all(datasets_root())

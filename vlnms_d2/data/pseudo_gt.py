@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog
-
 from ..file_io import shown, write_json
-from .builtin import datasets_root
+from .builtin import datasets_root, registered_images
 from .datasets.refer import merge_by_image
 from .entries import is_box, is_integer, read_json, require
 
@@ -93,7 +91,7 @@ def load_expressions(
     loaded = []
     folder = prepared_folder(pseudo_gt_dir)
     for name in dataset_names:
-        images = DatasetCatalog.get(name)
+        images = registered_images(name)
         path = pseudo_gt_file(folder, name)
         if path.is_file():
             images = add_pseudo_gt(images, path)

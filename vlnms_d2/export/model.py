@@ -14,12 +14,13 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import SequentialSampler
 
 from ..config import load_config
 from ..data import GroundingMapper
+from ..data.builtin import registered_images
 from ..data.datasets.coco import read_categories
 from ..data.datasets.refer import merge_by_image
 from .job import Block, identity_of_files, versions
@@ -128,12 +129,7 @@ class ModelSettings:
 
 
 def _with_expressions(dataset: str) -> list[dict[str, Any]]:
-    if dataset not in DatasetCatalog.list():
-        raise ValueError(
-            f"{dataset!r} is no registered data set; those of datasets/README.md are, and those "
-            "that your own module registers: name it with --import"
-        )
-    images = [image for image in DatasetCatalog.get(dataset) if image.get("expressions")]
+    images = [image for image in registered_images(dataset) if image.get("expressions")]
     if not images:
         raise ValueError(f"the data set {dataset} has no image with expressions")
     return images

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from benchmarks.base import describe_machine
 from vlnms_d2.data import GroundingMapper
+from vlnms_d2.data.builtin import registered_images
 from vlnms_d2.engine.checkpoint import load_weights
 from vlnms_d2.file_io import write_json
 
@@ -195,7 +195,7 @@ def measure_extra_time(cfg: CfgNode, num_images: int) -> dict[str, Any]:
     load_weights(cfg, model)
     model.roi_heads.mask_on = False
     mapper = GroundingMapper(cfg, is_train=False)
-    images = [mapper(d) for d in DatasetCatalog.get(cfg.DATASETS.TEST[-1])[:num_images]]
+    images = [mapper(d) for d in registered_images(cfg.DATASETS.TEST[-1])[:num_images]]
     # The number of queries of each image; None for all of its expressions.
     alone, one, every = (1000 * _median_seconds(model, images, n) for n in (0, 1, None))
     return {

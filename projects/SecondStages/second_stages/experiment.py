@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
+from vlnms_d2.data.builtin import registered_images
 from vlnms_d2.file_io import atomic_write
 
 from .evaluation import Split, evaluate_grounding, evaluate_retrieval
@@ -100,7 +101,7 @@ class Experiment:
         return model
 
     def _load(self, name: str, source: str) -> Split:
-        return Split.load(name, DatasetCatalog.get(name), self.cache, source, self.same_images)
+        return Split.load(name, registered_images(name), self.cache, source, self.same_images)
 
     def _restore(self, model: torch.nn.Module, weights: Path) -> bool:
         if self.eval_only:

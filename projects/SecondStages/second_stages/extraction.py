@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, BoxMode
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from vlnms_d2.config import load_config
+from vlnms_d2.data.builtin import registered_images
 from vlnms_d2.data.mapper import GroundingMapper
 from vlnms_d2.engine.predictor import VLNMSPredictor
 from vlnms_d2.modeling.feature_extraction import ImageFeatures, extract_features
@@ -228,7 +228,7 @@ def extract_datasets(
     if not missing:
         return
     extractor = RegionExtractor(configs)
-    datasets = {name: DatasetCatalog.get(name) for name in missing}
+    datasets = {name: registered_images(name) for name in missing}
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, images in datasets.items():
         groups.setdefault(tuple(sorted(one["file_name"] for one in images)), []).append(name)
