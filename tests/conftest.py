@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import shutil
@@ -115,7 +116,26 @@ def config(vocabulary_file):
 def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
     """A model in eval mode with reproducible random weights that behave like trained ones: unit
     statistics after batch norm, class scores that differ, boxes near their proposals, refined
-    boxes (Trans) near their candidates."""
+    boxes (Trans) near their candidates.
+
+    A model that only its config describes is built once and copied, which takes a fifth of the
+    time; afterwards torch's random numbers are the same as if it had been built."""
+    if cfg.MODEL.VLNMS.RELATEDNESS not in ("FC", "Trans"):  # those depend on the metadata too
+        return _built(cfg, seed)
+    key = (cfg.dump(), seed)
+    if key not in _BUILT:
+        if len(_BUILT) == 40:
+            _BUILT.pop(next(iter(_BUILT)))
+        _BUILT[key] = (_built(cfg, seed), torch.get_rng_state())
+    model, random_numbers = _BUILT[key]
+    torch.set_rng_state(random_numbers)
+    return copy.deepcopy(model)
+
+
+_BUILT: dict[tuple[str, int], tuple[torch.nn.Module, torch.Tensor]] = {}
+
+
+def _built(cfg: CfgNode, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     model = build_model(cfg).eval()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]

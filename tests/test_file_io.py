@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,9 +35,11 @@ def test_atomic_write_keeps_the_earlier_file_when_the_block_raises(tmp_path):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-WRITE = """
+# The module alone: the package would take most of the test's time to import.
+WRITE = f"""
 import os, signal, sys
-from vlnms_d2.file_io import atomic_write
+sys.path.append({str(Path(file_io.__file__).parent)!r})
+from file_io import atomic_write
 with atomic_write(sys.argv[1]) as file:
     file.write(b"half")
     print("begun", flush=True)

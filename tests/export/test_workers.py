@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from vlnms_d2.export import workers
 from vlnms_d2.export.workers import Processes, Workers
 
 
@@ -93,9 +95,12 @@ class Slow:
         print("work", flush=True)
         time.sleep(600)
 """
+# The module alone: the package would take most of the test's time to import, in each process.
 START = """
+import sys
+sys.path.append({folder!r})
 from slow import Slow
-from vlnms_d2.export.workers import Processes, Workers
+from workers import Processes, Workers
 if __name__ == "__main__":
     with Workers(Processes(processes=2), Slow) as workers:
         workers.run("work", range(9))
@@ -106,7 +111,8 @@ if __name__ == "__main__":
 def test_processes_end_with_a_parent_that_is_killed(tmp_path, moment):
     """Also while they start: the second import is that of the server that forks them."""
     (tmp_path / "slow.py").write_text(SLOW.format(seconds=2 if moment == "import" else 0))
-    (tmp_path / "start.py").write_text(START)
+    folder = str(Path(workers.__file__).parent)
+    (tmp_path / "start.py").write_text(START.format(folder=folder))
     script = [sys.executable, str(tmp_path / "start.py")]
     with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as process:
         for _ in range(2 if moment == "import" else 1):

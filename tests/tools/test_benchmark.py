@@ -30,7 +30,7 @@ def run(tmp_path, config, queries, *opts):
 
 @pytest.mark.parametrize(
     ("config", "queries"),
-    [("vlnms_trans_joint", 400), ("vlnms_trans_co_attention", 1000), ("vlnms_fc_additive", 300)],
+    [("vlnms_trans_joint", 200), ("vlnms_trans_co_attention", 200), ("vlnms_fc_additive", 300)],
 )
 def test_many_queries_of_300_candidates_stay_below_the_bound(tmp_path, config, queries, capsys):
     assert 0 < run(tmp_path, config, queries) <= 256
@@ -38,7 +38,7 @@ def test_many_queries_of_300_candidates_stay_below_the_bound(tmp_path, config, q
 
 
 def test_without_a_bound_it_takes_more(tmp_path):
-    assert run(tmp_path, "vlnms_trans_joint", 400, "MODEL.VLNMS.CHUNK_MEMORY_MB", "9999") > 256
+    assert run(tmp_path, "vlnms_trans_joint", 200, "MODEL.VLNMS.CHUNK_MEMORY_MB", "9999") > 256
 
 
 def test_too_few_candidates_are_refused(capsys):
