@@ -154,7 +154,7 @@ def read_queries(batched_inputs: Sequence[dict]) -> QueryBatch:
     return QueryBatch(queries, targets)
 
 
-def as_query_list(query: str | Sequence[str], where: str = "query") -> list[str]:
+def as_query_list(query: object, where: str = "query") -> list[str]:
     """A query string, or a list of them, as a checked list.
 
     Raises:
