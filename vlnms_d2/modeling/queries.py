@@ -23,12 +23,7 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
-from detectron2.modeling.meta_arch import (
-    PanopticFPN,
-    ProposalNetwork,
-    RetinaNet,
-    SemanticSegmentor,
-)
+from detectron2.modeling.meta_arch import PanopticFPN, ProposalNetwork, RetinaNet, SemanticSegmentor
 from detectron2.structures import Instances
 from fvcore.transforms import HFlipTransform
 from torch import nn
