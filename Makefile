@@ -13,8 +13,8 @@ export PYTHON
 help:
 	@echo "make demo       run the demonstration, tools/demo.py"
 	@echo "make web        serve the web demo, tools/web_demo.py, at http://127.0.0.1:7860"
-	@echo "make test       lint, formatting check and tests"
-	@echo "make lint       lint and formatting check only"
+	@echo "make test       lint, formatting and type checks, and tests"
+	@echo "make lint       lint, formatting and type checks only"
 	@echo "make format     format the code and fix what ruff can fix"
 	@echo "make env        make $(VENV) (the targets above do this themselves)"
 	@echo "make clean      delete caches and build folders"
@@ -32,6 +32,7 @@ web: env
 lint: env
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m mypy
 
 # Two processes, each with one thread and whole test files.
 test: export OMP_NUM_THREADS ?= 1
@@ -43,7 +44,7 @@ format: env
 	@$(VENV_PYTHON) -m ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 clean-env:

@@ -71,6 +71,9 @@ setup(
         # With GloVe's vectors in place of MiniLM; pyarrow reads them.
         "nlp": ["spacy", "pyarrow"],
         "web": ["gradio"],
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "playwright"],
+        "dev": [
+            *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
+            *("playwright", "nbclient", "ipykernel"),  # for tests of the web demo and the tutorial
+        ],
     },
 )

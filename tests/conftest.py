@@ -50,6 +50,9 @@ def find_chromium() -> str | None:
 def pytest_terminal_summary(terminalreporter) -> None:
     if find_chromium() is None:
         terminalreporter.write_line("No Chromium: the web demo was not tested in a browser.")
+    for report in terminalreporter.getreports("passed"):
+        for name, measured in report.user_properties:
+            terminalreporter.write_line(f"{name}: {measured}")
 
 
 def stock_config(zoo_config: str) -> CfgNode:

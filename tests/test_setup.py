@@ -5,12 +5,15 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import setuptools
 from packaging.requirements import Requirement
 from setuptools.command.build_py import build_py
+
+import vlnms_d2
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -232,3 +235,20 @@ def test_an_environment_without_pip_is_given_one_and_kept(checkout):
     assert "ensurepip" in calls(checkout)
     assert "making" not in done.stdout
     assert (checkout / ".venv" / "kept").exists()
+
+
+# --- the package -------------------------------------------------------------------------------
+
+
+def test_the_public_names_are_there():
+    for name in vlnms_d2.__all__:
+        assert getattr(vlnms_d2, name) is not None
+
+
+def test_without_detectron2_one_sentence_says_what_to_do():
+    code = "import sys; sys.modules['detectron2'] = None; import vlnms_d2"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: vlnms_d2 is a Detectron2 plugin")
+    assert "tools/install_detectron2.py" in last

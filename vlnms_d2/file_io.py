@@ -52,7 +52,8 @@ def explained_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        causes = [error]  # torch raises its own errors while the disk's are handled
+        # torch raises its own errors while the disk's are handled
+        causes: list[BaseException] = [error]
         while causes[-1].__context__ is not None:
             causes.append(causes[-1].__context__)
         is_full = any(getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for e in causes)

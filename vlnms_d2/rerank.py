@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from .modeling.relatedness import PortablePhrases, category_relatedness, portabl
 
 NMS_THRESH = 0.5
 
-Array = Tensor | np.ndarray
-Relatedness = str | Callable[[list[str], Tensor, Tensor], Array] | Array
+Array: TypeAlias = Tensor | np.ndarray
+Relatedness: TypeAlias = str | Callable[[list[str], Tensor, Tensor], Array] | Array
 
 
 def rerank(

@@ -82,7 +82,7 @@ def draw_comparison(
     """
     detector, aware = detector[: len(aware)].to("cpu"), aware.to("cpu")
     same = pairwise_iou(detector.pred_boxes, aware.pred_boxes) > IOU_THRESHOLD  # [K, K]
-    common = {"class_names": class_names, "referent": referent, "masks": masks}
+    common: dict[str, Any] = {"class_names": class_names, "referent": referent, "masks": masks}
     title = f"Detector alone: its {_plural(len(detector), 'best proposal')}"
     styles = [IN_BOTH if kept else DROPPED for kept in same.any(dim=1)]
     left = _draw_panel(image, title, "ranked by class confidence c", detector, styles, **common)

@@ -24,11 +24,10 @@ from demo import setup
 from vlnms_d2 import VLNMSPredictor, rerank
 from web_app.answers import MAX_LENGTH, MAX_QUERIES, Settings, answer, read_queries, to_files
 from web_app.page import build_page, launch
-from web_app.panels import render, render_error
+from web_app.panels import render, render_error, render_photo
 from web_app.scenes import DetectionFiles, Models, Scenes
 
 SCENE = REPO / "tools" / "demo_scenes" / "refshapes_testB_024.jpg"
-OTHER = REPO / "tools" / "demo_scenes" / "refshapes_testB_015.jpg"
 CONFIGS = REPO / "configs" / "refshapes"
 QUERIES = ["brown clock bottom right", "yellow building with spots", ""]
 DEFAULT = Settings("FC", False, 8, 0.0, 0.5, False, "product", 0.5)
@@ -80,9 +79,9 @@ def test_controls_change_the_answer_as_they_say(models):
     torch.testing.assert_close(by_sum.scores, by_sum.relatedness)
 
 
-def test_detector_runs_once_for_an_image(models, monkeypatch):
-    models = Models([setup(path, []) for path in web_demo.DEFAULT_CONFIGS])
-    calls = []
+def test_detector_runs_once_for_an_image(models, monkeypatch, tmp_path):
+    path, calls = tmp_path / "mirrored.png", []
+    cv2.imwrite(str(path), cv2.imread(str(SCENE))[:, ::-1])
     backbone = models.first.model.backbone.forward
     monkeypatch.setattr(
         models.first.model.backbone, "forward", lambda x: calls.append(1) or backbone(x)
@@ -90,8 +89,18 @@ def test_detector_runs_once_for_an_image(models, monkeypatch):
     for name in models.names:
         for top_n in (3, 8):
             settings = DEFAULT._replace(relatedness=name, top_n=top_n)
-            answer(models, models.scene(SCENE), QUERIES, settings)
+            answer(models, models.scene(path), QUERIES, settings)
     assert len(calls) == 1
+
+
+def test_an_answer_refers_to_the_picture_and_does_not_repeat_it(models):
+    scene = models.scene(SCENE)
+    photo = render_photo(scene)
+    assert scene.data_uri in photo and f'id="{scene.photo_id}"' in photo
+    for queries, panels in ((QUERIES[:2], 4), ([], 1)):
+        html = render(scene, *answer(models, scene, queries, DEFAULT))
+        assert "data:" not in html
+        assert html.count(f'<use href="#{scene.photo_id}"/>') == html.count("<svg") == panels
 
 
 def test_scenes_are_dropped_when_there_are_too_many():
@@ -215,90 +224,97 @@ CHROMIUM = find_chromium()
 browser_only = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 
 
+class Visitor:
+    """A session of the page; every wait has two minutes, enough for a busy machine."""
+
+    def __init__(self, context, address: str, width: int):
+        self.page = context.new_page()
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.hosts, self.errors = set(), []
+        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(address)
+        self.expect('document.querySelectorAll("#answer section").length == 3')
+        assert "brown" in self.page.inner_text("#answer h3")
+
+    def expect(self, condition: str) -> None:
+        self.page.wait_for_function(condition)
+
+    def open_tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()
+
+    def choose(self, scene: int, word: str) -> None:
+        """Click a scene, and wait for the answer to its first query, which has this word."""
+        self.page.locator("#scenes button").nth(scene).click()
+        self.expect(f'document.querySelector("#answer h3")?.innerText.includes("{word}")')
+
+    def ask(self, query: str) -> None:
+        self.page.fill("#queries textarea", query)
+        heading = 'document.querySelector("#answer h3")?.innerText'
+        self.expect(f"{heading}.replace(/\\s/g, '') == '{query.replace(' ', '')}'")
+
+    def expect_boxes(self, number: int) -> None:
+        """Wait for so many boxes in the right panel of the only query."""
+        boxes = 'document.querySelectorAll("#answer figure:nth-child(2) rect").length'
+        self.expect(f"{boxes} == {number}")
+
+    def photo(self, panel: str = "#answer") -> str:
+        """The address of the picture that each panel shows."""
+        return self.page.evaluate(
+            """panel => {
+                const uses = [...document.querySelectorAll(`${panel} svg use`)];
+                const [id, ...others] = new Set(uses.map(use => use.href.baseVal));
+                return others.length ? null : document.querySelector(id).href.baseVal;
+            }""",
+            panel,
+        )
+
+
 @pytest.fixture(scope="module")
-def address(models):
+def visitors(models):
+    """Two sessions, in a wide window and in a narrow one."""
+    sync_api = pytest.importorskip("playwright.sync_api")
     page = build_page(models)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch(page, "127.0.0.1", port, block=False)
-    yield f"http://127.0.0.1:{port}"
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        context = browser.new_context()
+        context.set_default_timeout(120_000)
+        yield [Visitor(context, f"http://127.0.0.1:{port}", width) for width in (1280, 390)]
+        browser.close()
     page.close()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Visitor:
-    """A session of the page; every wait has two minutes, enough for a busy machine."""
-
-    def __init__(self, browser, address: str, width: int = 1280):
-        self.context = browser.new_context(viewport={"width": width, "height": 900})
-        self.context.set_default_timeout(120_000)
-        self.page = self.context.new_page()
-        self.hosts, self.errors = set(), []
-        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(address)
-        self.expect("#answer", 'document.querySelectorAll("#answer section").length == 3')
-
-    def expect(self, panel: str, condition: str):
-        self.page.wait_for_function(condition)
-        return self.page.locator(panel)
-
-    def ask(self, text: str, panel: str = "#answer", field: str = "#queries"):
-        """Type queries and wait for the answer to the last one."""
-        self.page.fill(f"{field} textarea", text)
-        last = json.dumps(text.splitlines()[-1].replace(" ", ""))
-        heading = f'[...document.querySelectorAll("{panel} h3")].at(-1)'
-        return self.expect(panel, f"{heading}?.innerText.replace(/\\s/g, '') == {last}")
-
-    def boxes(self, panel: str = "#answer") -> int:
-        """Boxes in the right panel of the first query."""
-        return (
-            self.page.locator(f"{panel} section")
-            .first.locator("figure")
-            .nth(1)
-            .locator("rect")
-            .count()
-        )
+@pytest.fixture
+def wide(visitors):
+    visitors[0].open_tab("Model")
+    yield visitors[0]
+    _check(visitors[0])
 
 
 @pytest.fixture
-def visit(browser, address):
-    visitors = []
+def narrow(visitors):
+    yield visitors[1]
+    _check(visitors[1])
 
-    def visit(width: int = 1280) -> Visitor:
-        visitors.append(Visitor(browser, address, width))
-        return visitors[-1]
 
-    yield visit
-    for visitor in visitors:
-        assert not visitor.errors
-        assert {host.split(":")[0] for host in visitor.hosts} <= {"127.0.0.1", ""}
-        visitor.context.close()
+def _check(visitor: Visitor) -> None:
+    assert not visitor.errors
+    assert {host.split(":")[0] for host in visitor.hosts} <= {"127.0.0.1", ""}
 
 
 @browser_only
-def test_browser_choose_type_and_change_the_number(visit):
-    visitor = visit()
-    assert "brown" in visitor.page.inner_text("#answer h3")
-    visitor.page.locator("#scenes button").nth(4).click()
-    visitor.expect("#answer", 'document.querySelector("#answer h3")?.innerText.includes("bird")')
-    visitor.ask("green cup")
-    assert visitor.boxes() == 8
-    visitor.page.get_by_label("number input for Number of boxes").fill("3")
-    visitor.page.keyboard.press("Enter")
-    visitor.expect(
-        "#answer", 'document.querySelectorAll("#answer figure:nth-child(2) rect").length == 3'
-    )
-    milliseconds = visitor.page.evaluate(
+def test_browser_choose_type_and_change_the_number(wide, record_property):
+    wide.choose(4, "bird")
+    wide.ask("green cup")
+    wide.expect_boxes(8)
+    wide.page.get_by_label("number input for Number of boxes").fill("3")
+    wide.page.keyboard.press("Enter")
+    wide.expect_boxes(3)
+    milliseconds = wide.page.evaluate(
         """async () => {
             const field = document.querySelector("#queries textarea");
             const times = [];
@@ -313,69 +329,64 @@ def test_browser_choose_type_and_change_the_number(visit):
             return times.sort((a, b) => a - b)[2];
         }"""
     )
-    print(f"\nA new query on a shown picture answers in {milliseconds:.0f} ms (median of 5)")
+    took = f"a new query on a shown picture answers in {milliseconds:.0f} ms (median of 5)"
+    record_property("Web demo", took)
 
 
 @browser_only
-def test_browser_upload_and_bad_file(visit, tmp_path):
-    visitor = visit()
+def test_browser_upload_and_bad_file(wide, tmp_path):
     bad = tmp_path / "notes.jpg"
     bad.write_text("no image")
-    visitor.page.set_input_files("#picture input[type=file]", str(bad))
-    visitor.expect("#answer", 'document.querySelector("#answer [role=alert]") !== null')
-    message = visitor.page.inner_text("#answer [role=alert]")
+    wide.page.set_input_files("#picture input[type=file]", str(bad))
+    wide.expect('document.querySelector("#answer [role=alert]") !== null')
+    message = wide.page.inner_text("#answer [role=alert]")
     assert message.startswith("notes.jpg cannot be read")
     picture = tmp_path / "mine.png"
     cv2.imwrite(str(picture), np.full((120, 350, 3), 200, np.uint8))
-    visitor.page.click("#picture button[aria-label=Clear]")
-    visitor.page.set_input_files("#picture input[type=file]", str(picture))
-    visitor.expect(
-        "#answer", """document.querySelector('#answer svg[viewBox="0 0 350 120"]') !== null"""
-    )
-    visitor.page.fill("#queries textarea", "x" * (MAX_LENGTH + 1))
-    visitor.expect("#answer", 'document.querySelector("#answer [role=alert]") !== null')
+    wide.page.click("#picture button[aria-label=Clear]")
+    wide.page.set_input_files("#picture input[type=file]", str(picture))
+    wide.expect("""document.querySelector('#answer svg[viewBox="0 0 350 120"]') !== null""")
+    assert wide.photo().startswith("data:image/jpeg")
+    wide.page.fill("#queries textarea", "x" * (MAX_LENGTH + 1))
+    wide.expect('document.querySelector("#answer [role=alert]") !== null')
 
 
 @browser_only
-def test_browser_second_tab(visit, tmp_path):
-    visitor = visit()
-    visitor.page.get_by_role("tab", name="Detections of a file").click()
-    visitor.page.fill("#rerank-queries textarea", "the puppy")
-    visitor.page.set_input_files("#rerank-picture input[type=file]", str(SCENE))
-    visitor.page.set_input_files("#rerank-detections input[type=file]", str(_detections(tmp_path)))
-    visitor.expect(
-        "#rerank-answer", 'document.querySelectorAll("#rerank-answer section").length == 1'
-    )
-    first = visitor.page.locator("#rerank-answer td").nth(1)
-    assert first.text_content() == "dog"
-    visitor.page.click("#make-files")
-    links = visitor.page.locator("#downloads a")
+def test_browser_second_tab(wide, models, tmp_path):
+    wide.open_tab("Detections of a file")
+    wide.page.fill("#rerank-queries textarea", "the puppy")
+    wide.page.set_input_files("#rerank-picture input[type=file]", str(SCENE))
+    wide.page.set_input_files("#rerank-detections input[type=file]", str(_detections(tmp_path)))
+    wide.expect('document.querySelectorAll("#rerank-answer section").length == 1')
+    assert wide.page.locator("#rerank-answer td").nth(1).text_content() == "dog"
+    assert wide.photo("#rerank-answer") == models.scene(SCENE).data_uri
+    wide.page.click("#make-files")
+    links = wide.page.locator("#downloads a")
     links.nth(2).wait_for(state="attached")
-    with visitor.page.expect_download() as download:
+    with wide.page.expect_download() as download:
         links.first.click()
     assert json.loads(Path(download.value.path()).read_text())["queries"][0]["query"] == "the puppy"
 
 
 @browser_only
-def test_browser_two_visitors_get_their_own_answers(visit):
-    one, other = visit(), visit(390)
-    other.page.locator("#scenes button").nth(4).click()
-    other.expect("#answer", 'document.querySelector("#answer h3")?.innerText.includes("bird")')
-    one.ask("yellow house")
-    other.ask("red chair")
-    assert "yellow" in one.page.inner_text("#answer h3")
-    photos = [v.page.get_attribute("#answer image", "href", timeout=120_000) for v in (one, other)]
-    assert photos[0] != photos[1]
+def test_browser_two_visitors_get_their_own_answers(wide, narrow, models):
+    wide.choose(0, "brown")
+    narrow.choose(4, "bird")
+    wide.ask("yellow house")
+    narrow.ask("red chair")
+    assert "yellow" in wide.page.inner_text("#answer h3")
+    files = ("refshapes_testB_024.jpg", "refshapes_testB_015.jpg")
+    for visitor, name in zip((wide, narrow), files, strict=True):
+        assert visitor.photo() == models.scene(SCENE.parent / name).data_uri
 
 
 @browser_only
-def test_browser_narrow_window_and_keyboard(visit):
-    visitor = visit(390)
-    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
-    visitor.page.focus("#answer section g")
-    label = visitor.page.evaluate("document.activeElement.getAttribute('aria-label')")
+def test_browser_narrow_window_and_keyboard(narrow):
+    assert narrow.page.evaluate("document.documentElement.scrollWidth") <= 390
+    narrow.page.focus("#answer section g")
+    label = narrow.page.evaluate("document.activeElement.getAttribute('aria-label')")
     assert "s = " in label or "c = " in label
     if folder := os.environ.get("VLNMS_D2_SCREENSHOTS"):
-        visitor.page.screenshot(path=f"{folder}/narrow.png", full_page=True)
-        visitor.page.set_viewport_size({"width": 1280, "height": 900})
-        visitor.page.screenshot(path=f"{folder}/wide.png", full_page=True)
+        narrow.page.screenshot(path=f"{folder}/narrow.png", full_page=True)
+        narrow.page.set_viewport_size({"width": 1280, "height": 900})
+        narrow.page.screenshot(path=f"{folder}/wide.png", full_page=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import gradio as gr
 from vlnms_d2.file_io import atomic_write
 
 from .answers import Answer, Settings, answer, read_queries, to_files
-from .panels import CSS, render, render_error
+from .panels import CSS, render, render_error, render_photo
 from .scenes import DetectionFiles, Models, Scene
 
 SCENES = Path(__file__).parents[1] / "demo_scenes" / "scenes.json"
 MAX_UPLOAD = "20mb"
 IMAGE_TYPES = [".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"]
 KEEP = ("a number of boxes", "all above a score")
+_ANSWERING = threading.Lock()  # one answer at a time, which has all cores
 
 
 def build_page(models: Models) -> gr.Blocks:
@@ -90,25 +92,28 @@ def _model_tab(models: Models, threshold: float) -> None:
             )
         with gr.Column(scale=1, min_width=300):
             controls = _controls(models.names, threshold)
-    output = gr.HTML(elem_id="answer")
+    photo, output = gr.HTML(visible="hidden", elem_id="photo"), gr.HTML(elem_id="answer")
 
     def show(path: str, text: str, *controls: Any) -> str:
         return _try(lambda: _answer(models, models.scene(path), text, controls)[0])
 
-    inputs = [picture, text, *controls]
+    def show_picture(path: str, *values: Any) -> tuple[str, str]:
+        return _photo(lambda: models.scene(path)), show(path, *values)
+
+    inputs, outputs = [picture, text, *controls], [photo, output]
     _update_when_changed([text, *controls], show, inputs, output)
 
     def choose(event: gr.SelectData) -> tuple[str, str, None]:
         return files[event.index], queries[event.index], None
 
     gallery.select(choose, None, [picture, text, upload], show_progress="hidden").then(
-        show, inputs, output, show_progress="minimal"
+        show_picture, inputs, outputs, show_progress="minimal"
     )
     # `upload` and not `change`, which also fires when a scene clears the file.
     upload.upload(lambda path: path, upload, picture).then(
-        show, inputs, output, show_progress="minimal"
+        show_picture, inputs, outputs, show_progress="minimal"
     )
-    gr.on(None, show, inputs, output, show_progress="minimal")
+    gr.on(None, show_picture, inputs, outputs, show_progress="minimal")
 
 
 def _detections_tab(files: DetectionFiles) -> None:
@@ -134,17 +139,22 @@ def _detections_tab(files: DetectionFiles) -> None:
             controls = _controls(files.names, 0.0)
             button = gr.Button("Make files to download", elem_id="make-files")
             downloads = gr.Files(label="JSON, COCO results, picture", elem_id="downloads")
+    photo = gr.HTML(visible="hidden", elem_id="rerank-photo")
     output = gr.HTML(elem_id="rerank-answer")
 
-    def compute(
-        picture: str | None, detections: str | None, categories: str | None, text: str, *rest: Any
-    ) -> tuple[str, Scene, list[Answer]]:
+    def scene_of(picture: str | None, detections: str | None, categories: str | None) -> Scene:
         if picture is None or detections is None:
             raise ValueError("Add a picture and the detections of a detector on it.")
-        return _answer(files, files.scene(picture, detections, categories), text, rest)
+        return files.scene(picture, detections, categories)
+
+    def compute(*values: Any) -> tuple[str, Scene, list[Answer]]:
+        return _answer(files, scene_of(*values[:3]), values[3], values[4:])
 
     def show(*values: Any) -> str:
         return _try(lambda: compute(*values)[0])
+
+    def show_picture(*values: Any) -> tuple[str, str]:
+        return _photo(lambda: scene_of(*values[:3])), show(*values)
 
     def write(*values: Any) -> tuple[str, list[str] | None]:
         try:
@@ -162,7 +172,8 @@ def _detections_tab(files: DetectionFiles) -> None:
             return _show_error(error), None
 
     inputs = [picture, detections, categories, text, *controls]
-    _update_when_changed(inputs, show, inputs, output)
+    _update_when_changed([text, *controls], show, inputs, output)
+    _update_when_changed(inputs[:3], show_picture, inputs, [photo, output])
     button.click(write, inputs, [output, downloads])
 
 
@@ -201,7 +212,8 @@ def _answer(
 ) -> tuple[str, Scene, list[Answer]]:
     relatedness, keep, *rest = controls
     settings = Settings(relatedness, keep == KEEP[1], *rest)
-    answers, seconds = answer(scorer, scene, read_queries(text), settings)
+    with _ANSWERING:
+        answers, seconds = answer(scorer, scene, read_queries(text), settings)
     return render(scene, answers, seconds), scene, answers
 
 
@@ -212,15 +224,31 @@ def _try(make: Callable[[], str]) -> str:
         return _show_error(error)
 
 
+def _photo(get_scene: Callable[[], Scene]) -> str:
+    """The picture of a scene; nothing where there is an error, which the answer shows."""
+    try:
+        return render_photo(get_scene())
+    except (OSError, ValueError):
+        return ""
+
+
 def _show_error(error: Exception) -> str:
     """The message, with names of uploaded files in place of where they are kept."""
     return render_error(re.sub(r"\S*/[0-9a-f]{64}/", "", str(error)))
 
 
 def _update_when_changed(
-    components: Sequence[Any], function: Callable[..., str], inputs: Sequence[Any], output: gr.HTML
+    components: Sequence[Any], function: Callable[..., Any], inputs: Sequence[Any], outputs: Any
 ) -> None:
-    """Answer while the visitor types; of many changes only the last one waits its turn."""
+    """Answer while the visitor types; of many changes only the last one waits its turn, and none
+    the round trips of Gradio's queue."""
     for each in components:
         event = each.input if hasattr(each, "input") else each.change
-        event(function, inputs, output, show_progress="hidden", trigger_mode="always_last")
+        event(
+            function,
+            inputs,
+            outputs,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            queue=False,
+        )

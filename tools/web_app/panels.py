@@ -56,15 +56,12 @@ _MEANING = {IN_BOTH: "in both", GAINED: "gained by the query", DROPPED: "dropped
 
 
 def render(scene: Scene, answers: Sequence[Answer], seconds: float) -> str:
-    """The picture with its boxes for each query, and how long the detector and the queries took."""
-    height, width = scene.image.shape[:2]
-    photo = (
-        f'<svg style="display:none"><defs><image id="vl-photo" width="{width}" height="{height}" '
-        f'href="{scene.data_uri}"/></defs></svg>'
-    )
+    """The boxes for each query, and how long the detector and the queries took. They lie over the
+    picture that `render_photo` has put on the page."""
     if not answers:
         note = "Type what you are looking for, one query per line."
-        return f'<div class="vl">{photo}<p class="note">{note}</p>{_empty_panel(scene)}</div>'
+        panels = f'<div class="panels"><figure>{_svg(scene)}</figure></div>'
+        return f'<div class="vl"><p class="note">{note}</p>{panels}</div>'
     took = f"{1000 * seconds / len(answers):.0f} ms per query"
     if scene.seconds:
         took = f"Detector {1000 * scene.seconds:.0f} ms, once for this picture; {took}."
@@ -73,7 +70,14 @@ def render(scene: Scene, answers: Sequence[Answer], seconds: float) -> str:
         for style, meaning in _MEANING.items()
     )
     sections = "".join(_section(scene, answer) for answer in answers)
-    return f'<div class="vl">{photo}<p class="note">{took}{legend}</p>{sections}</div>'
+    return f'<div class="vl"><p class="note">{took}{legend}</p>{sections}</div>'
+
+
+def render_photo(scene: Scene) -> str:
+    """The picture, which the panels show by its id: it is sent once and not with each answer."""
+    height, width = scene.image.shape[:2]
+    image = f'<image id="{scene.photo_id}" width="{width}" height="{height}" '
+    return f'<svg><defs>{image}href="{scene.data_uri}"/></defs></svg>'
 
 
 def render_error(message: str) -> str:
@@ -137,11 +141,13 @@ def _panel(scene: Scene, title: str, instances: Instances, styles: Sequence[Styl
             f'fill="transparent" stroke="{color}" stroke-width="{styles[i].width * unit:.2f}" '
             f'stroke-opacity="{styles[i].alpha / 255:.2f}"/>{label}</g>'
         )
-    return (
-        f"<figure><figcaption>{title}</figcaption>"
-        f'<svg viewBox="0 0 {width} {height}"><use href="#vl-photo"/>{"".join(shapes)}</svg>'
-        "</figure>"
-    )
+    return f"<figure><figcaption>{title}</figcaption>{_svg(scene, ''.join(shapes))}</figure>"
+
+
+def _svg(scene: Scene, shapes: str = "") -> str:
+    height, width = scene.image.shape[:2]
+    photo = f'<use href="#{scene.photo_id}"/>'
+    return f'<svg viewBox="0 0 {width} {height}">{photo}{shapes}</svg>'
 
 
 def _label(record: dict) -> str:
@@ -165,12 +171,6 @@ def _label_places(
             places[i] = (x, y)
             taken.append(box)
     return places
-
-
-def _empty_panel(scene: Scene) -> str:
-    height, width = scene.image.shape[:2]
-    svg = f'<svg viewBox="0 0 {width} {height}"><use href="#vl-photo"/></svg>'
-    return f'<div class="panels"><figure>{svg}</figure></div>'
 
 
 def _table(scene: Scene, answer: Answer, styles: Sequence[Style]) -> str:

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -65,6 +66,11 @@ class Scene:
     candidates: Candidates | None = None
     image_size: tuple[int, int] | None = None
     visual: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def photo_id(self) -> str:
+        """The id of the picture on the page, the same for the same picture."""
+        return "photo-" + hashlib.sha256(self.data_uri.encode()).hexdigest()[:16]
 
 
 class Scenes:

@@ -304,14 +304,14 @@ def register_all(root: str | Path, prefix: str = "") -> None:
         image_root=root / FLICKR30K_IMAGE_ROOT,
         images_from=FLICKR30K_IMAGES,
     )
-    for one in CAPTION_SETS:
+    for each in CAPTION_SETS:
         register_karpathy(
-            root / "karpathy" / one.json_file,
-            prefix + one.name,
-            image_root=root / one.image_root,
-            splits=one.splits,
-            images_from=one.images_from,
-            instances_files=[root / one.image_root / file for file in one.instances_files],
+            root / "karpathy" / each.json_file,
+            prefix + each.name,
+            image_root=root / each.image_root,
+            splits=each.splits,
+            images_from=each.images_from,
+            instances_files=[root / each.image_root / file for file in each.instances_files],
         )
     for name, left_out in (
         ("coco_2014_trainval_without_refer", False),

@@ -81,8 +81,8 @@ def _coco_captions(path: Path) -> Iterator[tuple[str, Query]]:
     for number, entry in enumerate(require(content, "annotations", list, str(path))):
         where = f"{path}: annotation number {number}"
         text = require(entry, "caption", str, where)
-        ids = (require(entry, key, int, where) for key in ("image_id", "id"))
-        yield where, Query(*ids, single_spaces(text))
+        image_id, query_id = (require(entry, key, int, where) for key in ("image_id", "id"))
+        yield where, Query(image_id, query_id, single_spaces(text))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Query]]:

@@ -29,10 +29,7 @@ from detectron2.evaluation import (
 )
 from detectron2.model_zoo.model_zoo import _ModelZooUrls
 from detectron2.solver import build_optimizer
-from detectron2.solver.build import (
-    get_default_optimizer_params,
-    maybe_add_gradient_clipping,
-)
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 

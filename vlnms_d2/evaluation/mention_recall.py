@@ -76,8 +76,9 @@ def match_related(
     nms_thresh: float,
 ) -> list[Match]:
     """`match_mentions` for one method, whose relatedness is `related`: a match per query."""
-    settings = {"topk": NUM_PROPOSALS, "nms_thresh": nms_thresh, "relatedness": related}
-    per_query = rerank(boxes, scores, classes, category_names, [""] * len(mentioned), **settings)
+    queries, n = [""] * len(mentioned), NUM_PROPOSALS
+    detections = (boxes, scores, classes, category_names)
+    per_query = rerank(*detections, queries, n, nms_thresh=nms_thresh, relatedness=related)
     return [
         match_proposals(kept, [[None, *objects.boxes.tolist()]], IOU_THRESHOLD, NUM_PROPOSALS)[0]
         for kept, objects in zip(per_query, mentioned, strict=True)

@@ -76,7 +76,8 @@ def pair_retrieval(store: PairStore, similarities: np.ndarray, **options: Any) -
 
     The options are those of `RetrievalEvaluator`, whose `results` are returned.
     """
-    images = {i.image_id: {"image_id": i.image_id, "expressions": []} for i in store.images}
+    ids = [image.image_id for image in store.images]
+    images: dict[int, Any] = {i: {"image_id": i, "expressions": []} for i in ids}
     for caption in store.captions:
         images[caption.image_id]["expressions"].append({"sent_id": caption.caption_id})
     evaluator = RetrievalEvaluator("pairs", list(images.values()), distributed=False, **options)
@@ -120,8 +121,8 @@ class _Scoring(Job):
     def merge(self) -> dict[str, Any]:
         rows = np.lib.format.open_memmap(self.work / SIMILARITIES, "w+", np.float32, self.shape)
         for number, path in enumerate(self.shards.paths(ROWS)):
-            images = self._block(number).images
-            rows[images.start : images.stop] = np.load(path)
+            start = number * self.block_size
+            rows[start : start + self.block_size] = np.load(path)
         rows.flush()
         counts = {"images": len(rows), "captions": rows.shape[1], "pairs": rows.size}
         return {"counts": counts, "outputs": {SIMILARITIES: self.publish(SIMILARITIES)}}

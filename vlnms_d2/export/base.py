@@ -211,7 +211,7 @@ def read_records(
                     yield header, b""
 
 
-def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+def npz_bytes(arrays: Mapping[str, np.ndarray | np.generic]) -> bytes:
     """An `.npz` file whose bytes depend on the arrays alone."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

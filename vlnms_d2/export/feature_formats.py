@@ -86,7 +86,7 @@ class DDPN(ProposalFormat):
                     f"DDPN has room for {self.MAX_BOXES} (its RPN_TOPN). Keep fewer (--top-n)."
                 )
             header = {
-                "name": f"queries/{self._file_name(query, query.query_id)}",
+                "name": f"queries/{self._file_name(query, int(query.query_id))}",
                 "key": _query_key(query.image_id, query.query),
                 "iid": query.query_id,
             }

@@ -132,7 +132,7 @@ class _Rerank(Job):
 
     def merge(self) -> dict[str, Any]:
         formats = [FORMATS[name] for name in self.settings.formats]
-        manifest = {
+        manifest: dict[str, Any] = {
             "counts": self._counts(),
             "threshold": self.threshold,
             "outputs": self.merge_formats(formats),

@@ -17,7 +17,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,7 +128,7 @@ class Job(ABC):
         """
         is_main = self.processes.is_main
         with explained_full_disk(self.output.out), self.processes.connected():
-            begun = nullcontext()
+            begun: AbstractContextManager[Any] = nullcontext()
             if is_main:
                 begun = self.output.begin(self.identity(), overwrite, self.outputs, self.inputs)
             with begun as manifest:
@@ -414,8 +414,8 @@ def sha256_of(path: Path, pattern: str = "*.txt") -> str:
         for file in sorted(file for file in path.rglob(pattern) if file.is_file()):
             digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())
         return digest.hexdigest()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+    with path.open("rb") as content:
+        while chunk := content.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 

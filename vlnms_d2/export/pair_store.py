@@ -32,7 +32,7 @@ class Pool(NamedTuple):
     classes: np.ndarray
     features: np.ndarray
 
-    def take(self, index: np.ndarray) -> Pool:
+    def take(self, index: np.ndarray | slice) -> Pool:
         """The candidates at `index`."""
         return Pool(*(column[index] for column in self))
 

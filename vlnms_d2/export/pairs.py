@@ -271,8 +271,9 @@ def choose(
     """
     device = scorer.text.words.device
     not_pooled = torch.zeros(len(pool.scores), dtype=torch.int64)
-    tensors = (pool.input_boxes, pool.scores, pool.classes)
-    candidates = Candidates(*map(torch.from_numpy, tensors), not_pooled).to(device)
+    arrays = (pool.input_boxes, pool.scores, pool.classes)
+    boxes, confidence, classes = map(torch.from_numpy, arrays)
+    candidates = Candidates(boxes, confidence, classes, not_pooled).to(device)
     size = tuple(pool.input_size.tolist())
     visual = torch.from_numpy(pool.visual).to(device)
     caption, candidate, score = (x.cpu() for x in scorer(candidates, size, visual))
@@ -316,8 +317,8 @@ def merge_pools(shards: Shards, folder: Path) -> list[tuple[int, int]]:
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     np.save(folder / "starts.npy", starts)
     total = int(starts[-1])
-    shapes = Pool((total, 4), (total,), (total,), (total, dim))
-    dtypes = Pool(np.float32, np.float32, np.int64, dtype)
+    shapes = ((total, 4), (total,), (total,), (total, dim))
+    dtypes = (np.float32, np.float32, np.int64, dtype)
     columns = [
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
         for name, dtype, shape in zip(Pool._fields, dtypes, shapes, strict=True)

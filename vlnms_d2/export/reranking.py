@@ -149,13 +149,13 @@ class TextRows:
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """float32 [len(rows), C]."""
-        rows = np.asarray(rows, dtype=np.int64)
+        numbers = np.asarray(rows, dtype=np.int64)
         table = np.empty((len(rows), len(self.category_names)), dtype=np.float32)
-        files = rows // TEXTS_PER_FILE
+        files = numbers // TEXTS_PER_FILE
         for number in np.unique(files).tolist():
             here = files == number
             # Memory-mapped, because often only few rows of a file are needed.
-            table[here] = np.load(self._file(number), mmap_mode="r")[rows[here] % TEXTS_PER_FILE]
+            table[here] = np.load(self._file(number), mmap_mode="r")[numbers[here] % TEXTS_PER_FILE]
         return table
 
     def _file(self, number: int) -> Path:

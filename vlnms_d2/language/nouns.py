@@ -96,8 +96,8 @@ class NounFinder:
         return self  # immutable, so copies of a model share it
 
     def __reduce__(self):
-        settings = {"pos": self.pos, "batch_size": self.batch_size, "processes": self.processes}
-        return partial(type(self), self.pipeline, **settings), ()
+        make = partial(type(self), self.pipeline, pos=self.pos, batch_size=self.batch_size)
+        return partial(make, processes=self.processes), ()
 
     def _nouns_of(self, doc: Doc) -> list[str]:
         nouns = (token for token in doc if token.pos_ in self.pos)

@@ -174,5 +174,5 @@ def _integers(text: str, separator: str) -> list[int]:
 def _table_words() -> frozenset[str]:
     table = _read_table()
     keys = [key for *_, keys in table.meanings for key in keys]
-    keys += [name.split() for name in table.index_of]
+    keys += [tuple(name.split()) for name in table.index_of]
     return frozenset(word for key in keys for word in key)

@@ -65,7 +65,7 @@ def nms_cpu(
         # The shift differs from query to query, so hulls of shifted boxes are larger.
         overlaps = _hulls_meet(boxes if groups.any() else shifted, *pairs)  # [P]
     else:
-        overlaps = _overlap(shifted.T, *pairs, threshold)  # [P]
+        overlaps = _overlap(shifted.T, pairs[0], pairs[1], threshold)  # [P]
     pairs = pairs[:, overlaps]  # [2, E]
     if pairs.shape[1] > _MAX_OVERLAPS_PER_BOX * num_boxes // (2 if boxes_per_query else 1):
         return None

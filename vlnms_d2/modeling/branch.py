@@ -94,11 +94,7 @@ class RelatednessBranch(nn.Module):
         return list(encoded.split([len(image) for image in pooled]))
 
     def score(
-        self,
-        visual: Tensor,
-        locations: Tensor,
-        text: TextFeatures,
-        with_attention: bool = False,
+        self, visual: Tensor, locations: Tensor, text: TextFeatures, with_attention: bool = False
     ) -> tuple[Tensor, RelatednessOutput]:
         """Relatedness of every box to every query, at inference.
 

@@ -23,12 +23,7 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
-from detectron2.modeling.meta_arch import (
-    PanopticFPN,
-    ProposalNetwork,
-    RetinaNet,
-    SemanticSegmentor,
-)
+from detectron2.modeling.meta_arch import PanopticFPN, ProposalNetwork, RetinaNet, SemanticSegmentor
 from detectron2.structures import Instances
 from fvcore.transforms import HFlipTransform
 from torch import nn
@@ -154,7 +149,7 @@ def read_queries(batched_inputs: Sequence[dict]) -> QueryBatch:
     return QueryBatch(queries, targets)
 
 
-def as_query_list(query: str | Sequence[str], where: str = "query") -> list[str]:
+def as_query_list(query: object, where: str = "query") -> list[str]:
     """A query string, or a list of them, as a checked list.
 
     Raises:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from detectron2.data import DatasetCatalog
-from random_scenes import random_scene
-from reading import read
+from random_scenes import random_scene, read
 
 from refshapes.captions import (
     CAPTIONS,

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from random_scenes import random_scene
-from reading import read
+from random_scenes import random_scene, read
 
 from refshapes.expressions import write_expressions
 from refshapes.lexicon import LOCATION_WORDS, words

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import read
+from random_scenes import read
 
 from refshapes import lexicon
 from refshapes.phrasing import misspell, phrase

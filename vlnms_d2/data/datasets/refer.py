@@ -377,7 +377,7 @@ class PlainUnpickler(pickle.Unpickler):
     """
 
     allowed: frozenset[tuple[str, str]] = frozenset()
-    encodings = ("utf-8", "latin1")
+    encodings: tuple[str, ...] = ("utf-8", "latin1")
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.allowed:

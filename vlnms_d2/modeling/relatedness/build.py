@@ -114,11 +114,7 @@ class Relatedness(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self,
-        visual: Tensor,
-        locations: Tensor,
-        text: TextFeatures,
-        with_attention: bool = False,
+        self, visual: Tensor, locations: Tensor, text: TextFeatures, with_attention: bool = False
     ) -> RelatednessOutput:
         """Score every box against every query.
 

@@ -71,11 +71,7 @@ class FC(Relatedness):
         }
 
     def forward(
-        self,
-        visual: Tensor,
-        locations: Tensor,
-        text: TextFeatures,
-        with_attention: bool = False,
+        self, visual: Tensor, locations: Tensor, text: TextFeatures, with_attention: bool = False
     ) -> RelatednessOutput:
         """See `Relatedness.forward`; FC does not use the locations and always returns the
         attention."""

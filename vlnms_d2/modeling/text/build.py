@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +118,8 @@ def build_text_encoder(cfg, name: str | None = None) -> TextEncoder:
     Raises:
         ValueError: the name is not registered; the message lists those that are.
     """
-    return text_encoder_class(name or cfg.MODEL.VLNMS.TEXT_ENCODER)(cfg)
+    encoder: Any = text_encoder_class(name or cfg.MODEL.VLNMS.TEXT_ENCODER)
+    return encoder(cfg)
 
 
 def text_encoder_class(name: str) -> type[TextEncoder]:
