@@ -18,10 +18,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
 
 from import_option import add_import_option
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,6 +52,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def output_files(cfg: CfgNode) -> list[Path]:
+    """The files that are written anew, and checkpoints; logs are appended to."""
+    folder = Path(cfg.OUTPUT_DIR)
+    names = ["config.yaml", "last_checkpoint", "model_final.pth"]
+    names += [f"inference/recall_{name}.json" for name in cfg.DATASETS.TEST]
+    names += [
+        f"inference/{name}" for name in ("coco_instances_results.json", "instances_predictions.pth")
+    ]
+    return [*(folder / name for name in names), *folder.glob(f"model_{'[0-9]' * 7}.pth")]
+
+
+def has_log(folder: Path) -> bool:
+    """Whether Detectron2 has trained or evaluated in the folder before, as its log says."""
+    log = folder / "log.txt"
+    return log.is_file() and b" detectron2]: " in log.read_bytes()
+
+
 def setup(args: argparse.Namespace):
     """The config that the command line describes; writes it to the output folder."""
     import torch
@@ -58,10 +79,14 @@ def setup(args: argparse.Namespace):
 
     from vlnms_d2.config import load_config
     from vlnms_d2.engine.trainer import build_vocabulary, check_resumed
+    from vlnms_d2.file_io import claim, refuse_foreign
 
     cfg = load_config(args.config_file, args.opts)
     # Evaluation covers every operating point, so no proposal may be removed before.
     cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
+    outputs = output_files(cfg)
+    if comm.is_main_process() and not has_log(Path(cfg.OUTPUT_DIR)):
+        refuse_foreign(*outputs)
     if not args.eval_only:
         if args.resume:  # before anything in the folder is written
             path = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).get_checkpoint_file()
@@ -70,6 +95,8 @@ def setup(args: argparse.Namespace):
                 check_resumed(cfg, checkpoint.get("trainer", {}))
         build_vocabulary(cfg)
     cfg.freeze()
+    if comm.is_main_process():
+        claim(*outputs)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vlnms_d2")
     return cfg
