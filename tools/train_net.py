@@ -14,6 +14,7 @@ python tools/train_net.py --config-file ... --num-machines 2 --machine-rank 1 --
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -102,6 +103,13 @@ def setup(args: argparse.Namespace):
     return cfg
 
 
+def without_traceback(record: logging.LogRecord) -> bool:
+    """A filter of the log of errors in training, which the tool shows by itself."""
+    if not os.environ.get("VLNMS_TRACEBACK"):
+        record.exc_info = None
+    return True
+
+
 def run(args: argparse.Namespace):
     """Train or evaluate, in each process."""
     from vlnms_d2.engine.checkpoint import SafeCheckpointer, load_weights
@@ -117,6 +125,7 @@ def run(args: argparse.Namespace):
             cfg.MODEL.WEIGHTS = checkpointer.get_checkpoint_file()
         load_weights(cfg, model)
         return VLNMSTrainer.test(cfg, model)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(without_traceback)
     trainer = VLNMSTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

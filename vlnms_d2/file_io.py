@@ -44,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 temporary.chmod(0o666 & ~umask)
                 file.flush()
                 if path.name in _claimed(path.parent):
-                    _record(path.parent, [(path.name, _digest(temporary))])
+                    _record(path.parent, [(path.name, file_sha256(temporary))])
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def refuse_foreign(*paths: Path, inputs: Iterable[Path] = ()) -> None:
         digests = _claimed(place.parent).get(place.name)
         is_ours = digests is not None and not place.is_symlink()
         if is_ours and digests and place.is_file():
-            is_ours = _digest(place) in digests
+            is_ours = file_sha256(place) in digests
         if (os.path.lexists(place) and not is_ours) or place.resolve() in read:
             raise ValueError(
                 f"{path}: this tool did not write it, or it is an input, and it would be replaced. "
@@ -141,7 +141,8 @@ def _claimed(folder: Path) -> dict[str, set[str]]:
     return claimed
 
 
-def _digest(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of the content of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -219,6 +219,24 @@ def test_rerank_with_other_queries_and_mentions(campaign, tmp_path, rerank_files
     campaign.check(30)
 
 
+def test_corners_in_place_of_sizes(tmp_path, rerank_files):
+    _, arguments, _ = rerank_files
+
+    def run(out, changed):
+        boxes = [changed(index, *each["bbox"]) for index, each in enumerate(DETECTIONS)]
+        content = [each | {"bbox": box} for each, box in zip(DETECTIONS, boxes, strict=True)]
+        (tmp_path / "corners.json").write_text(json.dumps(content))
+        words = [*arguments, "--detections", tmp_path / "corners.json", "--out", tmp_path / out]
+        return run_tool("rerank", words)
+
+    status, error = run("a", lambda _, x, y, w, h: [x + 30, y + 30, x + 30 + w, y + 30 + h])
+    assert status == 1 and "corners.json: 12 of 12 boxes" in error
+    assert "expected [x, y, width, height]" in error and not (tmp_path / "a").exists()
+    # All boxes of one image end outside of it, as those of some detectors do.
+    assert run("b", lambda i, x, y, w, h: [x, y, w + 60 * (i < 4), h])[0] == 0
+    assert run("c", lambda i, x, y, w, h: [x, y, w + 60 * (i < 7), h])[0] == 1
+
+
 # --- options --------------------------------------------------------------------------------
 
 
@@ -546,22 +564,23 @@ def test_word_vectors(campaign, tmp_path, model):
 
 
 BAD_REFS = {
-    "*": [None, 7, "text", []],
-    **{f"*.{key}": BAD_IDS for key in ("ref_id", "ann_id", "image_id")},
-    "*.split": [..., None, 7, "no_split"],
-    "*.sentences": [..., None, 7, {}, [7], [{}]],
-    "*.sentences.0.sent_id": BAD_IDS,
+    "*": [None, 7],
+    "*.ann_id": [..., "one", 1.5, 999],
+    "*.image_id": [None, 999],
+    "*.split": [..., 7],
+    "*.sentences": [None, [7], [{}]],
+    "*.sentences.0.sent_id": [..., "x", 1],
 }
 BAD_INSTANCES = {
-    "images": [..., None, 7, {}, []],
-    "images.*": [None, []],
-    "images.*.id": BAD_IDS,
-    "images.*.file_name": [..., None, 7],
-    "images.*.height": [..., *BAD_NUMBERS, 0, -5],
-    "annotations": [..., None, 7, {}],
-    "annotations.*": [None, 7],
-    "annotations.*.bbox": [..., None, 7, [], [1, 2, 3], ["a", 1, 2, 3], [0, 0, math.nan, 5]],
-    "annotations.*.category_id": [..., None, "one", 1.5, 99],
+    "images": [..., 7, []],
+    "images.*": [None],
+    "images.*.id": [..., "x"],
+    "images.*.file_name": [None],
+    "images.*.height": [..., "7", 0, math.nan],
+    "annotations": [..., 7],
+    "annotations.*": [None],
+    "annotations.*.bbox": [..., [1, 2, 3], [0, 0, math.nan, 5]],
+    "annotations.*.category_id": [..., 99],
 }
 
 
@@ -570,6 +589,8 @@ def training(config, tmp_path, monkeypatch):
     """`run(name, content, *opts)`: the words that train on a data set with one file replaced."""
     root = tmp_path / "datasets"
     dataset_folders.make_refer_folder(root)
+    refs = dataset_folders._refs(("train",) * 5)
+    (root / "refer" / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
     kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     name = "damaged_train"
     register_refer(root / "refer" / "refcoco", "damaged", image_root=root / "coco" / "train2014")
@@ -625,10 +646,10 @@ def test_expressions_to_train_on(campaign, tmp_path, training):
         words = training("refer/refcoco/instances.json", damaged)
         campaign.case(f"instances, {title}", "train_net", words, tmp_path, ["instances.json"])
     content = json.dumps(instances).encode()
-    for title, damaged in bad_input.damaged(content, SEED):
+    for title, damaged in list(bad_input.damaged(content, SEED))[::4]:
         words = training("refer/refcoco/instances.json", damaged)
         campaign.case(f"instances, {title}", "train_net", words, tmp_path, ["instances.json"])
-    campaign.check(90)
+    campaign.check(40)
 
 
 PSEUDO_GT = {
@@ -646,7 +667,7 @@ BAD_PSEUDO_GT = {
 def test_other_data_to_train_on(campaign, tmp_path, training):
     context = ("MODEL.VLNMS.PSEUDO_GT.CONTEXT", "True")
     path = "damaged_train/pseudo_gt.json"
-    damaged = list(bad_input.damaged(json.dumps(PSEUDO_GT).encode(), SEED))
+    damaged = list(bad_input.damaged(json.dumps(PSEUDO_GT).encode(), SEED))[::4]
     for title, content in [*damaged, *bad_input.with_bad_values(PSEUDO_GT, BAD_PSEUDO_GT, SEED)]:
         words = training(path, content, *context)
         campaign.case(f"pseudo-GT, {title}", "train_net", words, tmp_path, ["pseudo_gt.json"])
@@ -661,9 +682,9 @@ def test_other_data_to_train_on(campaign, tmp_path, training):
         words = training(image, files[name], "DATALOADER.NUM_WORKERS", workers)
         words[-1] = tempfile.mkdtemp(dir=tmp_path)
         campaign.case(f"{name}, {workers}", "train_net", words, tmp_path / "datasets", [image])
-    for path in write_all(tmp_path / "vectors", bad_input.bad_vectors(SEED)):
+    vectors = dict(bad_input.bad_vectors(SEED))
+    for path in write_all(tmp_path / "vectors", [(n, vectors[n]) for n in ("nan.txt", "cut.gz")]):
         words = training(image, files[name], "MODEL.VLNMS.WORD_VECTORS", path)
         words[-1] = tempfile.mkdtemp(dir=tmp_path)
-        if path.name == "cut.txt":
-            campaign.case(path.name, "train_net", words, tmp_path / "vectors", [path.name])
-    campaign.check(30)
+        campaign.case(path.name, "train_net", words, tmp_path / "vectors", [path.name])
+    campaign.check(20)

@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
+import multiprocessing
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPO
 
-from benchmarks import Benchmark
+from benchmarks import BENCHMARKS, Benchmark, Options, nms, pair_scoring, pairs
+from benchmarks.text import DIM, made_up_images, write_vectors
+from vlnms_d2.language import GloveVectors
 
 _SPEC = importlib.util.spec_from_file_location("benchmark", REPO / "tools" / "benchmark.py")
 benchmark = importlib.util.module_from_spec(_SPEC)
@@ -126,3 +130,94 @@ def test_all_leaves_out_what_cannot_run(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         benchmark.main(["two"])
     assert "two: no GPU way" in capsys.readouterr().err
+
+
+# --- pairs, NMS and texts ---------------------------------------------------------------------
+
+
+def test_pairs_are_measured_and_projected(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pairs, "PROCESSES", 1)
+    monkeypatch.setattr(pairs, "MIN_PAIRS", 30)
+    path = tmp_path / "pairs.json"
+    config = REPO / "configs" / "refshapes" / "vlnms_fc.yaml"
+    words = ["pairs", "--captions", "8", "--candidates", "40", "--config-file", str(config)]
+    assert benchmark.main([*words, "--json", str(path)]) == 0
+    measured = json.loads(path.read_text())["pairs"]
+    assert (measured["images"], measured["captions"], measured["processes"]) == (10, 8, 1)
+    assert measured["pairs_per_second"] > 0 and measured["pairs_per_cpu_second"] > 0
+    projected = 5_000_000 / measured["pairs_per_second"]
+    assert abs(measured["seconds_projected"] - projected) < 0.01 * projected
+    # Ten numbers of two bytes each; of a file so small the head is more than half.
+    assert 5_000_000 * 20 < measured["bytes_projected"] < 5_000_000 * 24
+    assert "1,000 x 5,000 pairs" in capsys.readouterr().out
+
+
+def test_comparing_pairs_is_measured_and_projected(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pair_scoring, "IMAGES", 3)
+    path = tmp_path / "scores.json"
+    words = ["pair_scoring", "--captions", "4", "--candidates", "40", "--json", str(path)]
+    assert benchmark.main(words) == 0
+    measured = json.loads(path.read_text())["pair_scoring"]
+    assert (measured["images"], measured["captions"], measured["boxes"]) == (3, 4, 36)
+    assert min(measured[f"pairs_per_{unit}"] for unit in ("second", "cpu_second")) > 0
+    projected = 5_000_000 / measured["pairs_per_second"]
+    assert abs(measured["seconds_projected"] - projected) < 0.01 * projected
+    assert "1,000 x 5,000 pairs" in capsys.readouterr().out
+
+
+def test_memory_does_not_grow_with_the_store(tmp_path):
+    pair_scoring._make_store(tmp_path, 400, 2, 40)
+    size = (tmp_path / "pools" / "features.npy").stat().st_size / 2**20
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        _, _, peak = pool.apply(pair_scoring._score, (str(tmp_path),))
+    assert peak < 100 < size, (peak, size)
+
+
+def test_every_setting_is_measured():
+    results = BENCHMARKS["nms"].load().measure(Options(queries=(1, 30), candidates=40, rounds=1))
+    settings = [(row["boxes"], row["own"], row["queries"]) for row in results["rows"]]
+    assert settings == [
+        (name, own, queries)
+        for name in ("scattered", "clustered")
+        for own in (False, True)
+        for queries in (1, 30)
+    ]
+    assert all(row["loop_ms"] > 0 and row["at_once_ms"] > 0 for row in results["rows"])
+    text = BENCHMARKS["nms"].load().show(results)
+    assert "40 boxes" in text
+    assert text.count("clustered") == 4
+
+
+def test_different_results_are_not_timed(monkeypatch):
+    def all_in_order(boxes, scores, *_):
+        keep = torch.arange(scores.shape[1]).expand(scores.shape)
+        return keep, torch.full((len(scores),), scores.shape[1])
+
+    monkeypatch.setattr(nms, "multi_query_nms", all_in_order)
+    with pytest.raises(RuntimeError, match="keep different boxes"):
+        BENCHMARKS["nms"].load().measure(Options(queries=(2,), candidates=20, rounds=1))
+
+
+def test_it_runs_and_both_ways_agree():
+    benchmark = BENCHMARKS["text"].load()
+    results = benchmark.measure(Options(lines=300, captions=40))  # raises where they differ
+    glove, pseudo = results["glove"], results["pseudo_gt"]
+    assert glove["lines"] == 300 and glove["peak_mib"] > 0 < glove["cached_s"]
+    assert pseudo["expressions"] == 40 and pseudo["ratio"] > 0
+    assert "300 lines" in benchmark.show(results)
+
+
+def test_made_up_expressions_are_distinct():
+    names = ["cup", "dining table"]
+    images = made_up_images(500, names)
+    queries = [e["query"] for image in images for e in image["expressions"]]
+    assert len(queries) == len(set(queries)) == 500
+    ids = [e["sent_id"] for image in images for e in image["expressions"]]
+    assert ids == list(range(500))
+
+
+def test_made_up_vectors_are_read(tmp_path):
+    write_vectors(tmp_path / "v.txt", 1200)
+    vectors = GloveVectors(tmp_path / "v.txt")
+    assert len(vectors) == 1200 and vectors.dim == DIM
+    np.testing.assert_array_equal(vectors(["word3"]), vectors(["word1003"]))
