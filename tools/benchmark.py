@@ -80,10 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot and not {"overhead", "all"} & set(args.what):
         parser.error("--plot draws what overhead measures; give overhead, or all")
 
+    outputs = [path for path in (args.json, args.plot) if path]
+    if args.json and args.json == args.plot:
+        parser.error(f"--json and --plot are the same file, {args.json}")
+
     import torch
 
-    from vlnms_d2.file_io import write_json
+    from vlnms_d2.file_io import claim, refuse_foreign, write_json
 
+    refuse_foreign(*outputs)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU; use --device cpu")
     results = {}
@@ -98,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
         print(benchmark.show(results[name]), flush=True)
+    claim(*outputs)
     if args.json:
         write_json(args.json, results)
     if args.plot and "overhead" in results:

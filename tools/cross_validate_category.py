@@ -40,9 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
 
     from category_study.folds import format_folds, measure
-    from vlnms_d2.file_io import write_json
+    from vlnms_d2.file_io import claim, refuse_foreign, write_json
 
+    outputs = [args.json] if args.json else []
     try:
+        refuse_foreign(*outputs)
         results = measure(
             args.detections,
             args.annotations,
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(format_folds(results))
     print(f"chosen on all photos: {results['chosen_on_all']}\nin use: {results['in_use']}")
+    claim(*outputs)
     if args.json:
         write_json(args.json, results)
     return 0

@@ -143,28 +143,10 @@ def picture_name(job: Job, number: int) -> str:
     return f"{job.stem}_{number:02d}_{slug(job.questions[number - 1]['query'])}.png"
 
 
-def refuse_foreign_files(output: Path, jobs: Sequence[Job]) -> None:
-    """Let only files be replaced that an earlier demonstration wrote, by its `proposals.json`.
-
-    Raises:
-        ValueError: another file, or one of the images, is where output goes.
-    """
-    records, ours = output / "proposals.json", set()
-    if records.exists():
-        try:
-            content = json.loads(records.read_bytes())
-            queries = [query for image in content["images"] for query in image["queries"]]
-            ours = {records.name, *(query["picture"] for query in queries)}
-        except (KeyError, TypeError, ValueError, RecursionError):
-            pass  # not a file of this tool
+def output_paths(output: Path, jobs: Sequence[Job]) -> list[Path]:
+    """The files that the tool writes."""
     names = [picture_name(job, n + 1) for job in jobs for n in range(len(job.questions))]
-    inputs = {job.path.resolve() for job in jobs}
-    for path in (output / name for name in (*names, records.name)):
-        if (path.exists() and path.name not in ours) or path.resolve() in inputs:
-            raise ValueError(
-                f"{path}: this tool did not write it, or it is an input, and it would be replaced. "
-                "Give another --output."
-            )
+    return [output / name for name in (*names, "proposals.json")]
 
 
 def answer(
@@ -301,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     from vlnms_d2.data.mapper import read_image
-    from vlnms_d2.file_io import write_json
+    from vlnms_d2.file_io import claim, refuse_foreign, write_json
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # It warns about how Detectron2 asks whether it is being traced.
@@ -311,9 +293,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = [] if paths else scene_jobs()
         if args.query:
             jobs = make_jobs(paths or [job.path for job in jobs], args.query)
-        refuse_foreign_files(args.output, jobs)
+        outputs = output_paths(args.output, jobs)
+        refuse_foreign(*outputs, inputs=[job.path for job in jobs])
         predictor = build_predictor(setup(args.config_file, args.opts), args.masks)
-        args.output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     images, failures = [], []
@@ -324,6 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             failures.append(str(error))
             continue
+        claim(*output_paths(args.output, [job]))
         images.append(answer(predictor, image, job, args.output, args.masks))
     if images:
         write_json(args.output / "proposals.json", {"version": PROPOSALS_VERSION, "images": images})

@@ -74,6 +74,8 @@ def read_pairs(path: Path) -> Iterator[tuple[int, int | str]]:
     Raises:
         ValueError: a line is not [image id, caption id].
     """
+    from vlnms_d2.file_io import shown
+
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -82,9 +84,32 @@ def read_pairs(path: Path) -> Iterator[tuple[int, int | str]]:
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"{path}, line {number}: expected [image id, caption id] in JSON, found "
-                    f"{line[:80]!r}"
+                    f"{shown(line[:80])}"
                 ) from error
             yield image_id, caption_id
+
+
+def scan_files(split: str, imram: bool) -> list[str]:
+    """The names of the files that `write_scan` writes."""
+    from vlnms_d2.export import Imram, Scan
+
+    return [f"{split}_{name}" for name in (Imram if imram else Scan)(1).files()]
+
+
+def check_scan_out(folder: Path, names: Sequence[str]) -> None:
+    """Refuse, before the long export, files of others in `--scan-out`. Those of SCAN itself have
+    the same names, and earlier versions of this tool left no manifest to tell theirs.
+
+    Raises:
+        ValueError: there are some.
+    """
+    there = [name for name in names if (folder / name).exists()]
+    if there and not (folder / "manifest.json").exists():
+        raise ValueError(
+            f"{folder / there[0]}: this tool did not write it, as there is no manifest.json, and "
+            "would replace it. --overwrite does not change that. Give another --scan-out; or, if "
+            f"an earlier version of this tool wrote it, remove {', '.join(there)} from {folder}."
+        )
 
 
 def write_scan(
@@ -111,6 +136,7 @@ def write_scan(
     """
     from vlnms_d2.export import Imram, Scan
     from vlnms_d2.export.job import OutputFolder
+    from vlnms_d2.file_io import shown
 
     if not 1 <= num_boxes <= store.index.shape[2]:
         raise ValueError(
@@ -118,7 +144,7 @@ def write_scan(
             "make it with a larger --top-n"
         )
     scan = (Imram if imram else Scan)(num_boxes)
-    names = [f"{split}_{name}" for name in scan.files()]
+    names = scan_files(split, imram)
     output = OutputFolder(folder)
     with output.begin({"scan": names, "boxes": num_boxes}, overwrite=True, outputs=names):
         with (output.work / "pairs").open("wb") as shard:
@@ -127,8 +153,8 @@ def write_scan(
                     numbers = store.image_number(image_id), store.caption_number(caption_id)
                 except KeyError as error:
                     raise ValueError(
-                        f"the store has no image {image_id!r} or no caption {caption_id!r} "
-                        f"(pair [{image_id!r}, {caption_id!r}]). Export pairs of their data set."
+                        f"the store lacks image or caption of {shown([image_id, caption_id])}. "
+                        "Export pairs of their data set."
                     ) from error
                 caption = store.captions[numbers[1]].caption
                 features = store.proposals(*numbers).features
@@ -152,6 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         model, processes = take_model_options(args)
         settings = PairSettings(model=model, **args)
+        if scan is not None:
+            check_scan_out(scan_out, scan_files(split, imram))
         manifest = run_pairs(settings, processes, overwrite)
         if scan is not None and processes.is_main:
             store = PairStore(settings.out)

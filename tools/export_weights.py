@@ -33,21 +33,6 @@ def to_half(value: Tensor) -> Tensor:
     return half
 
 
-def is_exported(checkpoint: Path, path: Path) -> bool:
-    """Whether this tool wrote an existing file, which is not the checkpoint itself."""
-    import torch
-
-    if path.samefile(checkpoint):
-        return False
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        values = content["model"].values()
-        known = content.keys() <= {"model", "detector_weights"}
-        return known and all(to_half(v).dtype == v.dtype for v in values)
-    except Exception:  # no checkpoint of any kind
-        return False
-
-
 def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> int:
     """Write the weights of `checkpoint` to `destination`; returns the number of bytes written.
 
@@ -61,15 +46,11 @@ def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> 
     """
     import torch
 
-    from vlnms_d2.file_io import atomic_write
+    from vlnms_d2.file_io import atomic_write, claim, refuse_foreign
 
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no checkpoint {checkpoint}; tools/train_net.py writes them")
-    if destination.exists() and not is_exported(checkpoint, destination):
-        raise ValueError(
-            f"{destination}: this tool did not write it, and would replace it. Move it away, or "
-            "name another file."
-        )
+    refuse_foreign(destination, inputs=[checkpoint])
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises all kinds of errors for files of another kind
@@ -86,7 +67,7 @@ def export(checkpoint: Path, destination: Path, detector_only: bool = False) -> 
     exported = {"model": weights}
     if content.get("detector_weights"):
         exported["detector_weights"] = content["detector_weights"]
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    claim(destination)
     with atomic_write(destination) as file:
         torch.save(exported, file)
     return destination.stat().st_size

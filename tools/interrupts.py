@@ -23,7 +23,9 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
     except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
         if os.environ.get("VLNMS_TRACEBACK"):
             raise
-        message = error.args[0] if isinstance(error, KeyError) else error
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        if "\nOriginal Traceback" in message:  # as torch passes on what a data loader raised
+            message = message.rpartition(f"\n{type(error).__name__}: ")[2].rstrip()
         print(f"{tool}: {message}\n(VLNMS_TRACEBACK=1 shows where)", file=sys.stderr)
         status = 1
     sys.stdout.flush()

@@ -19,14 +19,15 @@ from detectron2.data import MetadataCatalog
 from pseudo_gt import contexts_of, mentioned_objects, referent_misses, weakly_supervised
 from vlnms_d2.data.builtin import registered_images
 from vlnms_d2.data.datasets.coco import read_categories
-from vlnms_d2.data.detections import iter_detections
+from vlnms_d2.data.detections import check_not_corners, iter_detections
 from vlnms_d2.data.pseudo_gt import has_contexts, pseudo_gt_file, save_pseudo_gt
-from vlnms_d2.file_io import atomic_write, write_json
+from vlnms_d2.file_io import atomic_write, claim, refuse_foreign, write_json
 from vlnms_d2.language.matching import CategoryMatcher
 from vlnms_d2.language.nouns import NounFinder
 from vlnms_d2.language.word_vectors import WordVectors, read_word_vectors
 from vlnms_d2.modeling.text import Vocabulary, tokenize
 
+OUTPUTS = ("vocab.json", "word_vectors.txt", "statistics.json", "refer_val_test_images.json")
 # Chosen by tools/calibrate_words.py on the training split of RefShapes.
 GAMMA_MINILM = 0.65
 GAMMA_GLOVE = 0.4  # the paper's
@@ -128,9 +129,13 @@ class Preparation:
         """
         images = registered_images(name)
         folder = self.out / name
-        folder.mkdir(parents=True, exist_ok=True)
+        outputs = [folder / one for one in OUTPUTS]
+        outputs.append(pseudo_gt_file(self.out, name))
+        if not any(folder.glob(".*.made")):  # which earlier versions left as well
+            refuse_foreign(*outputs)
         left_out = MetadataCatalog.get(name).get("refer_val_test_images")
         if left_out is not None:
+            claim(*outputs)
             self.report(f"{name}: the ids of REFER's images of val and test are in {folder}")
             write_json(folder / "refer_val_test_images.json", left_out)
             statistics = {"images": len(images), "images_of_val_and_test": len(left_out)}
@@ -139,6 +144,9 @@ class Preparation:
         queries = [e["query"] for image in images for e in image["expressions"]]
         if not queries:
             raise ValueError(f"the data set {name} has no expression")
+        if self.settings.word_vectors:
+            self._vectors  # noqa: B018, fails before anything is written
+        claim(*outputs)
         self.report(f"{name}: {len(images):,} images, {len(queries):,} expressions")
         vocabulary = self._vocabulary(name, queries, folder)
         statistics = {"images": len(images), "expressions": len(queries)}
@@ -200,6 +208,12 @@ class Preparation:
             statistics = {"contexts": "text similarity", "referent_misses": misses}
             content = {"contexts": objects}
         else:
+            boxes = self.detected.by_image
+            sized = [i for i in images if "height" in i and i["image_id"] in boxes]
+            check_not_corners(
+                Path(self.settings.detections),
+                ((boxes[i["image_id"]][0], (i["height"], i["width"])) for i in sized),
+            )
             objects = weakly_supervised(images, self.detected.by_image, matcher, gamma)
             statistics, content = {"contexts": "WSPG"}, {"boxes": objects}
         counts = [len(of_expression) for of_expression in objects.values()]

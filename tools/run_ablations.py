@@ -87,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = args.overrides[1:] if args.overrides[:1] == ["--"] else args.overrides
     stem = args.table or args.out / "table"
 
-    from ablations.runner import measure_all, run_all, write_table
+    from ablations.runner import measure_all, run_all, table_files, write_table
     from ablations.runs import check_settings, plan
+    from vlnms_d2.file_io import refuse_foreign
 
     words = sys.argv[1:] if argv is None else argv
     command_line = shlex.join(["python", "tools/run_ablations.py", *map(str, words)])
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = plan(args.out, args.configs, args.seeds, overrides)
         for run in runs:
             check_settings(run)
+        refuse_foreign(*table_files(stem))
     # Detectron2's configs raise any of these at a wrong key or value.
     except (AssertionError, KeyError, ValueError) as error:
         parser.error(str(error))

@@ -48,16 +48,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vlnms_d2.data import GroundingMapper
     from vlnms_d2.data.builtin import registered_images
     from vlnms_d2.engine.predictor import VLNMSPredictor
+    from vlnms_d2.file_io import claim, refuse_foreign
 
     setup_logger(name="vlnms_d2")
     try:
         cfg = load_config(args.config_file, args.opts)
         if not cfg.MODEL.MASK_ON:
             raise ValueError(f"{args.config_file}: MODEL.MASK_ON is False, expected a mask head")
+        outputs = [run / f"res_{name}.json" for run in args.runs for name in args.datasets]
+        refuse_foreign(*outputs)
         mapper = GroundingMapper(cfg, is_train=False)
         model = VLNMSPredictor(cfg).model
         for name in args.datasets:
             choices = {run: read_choices(run / f"choices_{name}.json") for run in args.runs}
+            claim(*(run / f"res_{name}.json" for run in args.runs))
             evaluate_masks(model, mapper, name, registered_images(name), choices)
     except (OSError, KeyError, ValueError) as error:
         parser.error(str(error))

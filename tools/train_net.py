@@ -14,14 +14,19 @@ python tools/train_net.py --config-file ... --num-machines 2 --machine-rank 1 --
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
 
 from import_option import add_import_option
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,6 +53,39 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def output_files(cfg: CfgNode) -> list[Path]:
+    """The files that are written anew, and checkpoints; logs are appended to."""
+    folder = Path(cfg.OUTPUT_DIR)
+    names = ["config.yaml", "last_checkpoint", "model_final.pth"]
+    names += [f"inference/recall_{name}.json" for name in cfg.DATASETS.TEST]
+    names += [
+        f"inference/{name}" for name in ("coco_instances_results.json", "instances_predictions.pth")
+    ]
+    return [*(folder / name for name in names), *folder.glob(f"model_{'[0-9]' * 7}.pth")]
+
+
+def has_log(folder: Path) -> bool:
+    """Whether Detectron2 has trained or evaluated in the folder before, as its log says."""
+    log = folder / "log.txt"
+    return log.is_file() and b" detectron2]: " in log.read_bytes()
+
+
+def check_expressions(cfg: CfgNode) -> None:
+    """Read the expressions to train on once, so that damaged files are told before any is written.
+
+    Raises:
+        OSError, ValueError: a file is missing or damaged.
+    """
+    from detectron2.data import MetadataCatalog
+
+    from vlnms_d2.data.pseudo_gt import load_expressions
+
+    kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TRAIN}
+    if kinds == {"refer"}:
+        pseudo_gt = cfg.MODEL.VLNMS.PSEUDO_GT
+        load_expressions(cfg.DATASETS.TRAIN, pseudo_gt.DIR, required=pseudo_gt.CONTEXT)
+
+
 def setup(args: argparse.Namespace):
     """The config that the command line describes; writes it to the output folder."""
     import torch
@@ -58,21 +96,36 @@ def setup(args: argparse.Namespace):
 
     from vlnms_d2.config import load_config
     from vlnms_d2.engine.trainer import build_vocabulary, check_resumed
+    from vlnms_d2.file_io import claim, refuse_foreign
 
     cfg = load_config(args.config_file, args.opts)
     # Evaluation covers every operating point, so no proposal may be removed before.
     cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
+    outputs = output_files(cfg)
+    if comm.is_main_process() and not has_log(Path(cfg.OUTPUT_DIR)):
+        refuse_foreign(*outputs)
     if not args.eval_only:
         if args.resume:  # before anything in the folder is written
             path = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).get_checkpoint_file()
             if path.endswith(".pth") and os.path.isfile(path):
                 checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
                 check_resumed(cfg, checkpoint.get("trainer", {}))
+        if comm.is_main_process():
+            check_expressions(cfg)
         build_vocabulary(cfg)
     cfg.freeze()
+    if comm.is_main_process():
+        claim(*outputs)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vlnms_d2")
     return cfg
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """A filter of the log of errors in training, which the tool shows by itself."""
+    if not os.environ.get("VLNMS_TRACEBACK"):
+        record.exc_info = None
+    return True
 
 
 def run(args: argparse.Namespace):
@@ -90,6 +143,7 @@ def run(args: argparse.Namespace):
             cfg.MODEL.WEIGHTS = checkpointer.get_checkpoint_file()
         load_weights(cfg, model)
         return VLNMSTrainer.test(cfg, model)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(without_traceback)
     trainer = VLNMSTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -230,7 +230,7 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value`, of the key `MODEL.VLNMS.<key>`, is one of `choices`."""
     if value not in choices:
         expected = " or ".join(map(repr, choices))
-        raise ValueError(f"MODEL.VLNMS.{key} is {value!r}, expected {expected}")
+        raise ValueError(f"MODEL.VLNMS.{key} is {shown(value)}, expected {expected}")
 
 
 def lookup(registry: Registry, name: str, key: str, section: str = "MODEL.VLNMS") -> type:
@@ -241,7 +241,7 @@ def lookup(registry: Registry, name: str, key: str, section: str = "MODEL.VLNMS"
     """
     if name not in registry:
         known = ", ".join(sorted(known_name for known_name, _ in registry))
-        raise ValueError(f"{section}.{key} is {name!r}; the registered names are: {known}")
+        raise ValueError(f"{section}.{key} is {shown(name)}; the registered names are: {known}")
     return registry.get(name)
 
 

@@ -1,20 +1,22 @@
-"""Writing files whole or not at all, and how messages show what files hold."""
+"""Writing files whole or not at all and replacing only files of ours; how messages show values."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import reprlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _TEMPORARY = ".vlnms_d2.tmp"
+_WRITTEN = ".vlnms_d2.written"  # in a folder: names and digests of the files that tools wrote
 _FULL = "the disk is full. Free some space, or choose another folder, and run again"
 
 
@@ -41,6 +43,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 os.umask(umask)
                 temporary.chmod(0o666 & ~umask)
                 file.flush()
+                if path.name in _claimed(path.parent):
+                    _record(path.parent, [(path.name, file_sha256(temporary))])
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -86,6 +90,65 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Writes an object as JSON with sorted keys, so that equal objects give equal bytes."""
     with atomic_write(path) as file:
         file.write(json.dumps(obj, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+
+
+def refuse_foreign(*paths: Path, inputs: Iterable[Path] = ()) -> None:
+    """Check that output at these paths replaces neither an input nor what tools did not write.
+
+    Raises:
+        ValueError: a file is there that is not recorded by `claim`, or not as it was written.
+    """
+    read = {path.resolve() for path in inputs}
+    for path in paths:
+        place = path.absolute()
+        folder = next(each for each in place.parents if each.exists())
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: is a file, expected the folder of {path.name}")
+        digests = _claimed(place.parent).get(place.name)
+        is_ours = digests is not None and not place.is_symlink()
+        if is_ours and digests and place.is_file():
+            is_ours = file_sha256(place) in digests
+        if (os.path.lexists(place) and not is_ours) or place.resolve() in read:
+            raise ValueError(
+                f"{path}: this tool did not write it, or it is an input, and it would be replaced. "
+                "Move it away, or name another place for the output."
+            )
+
+
+def claim(*paths: Path) -> None:
+    """Record that tools write these files, before they do; creates their folders."""
+    for folder in {path.absolute().parent: None for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in paths if path.absolute().parent == folder}
+        _record(folder, [(name, "") for name in sorted(names - _claimed(folder).keys())])
+
+
+def _record(folder: Path, written: list[tuple[str, str]]) -> None:
+    with (folder / _WRITTEN).open("a", encoding="utf-8") as file:
+        file.write("".join(f"{json.dumps(entry)}\n" for entry in written))
+
+
+def _claimed(folder: Path) -> dict[str, set[str]]:
+    """The digests of what tools wrote under each name; none where `atomic_write` was not used."""
+    claimed: dict[str, set[str]] = {}
+    try:
+        for line in (folder / _WRITTEN).read_text("utf-8").splitlines():
+            name, digest = json.loads(line)
+            claimed.setdefault(name, set()).update([digest] if digest else [])
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _WRITTEN}: damaged ({error}); remove it") from error
+    return claimed
+
+
+def file_sha256(path: Path) -> str:
+    """Of the content of a file, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 class _Shortened(reprlib.Repr):

@@ -12,6 +12,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from .file_io import shown
 from .language.matching import CategoryMatcher, category_matcher
 from .modeling.candidates import Candidates
 from .modeling.postprocessing import VLNMSPostprocessor
@@ -143,8 +144,8 @@ def _checked_image(image: np.ndarray, image_size: tuple[int, int] | None) -> tup
     """The size of the image, (height, width)."""
     is_image = isinstance(image, np.ndarray) and image.dtype == np.uint8
     if not is_image or image.ndim != 3 or image.shape[2] != 3:
-        shown = getattr(image, "dtype", type(image).__name__), list(np.shape(image))
-        raise ValueError(f"image must be BGR uint8 [H, W, 3], got {shown[0]} {shown[1]}")
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise ValueError(f"image must be BGR uint8 [H, W, 3], got {kind} {list(np.shape(image))}")
     if image_size is not None and tuple(image_size) != image.shape[:2]:
         raise ValueError(f"image_size is {image_size}, but the image is {image.shape[:2]}")
     return image.shape[:2]
@@ -152,7 +153,7 @@ def _checked_image(image: np.ndarray, image_size: tuple[int, int] | None) -> tup
 
 def _checked_queries(queries: Sequence[str]) -> list[str]:
     if isinstance(queries, str):
-        raise TypeError(f"queries must be a sequence of strings, got the string {queries!r}")
+        raise TypeError(f"queries must be a sequence of strings, got the string {shown(queries)}")
     return as_query_list(list(queries), "queries")
 
 

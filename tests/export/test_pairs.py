@@ -197,12 +197,16 @@ def test_the_tool_writes_pairs_and_chosen_ones_for_scan(whole, make_settings, tm
     assert "boxes of each image's first caption" in capsys.readouterr().err
     assert pairs_tool.main(words) == 0  # again
     capsys.readouterr()
-    theirs = words.copy()
+    theirs = [*words, "--overwrite"]
+    theirs[words.index(str(tmp_path / "out"))] = str(tmp_path / "not made")
     theirs[words.index(str(tmp_path / "scan"))] = str(tmp_path / "theirs")
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "dev_ims.npy").write_text("theirs")
     assert pairs_tool.main(theirs) == 1
-    assert "dev_ims.npy: this tool did not write it" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "dev_ims.npy: this tool did not write it" in error
+    assert f"remove dev_ims.npy from {tmp_path / 'theirs'}" in error
+    assert not (tmp_path / "not made").exists()
     assert [path.read_text() for path in (tmp_path / "theirs").iterdir()] == ["theirs"]
     words[words.index("3")] = "99"
     assert pairs_tool.main(words) == 1

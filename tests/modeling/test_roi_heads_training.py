@@ -1,10 +1,13 @@
 """Training a query-conditioned head, and loading its weights."""
 
 import copy
+import multiprocessing
 import pickle
+from datetime import timedelta
 
 import pytest
 import torch
+from closeness import WHOLE_MODEL, assert_rounds_alike
 from conftest import (
     HEADS,
     build,
@@ -128,6 +131,64 @@ def test_batches_without_queries_under_distributed_data_parallel(config, related
     # Detectron2's trainer reads the losses that the first process has from all.
     assert all(each.keys() == losses[0].keys() for each in losses)
     assert losses[0]["loss_relatedness"] == 0 < losses[1]["loss_relatedness"]
+
+
+# In each iteration the batches of two processes: with queries on both, on one of them, on none.
+ROUNDS = [("alone", "asked"), ("asked", "asked"), ("asked", "alone"), ("alone", "alone")]
+
+
+def _losses(model, kind: str, seed: int) -> torch.Tensor:
+    ground_truth = targets(1)[0]
+    ground_truth.gt_classes = torch.tensor([1, 2])
+    inputs = image_input(seed, instances=ground_truth)
+    if kind == "asked":
+        inputs |= {"query": "dog", "query_targets": targets(1)}
+    torch.manual_seed(seed)  # of what is sampled
+    with EventStorage():
+        return sum(model([inputs]).values())
+
+
+def _train_one_of_two(rank: int, cfg, folder) -> None:
+    torch.set_num_threads(1)
+    group = {"init_method": f"file://{folder}/group", "timeout": timedelta(seconds=60)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, **group)
+    model = build(cfg).train()
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer, gradients = torch.optim.SGD(model.parameters(), lr=1e-4), None
+    for number, kinds in enumerate(ROUNDS):
+        optimizer.zero_grad()
+        _losses(parallel, kinds[rank], 2 * number + rank).backward()
+        if gradients is None:
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        optimizer.step()
+    torch.save((gradients, dict(model.named_parameters())), folder / f"{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_of_which_one_has_no_query(config, tmp_path):
+    """Gradients are the mean of those of the two batches, and the processes stay alike."""
+    cfg = config()
+    cfg.MODEL.VLNMS.FREEZE_DETECTOR = False
+    cfg.MODEL.MASK_ON = False
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    processes = [context.Process(target=_train_one_of_two, args=(r, cfg, tmp_path)) for r in (0, 1)]
+    for process in processes:
+        process.start()
+    expected = build(cfg).train()
+    for rank, kind in enumerate(ROUNDS[0]):
+        (_losses(expected, kind, rank) / 2).backward()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    (gradients, state), (others, other_state) = (torch.load(tmp_path / f"{r}.pth") for r in (0, 1))
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name
+    assert any(".vlnms." in name and value.any() for name, value in gradients.items())
+    for name, parameter in expected.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(gradients[name], others[name])
+            assert_rounds_alike(gradients[name], parameter.grad, WHOLE_MODEL)
 
 
 def test_a_detector_that_learns_needs_ground_truth(config):

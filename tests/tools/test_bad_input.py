@@ -4,26 +4,24 @@ Every case must end in an exit status other than 0, a message without a tracebac
 file, the key or the value, and no file written or changed; or in the same output as good input.
 """
 
-import contextlib
-import importlib.util
-import io
 import json
+import math
 import pickle
 import re
-import sys
+import tempfile
 from pathlib import Path
-from unittest import mock
 
 import bad_input
 import cv2
+import dataset_folders
 import exported
 import numpy as np
 import pytest
 import torch
-from bad_input import BAD_NUMBERS
-from conftest import REPO
+from bad_input import BAD_NUMBERS, run_tool, state_of
 from detectron2.data import DatasetCatalog
 
+from vlnms_d2.data import register_refer
 from vlnms_d2.export import reranking
 
 SEED = 20261125
@@ -44,36 +42,6 @@ def by_words(names):
         return np.where(rows, 1.0, 0.1).astype(np.float32)
 
     return encode
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f"bad_{name}", REPO / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # as data classes need it
-    spec.loader.exec_module(module)
-    return module
-
-
-def state_of(folder):
-    """All files below a folder, but logs, with their bytes and times."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".log")
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
-
-
-def run_tool(name, arguments):
-    """Exit status and stderr of a tool, run as its file would be."""
-    import interrupts
-
-    module, printed = load_tool(name), io.StringIO()
-    with (
-        contextlib.redirect_stderr(printed),
-        contextlib.redirect_stdout(io.StringIO()),
-        mock.patch.object(sys, "argv", [f"{name}.py"]),
-        pytest.raises(SystemExit) as ended,
-    ):
-        interrupts.exit_with(lambda: module.main([str(word) for word in arguments]))
-    code = ended.value.code
-    return 0 if code is None else code, printed.getvalue()
 
 
 def complaint(name, arguments, folder, expected, out=None, good=None):
@@ -249,6 +217,24 @@ def test_rerank_with_other_queries_and_mentions(campaign, tmp_path, rerank_files
     for title, content in bad_input.with_bad_values(MENTIONS, bad, SEED):
         rerank_case(campaign, tmp_path, rerank_files, "mentions", title, content)
     campaign.check(30)
+
+
+def test_corners_in_place_of_sizes(tmp_path, rerank_files):
+    _, arguments, _ = rerank_files
+
+    def run(out, changed):
+        boxes = [changed(index, *each["bbox"]) for index, each in enumerate(DETECTIONS)]
+        content = [each | {"bbox": box} for each, box in zip(DETECTIONS, boxes, strict=True)]
+        (tmp_path / "corners.json").write_text(json.dumps(content))
+        words = [*arguments, "--detections", tmp_path / "corners.json", "--out", tmp_path / out]
+        return run_tool("rerank", words)
+
+    status, error = run("a", lambda _, x, y, w, h: [x + 30, y + 30, x + 30 + w, y + 30 + h])
+    assert status == 1 and "corners.json: 12 of 12 boxes" in error
+    assert "expected [x, y, width, height]" in error and not (tmp_path / "a").exists()
+    # All boxes of one image end outside of it, as those of some detectors do.
+    assert run("b", lambda i, x, y, w, h: [x, y, w + 60 * (i < 4), h])[0] == 0
+    assert run("c", lambda i, x, y, w, h: [x, y, w + 60 * (i < 7), h])[0] == 1
 
 
 # --- options --------------------------------------------------------------------------------
@@ -509,3 +495,197 @@ def test_no_option_stands_for_another(campaign, tmp_path, model):
             title = f"{tool} {' '.join(texts).replace(str(tmp_path), '')}"
             campaign.case(title, tool, [*base, *more], tmp_path, expected)
     campaign.check(25)
+
+
+# --- images, word vectors and training data --------------------------------------------------
+
+
+def write_all(folder, files):
+    """Write (name, bytes) into a folder; returns the paths."""
+    folder.mkdir()
+    paths = []
+    for name, content in files:
+        paths.append(folder / name)
+        paths[-1].write_bytes(content)
+    return paths
+
+
+def test_images_of_the_demo(tmp_path, model):
+    bad = write_all(tmp_path / "bad", bad_input.bad_images(SEED))
+    good = write_all(tmp_path / "good", bad_input.unusual_images(SEED))
+    out = tmp_path / "out"
+    words = ["--config-file", model, "--output", out, "--query", "dog", "--input", *bad, *good]
+    before = state_of(tmp_path / "bad")
+    status, error = run_tool("demo", words)
+    assert status == 1 and "Traceback" not in error and len(error) < 400 * len(bad)
+    assert [path.name for path in bad if str(path) not in error] == []
+    assert [path.name for path in good if str(path) in error] == []
+    images = json.loads((out / "proposals.json").read_text())["images"]
+    assert [image["file"] for image in images] == list(map(str, good))
+    assert state_of(tmp_path / "bad") == before
+
+
+def test_images_of_an_export(campaign, tmp_path, model):
+    """One of the five images of the data set is damaged; the message names it."""
+    image = sorted((tmp_path / "datasets").rglob("*.jpg"))[2]
+    words = ["--config-file", model, "--dataset", exported.DATASET, "--num-gpus", "0"]
+    words += ["--out", tmp_path / "case" / "out"]
+    (tmp_path / "case").mkdir()
+    chosen = ("cut0.jpg", "text.jpg", "empty.jpg", "bomb.png", "thin.png", "gray16.png")
+    files = dict(bad_input.bad_images(SEED))
+    for name in chosen:
+        image.write_bytes(files[name])
+        campaign.case(f"export, {name}", "export_proposals", words, tmp_path / "case", [image.name])
+    image.unlink()
+    campaign.case("export, missing", "export_proposals", words, tmp_path / "case", [image.name])
+    campaign.check(7)
+
+
+def test_pictures_of_rerank(campaign, tmp_path, rerank_files):
+    _, arguments, _ = rerank_files
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in (1, 2, 3):
+        cv2.imwrite(str(photos / f"{i}.png"), np.zeros((60, 70, 3), np.uint8))
+    for name, content in bad_input.bad_images(SEED):
+        (photos / "1.png").write_bytes(content)
+        words = [*arguments, "--image-dir", photos, "--pictures", "3", "--out", tmp_path / "out"]
+        if name != "thin.png":  # need not be resized
+            campaign.case(f"pictures, {name}", "rerank", words, tmp_path, ["1.png"])
+    campaign.check(15)
+
+
+def test_word_vectors(campaign, tmp_path, model):
+    (tmp_path / "out").mkdir()
+    for path in write_all(tmp_path / "vectors", bad_input.bad_vectors(SEED)):
+        words = ["--datasets", exported.DATASET, "--word-vectors", path, "--out", tmp_path / "out"]
+        campaign.case(f"vectors, {path.name}", "prepare_data", words, tmp_path, [path.name])
+    campaign.check(20)
+
+
+BAD_REFS = {
+    "*": [None, 7],
+    "*.ann_id": [..., "one", 1.5, 999],
+    "*.image_id": [None, 999],
+    "*.split": [..., 7],
+    "*.sentences": [None, [7], [{}]],
+    "*.sentences.0.sent_id": [..., "x", 1],
+}
+BAD_INSTANCES = {
+    "images": [..., 7, []],
+    "images.*": [None],
+    "images.*.id": [..., "x"],
+    "images.*.file_name": [None],
+    "images.*.height": [..., "7", 0, math.nan],
+    "annotations": [..., 7],
+    "annotations.*": [None],
+    "annotations.*.bbox": [..., [1, 2, 3], [0, 0, math.nan, 5]],
+    "annotations.*.category_id": [..., 99],
+}
+
+
+@pytest.fixture
+def training(config, tmp_path, monkeypatch):
+    """`run(name, content, *opts)`: the words that train on a data set with one file replaced."""
+    root = tmp_path / "datasets"
+    dataset_folders.make_refer_folder(root)
+    refs = dataset_folders._refs(("train",) * 5)
+    (root / "refer" / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
+    kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    name = "damaged_train"
+    register_refer(root / "refer" / "refcoco", "damaged", image_root=root / "coco" / "train2014")
+    cfg = config()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.VLNMS.VOCAB = 80, ""
+    cfg.MODEL.VLNMS.PSEUDO_GT.DIR = str(root)
+    cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT = False
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
+    cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = 0, 2, 1
+    (tmp_path / "train.yaml").write_text(cfg.dump())
+    words = ["--config-file", tmp_path / "train.yaml", "--num-gpus", "0"]
+
+    def run(path, content, *opts):
+        for file, before in kept.items():
+            file.write_bytes(before)
+        (root / path).parent.mkdir(exist_ok=True)
+        if content is not None:
+            (root / path).write_bytes(content)
+        else:
+            (root / path).unlink()
+        return [*words, *opts, "OUTPUT_DIR", tmp_path / "out"]
+
+    yield run
+    for one in DatasetCatalog.list():
+        if one.startswith("damaged_"):
+            DatasetCatalog.remove(one)
+
+
+def refs_and_instances(folder):
+    refs = pickle.loads((folder / "refs(unc).p").read_bytes(), encoding="utf-8")
+    return refs, json.loads((folder / "instances.json").read_text())
+
+
+def test_expressions_to_train_on(campaign, tmp_path, training):
+    folder = tmp_path / "datasets" / "refer" / "refcoco"
+    refs, instances = refs_and_instances(folder)
+    for title, content in bad_input.with_bad_values(refs, BAD_REFS, SEED):
+        damaged = pickle.dumps(json.loads(content), 2)
+        words = training("refer/refcoco/refs(unc).p", damaged)
+        campaign.case(f"refs, {title}", "train_net", words, tmp_path, ["refs(unc).p"])
+    content = (folder / "refs(unc).p").read_bytes()
+    for title, damaged in {
+        "missing": None,
+        "empty": b"",
+        "truncated": content[:-100],
+        "code": pickle.dumps(RunsCode()),
+        "no refs": pickle.dumps([]),
+        "text": b"refs",
+    }.items():
+        words = training("refer/refcoco/refs(unc).p", damaged)
+        campaign.case(f"refs, {title}", "train_net", words, tmp_path, ["refs(unc).p"])
+    for title, damaged in bad_input.with_bad_values(instances, BAD_INSTANCES, SEED):
+        words = training("refer/refcoco/instances.json", damaged)
+        campaign.case(f"instances, {title}", "train_net", words, tmp_path, ["instances.json"])
+    content = json.dumps(instances).encode()
+    for title, damaged in list(bad_input.damaged(content, SEED))[::4]:
+        words = training("refer/refcoco/instances.json", damaged)
+        campaign.case(f"instances, {title}", "train_net", words, tmp_path, ["instances.json"])
+    campaign.check(40)
+
+
+PSEUDO_GT = {
+    "version": 1,
+    "dataset": "damaged_train",
+    "contexts": {str(i): [10 * (i // 2) + 1] for i in range(4)},
+}
+BAD_PSEUDO_GT = {
+    "version": [..., None, 99, "1"],
+    "contexts": [..., None, 7, []],
+    "contexts.0": [..., None, 7, {}, [999], ["1"], [None], [[]]],
+}
+
+
+def test_other_data_to_train_on(campaign, tmp_path, training):
+    context = ("MODEL.VLNMS.PSEUDO_GT.CONTEXT", "True")
+    path = "damaged_train/pseudo_gt.json"
+    damaged = list(bad_input.damaged(json.dumps(PSEUDO_GT).encode(), SEED))[::4]
+    for title, content in [*damaged, *bad_input.with_bad_values(PSEUDO_GT, BAD_PSEUDO_GT, SEED)]:
+        words = training(path, content, *context)
+        campaign.case(f"pseudo-GT, {title}", "train_net", words, tmp_path, ["pseudo_gt.json"])
+    (tmp_path / "datasets" / path).unlink()
+    image = f"coco/train2014/{dataset_folders.coco_file_name(9)}"
+    words = training(image, None)
+    campaign.case("missing image", "train_net", words, tmp_path, [Path(image).name])
+    # Only training itself reads images and word vectors: its output folder has a config then.
+    (tmp_path / "elsewhere").mkdir()
+    files = dict(bad_input.bad_images(SEED))
+    for name, workers in (("cut0.jpg", "0"), ("text.jpg", "1")):
+        more = ("DATALOADER.NUM_WORKERS", workers, "SOLVER.MAX_ITER", "5")  # each image once
+        words = training(image, files[name], *more)
+        words[-1] = tempfile.mkdtemp(dir=tmp_path)
+        campaign.case(f"{name}, {workers}", "train_net", words, tmp_path / "datasets", [image])
+    vectors = dict(bad_input.bad_vectors(SEED))
+    for path in write_all(tmp_path / "vectors", [(n, vectors[n]) for n in ("nan.txt", "cut.gz")]):
+        words = training(image, files[name], "MODEL.VLNMS.WORD_VECTORS", path)
+        words[-1] = tempfile.mkdtemp(dir=tmp_path)
+        campaign.case(path.name, "train_net", words, tmp_path / "vectors", [path.name])
+    campaign.check(20)

@@ -1,6 +1,7 @@
 """tools/train_net.py has the command line of Detectron2's own train_net.py."""
 
 import argparse
+import logging
 
 import pytest
 from detectron2.engine import default_argument_parser
@@ -18,6 +19,19 @@ COMMAND_LINES = [
 @pytest.mark.parametrize("words", COMMAND_LINES, ids=" ".join)
 def test_a_command_line_means_what_it_means_to_detectron2(words):
     assert train_net.parse_args(words) == default_argument_parser().parse_args(words)
+
+
+def test_errors_in_training_are_logged_without_traceback(monkeypatch, caplog):
+    logger = logging.getLogger("test_train_net")
+    logger.addFilter(train_net.without_traceback)
+    try:
+        raise ValueError("damaged image")
+    except ValueError:
+        logger.exception("Exception during training:")
+    assert "Exception during training" in caplog.text and "Traceback" not in caplog.text
+    monkeypatch.setenv("VLNMS_TRACEBACK", "1")
+    logger.error("again", exc_info=ValueError("damaged image"))
+    assert "damaged image" in caplog.text
 
 
 def test_the_options_are_those_of_detectron2_and_import(monkeypatch):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vlnms_d2 import VLNMSPredictor, rerank
 from vlnms_d2.data.datasets.coco import read_categories
-from vlnms_d2.data.detections import DetectionStore
+from vlnms_d2.data.detections import DetectionStore, check_not_corners
 from vlnms_d2.data.mapper import read_image
 from vlnms_d2.export.model import detector_classes
 from vlnms_d2.file_io import write_json
@@ -239,6 +239,7 @@ class DetectionFiles:
                 raise ValueError(f"{Path(detections).name}: has no detections.")
             image_id = ids[0] if len(ids) == 1 else named
             found = store.of(image_id)
+        check_not_corners(Path(Path(detections).name), [(found.boxes, image.shape[:2])])
         boxes = torch.from_numpy(found.corners).float()
         scores = torch.from_numpy(found.scores).float()
         classes = torch.from_numpy(np.ascontiguousarray(found.classes))

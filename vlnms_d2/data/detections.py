@@ -4,7 +4,7 @@ image where the file need not fit in memory."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,6 +117,31 @@ class DetectionStore:
         place = int(np.searchsorted(self.image_ids, image_id))
         known = place < len(self.image_ids) and self.image_ids[place] == image_id
         return place if known else None
+
+
+def check_not_corners(
+    results_file: Path, images: Iterable[tuple[np.ndarray, tuple[int, int] | None]]
+) -> None:
+    """Check that boxes are not [x1, y1, x2, y2], which, read as sizes, end beyond the image.
+
+    Args:
+        results_file: for the message.
+        images: boxes of each image as in `Detections`, and its (height, width) if known.
+
+    Raises:
+        ValueError: more than half of the boxes end beyond their image.
+    """
+    total, beyond = 0, []
+    for boxes, size in images:
+        if size is not None:
+            ends = boxes[:, :2] + boxes[:, 2:]
+            total += len(boxes)
+            beyond += boxes[(ends > np.array(size[::-1]) + 1).any(axis=1)].tolist()
+    if 2 * len(beyond) > total:
+        raise ValueError(
+            f"{results_file}: {len(beyond)} of {total} boxes, as 'bbox' {beyond[0]}, end beyond "
+            "their images: expected [x, y, width, height], they look like corners [x1, y1, x2, y2]"
+        )
 
 
 def _sort(spool: Path, rows_file: Path, next_row: dict[int, int]) -> None:

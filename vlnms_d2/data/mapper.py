@@ -199,8 +199,12 @@ def read_image(file_name: str | Path, image_format: str) -> np.ndarray:
             than 8 bits.
     """
     try:
-        with PathManager.open(str(file_name), "rb") as file, Image.open(file) as image:
-            return pillow_to_array(image, image_format)
+        with PathManager.open(str(file_name), "rb") as file:
+            with Image.open(file) as image:
+                image.verify()  # PNG's checksums, which are not looked at in decoding
+            file.seek(0)
+            with Image.open(file) as image:
+                return pillow_to_array(image, image_format)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file {file_name}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

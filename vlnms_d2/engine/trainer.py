@@ -139,7 +139,7 @@ class VLNMSTrainer(DefaultTrainer):
         if name == "SGD":
             return build_optimizer(cfg, model)
         if name != "Adam":
-            raise ValueError(f"SOLVER.VLNMS.OPTIMIZER is {name!r}, expected 'Adam' or 'SGD'")
+            raise ValueError(f"SOLVER.VLNMS.OPTIMIZER is {shown(name)}, expected 'Adam' or 'SGD'")
         factors = {
             "roi_heads.vlnms.visual_encoder.": cfg.SOLVER.VLNMS.VISUAL_ENCODER_LR_FACTOR,
             "roi_heads.vlnms.refinement_encoder.": cfg.SOLVER.VLNMS.VISUAL_ENCODER_LR_FACTOR,

@@ -15,10 +15,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data.datasets.coco import read_annotations, read_mentioned
-from ..data.detections import DetectionStore
+from ..data.detections import DetectionStore, check_not_corners
+from ..data.mapper import read_image
 from ..data.queries import Query, read_queries
 from ..evaluation.mention_recall import load_matches, recall_of_mentions
-from ..file_io import atomic_write
+from ..file_io import atomic_write, shown
 from . import FORMATS
 from .job import Job, identity_of_files, versions
 from .reranking import COUNTS, RECALL, SCORES, Reranker, RerankImage, RerankSettings, TextRows
@@ -111,6 +112,8 @@ class _Rerank(Job):
     def fill(self) -> None:
         self.store = self._open_store()
         self._check_images()
+        images = ((self.store.of(image.image_id).boxes, image.size) for image in self.images)
+        check_not_corners(self.settings.detections, images)
         self.drawn = self._queries_to_draw()
         texts = TextRows(self.work / "texts", self.annotations.category_names)
         with tqdm(total=len(self.row_of), desc="texts", disable=None) as bar:
@@ -159,9 +162,9 @@ class _Rerank(Job):
         for image in without:
             if image.image_id not in self.annotations.images:
                 raise ValueError(
-                    f"{self.settings.queries}: query {image.queries[0].query_id!r} is of image "
-                    f"{image.image_id}, which is neither in {self.settings.detections} nor among "
-                    f"the images of {self.annotations.path}. Use files of the same images."
+                    f"{self.settings.queries}: query {shown(image.queries[0].query_id)} is of "
+                    f"image {image.image_id}, which is neither in {self.settings.detections} nor "
+                    f"among the images of {self.annotations.path}. Use files of the same images."
                 )
         if without:
             logger.warning(
@@ -179,12 +182,10 @@ class _Rerank(Job):
         count = min(self.settings.pictures, len(able))
         drawn = [able[i * len(able) // count] for i in range(count)]
         for query in drawn:
-            path = self._image_path(query.image_id)
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path}: no such image, to draw query {query.query_id!r}. Check the folder of "
-                    "the images."
-                )
+            try:
+                read_image(self._image_path(query.image_id), "BGR")
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{error}, to draw query {shown(query.query_id)}") from error
         return drawn
 
     def _image_path(self, image_id: int) -> Path:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..file_io import explained_full_disk, shown, write_json
+from ..file_io import explained_full_disk, file_sha256, shown, write_json
 from .base import ProposalFormat
 from .workers import Processes, Workers
 
@@ -34,7 +34,6 @@ MANIFEST = "manifest.json"
 WORK = ".work"
 _IDENTITY, _OURS, _PREVIOUS = "identity.json", "ours.json", "previous"
 _STAY = ("lock", _OURS, _PREVIOUS)  # in the folder of the work, whichever job it is of
-_CHUNK = 1 << 20
 _READ_AHEAD = 128  # images per task on a GPU, enough for the data loader to read ahead
 
 
@@ -409,15 +408,12 @@ def _files_in(path: Path) -> list[str]:
 def sha256_of(path: Path, pattern: str = "*.txt") -> str:
     """Of the content of a file; of a folder, of the names and contents of its files that match a
     pattern."""
-    digest = hashlib.sha256()
     if path.is_dir():
+        digest = hashlib.sha256()
         for file in sorted(file for file in path.rglob(pattern) if file.is_file()):
             digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())
         return digest.hexdigest()
-    with path.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(path)
 
 
 def identity_of_files(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:

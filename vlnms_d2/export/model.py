@@ -23,6 +23,7 @@ from ..data import GroundingMapper
 from ..data.builtin import registered_images
 from ..data.datasets.coco import read_categories
 from ..data.datasets.refer import merge_by_image
+from ..file_io import shown
 from .job import Block, identity_of_files, versions
 
 logger = logging.getLogger(__name__)
@@ -110,8 +111,8 @@ class ModelSettings:
         if times > 1:
             raise ValueError(
                 f"the data set {' + '.join(self.datasets)} has {times} expressions of the id "
-                f"{twice!r}, by which second stages tell them apart. If it is several data sets in "
-                "one, export each of them."
+                f"{shown(twice)}, by which second stages tell them apart. If it is several data "
+                "sets in one, export each of them."
             )
         return self._readable(images) if self.skip_bad_images else images
 
@@ -220,8 +221,8 @@ def _category_ids(dataset: str, names: list[str]) -> list[int]:
         for name in names:
             if name not in id_of_name:
                 raise ValueError(
-                    f"{path}: no category is called {name!r}, a class of the data set {dataset} "
-                    "(thing_classes); register the names that its file has"
+                    f"{path}: no category is called {shown(name)}, a class of the data set "
+                    f"{dataset} (thing_classes); register the names that its file has"
                 )
         return [id_of_name[name] for name in names]
     logger.warning(

@@ -301,7 +301,6 @@ class Reranker:
                 score_thresh=score_thresh,
                 nms_thresh=self.settings.nms_thresh,
                 relatedness=related[start:end],
-                image_size=image.size,
             )
         return results
 

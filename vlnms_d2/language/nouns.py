@@ -14,6 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..file_io import shown
+
 if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc, Token
@@ -234,8 +236,8 @@ def _load(pipeline: str) -> tuple[Language, NumpyOps]:
                 f"no pipeline at {EMBEDDED}, where vlnms_d2 keeps its own; install vlnms_d2 again"
             )
         raise ImportError(
-            f"{KEY} is {pipeline!r}: expected an installed spaCy pipeline, its folder, or nothing "
-            "for the one that comes with vlnms_d2. To install one:\n"
+            f"{KEY} is {shown(pipeline)}: expected an installed spaCy pipeline, its folder, or "
+            "nothing for the one that comes with vlnms_d2. To install one:\n"
             "    python -m spacy download en_core_web_sm"
         )
     try:
@@ -266,7 +268,7 @@ def _share_ops(nlp: Language) -> NumpyOps:
 
 def _not_usable(source: str | Path, why: str) -> str:
     return (
-        f"{KEY} stands for {str(source)!r}: expected a spaCy pipeline that gives coarse parts of "
-        f"speech, but {why}. Give another one (python -m spacy download en_core_web_sm), or "
+        f"{KEY} stands for {shown(str(source))}: expected a spaCy pipeline that gives coarse parts "
+        f"of speech, but {why}. Give another one (python -m spacy download en_core_web_sm), or "
         "nothing for the one that comes with vlnms_d2"
     )

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from ..file_io import shown
+
 TABLE = Path(__file__).parent / "synonyms.json"
 
 _SEPARATORS = re.compile(r"[\W_]+")
@@ -116,7 +118,7 @@ def words_of_names(names: Sequence[str]) -> list[list[str]]:
     """The words of each category name; a ValueError names one that has none."""
     for name in names:
         if not isinstance(name, str) or not words_of(name):
-            raise ValueError(f"the category name {name!r} has no words; give it a name")
+            raise ValueError(f"the category name {shown(name)} has no words; give it a name")
     return [words_of(name) for name in names]
 
 

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..file_io import atomic_write
+from ..file_io import atomic_write, shown
 from .minilm import encode, load_minilm
 
 KEY = "MODEL.VLNMS.PSEUDO_GT.WORD_VECTORS"
@@ -50,7 +50,7 @@ class WordVectors(ABC):
         """
         if isinstance(words, str):
             raise TypeError(
-                f"expected a sequence of words, got the string {words!r}; use [{words!r}]"
+                f"expected a sequence of words, got the string {shown(words)}; use [{shown(words)}]"
             )
         distinct = {word: i for i, word in enumerate(dict.fromkeys(words))}
         return self._look_up(list(distinct))[[distinct[word] for word in words]]
@@ -191,7 +191,7 @@ def read_word_vectors(path: str | Path, words: Collection[str], dim: int) -> dic
             continue
         if vector is None:
             raise ValueError(
-                f"{path}, line {number}: expected {word!r} and {dim} finite numbers "
+                f"{path}, line {number}: expected {shown(word)} and {dim} finite numbers "
                 f"(MODEL.VLNMS.BIGRU.EMBED_DIM), got {problem}"
             )
         vectors[word] = vector
@@ -222,7 +222,7 @@ def _parse_line(line: str, dim: int) -> tuple[str, np.ndarray | None, str]:
     first, *more = word.split(" ")
     if more and all(map(_is_number, more)):  # too many numbers rather than a longer word
         word, fields = first, more + fields
-    problem = f"{word!r} and {len(fields)} fields"
+    problem = f"{shown(word)} and {len(fields)} fields, or one that is not a finite number"
     if not word or len(fields) != dim or not all(map(_is_number, fields)):
         return word, None, problem
     with np.errstate(over="ignore"):  # becomes infinite, which is malformed
@@ -300,8 +300,8 @@ def _find_dim(source: Path) -> int:
         )
     if dim > 1 and re.fullmatch(r"\d+ \d+", lines[0]):
         raise ValueError(
-            f"{source}, line 1: {lines[0]!r} is the size of the file, with which those of word2vec "
-            "and fastText begin; delete that line"
+            f"{source}, line 1: {shown(lines[0])} is the size of the file, with which those of "
+            "word2vec and fastText begin; delete that line"
         )
     return dim
 

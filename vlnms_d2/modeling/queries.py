@@ -344,8 +344,8 @@ def _refuse_queries(arch: type[nn.Module]) -> None:
         name = cfg.MODEL.ROI_HEADS.NAME
         if name in ROI_HEADS_REGISTRY and issubclass(ROI_HEADS_REGISTRY.get(name), TakesQueries):
             raise ValueError(
-                f"MODEL.ROI_HEADS.NAME is {name!r}, but MODEL.META_ARCHITECTURE {cls.__name__!r} "
-                "has no ROI heads and would ignore queries; use 'GeneralizedRCNN'"
+                f"MODEL.ROI_HEADS.NAME is {shown(name)}, but MODEL.META_ARCHITECTURE "
+                f"{cls.__name__!r} has no ROI heads and would ignore queries; use 'GeneralizedRCNN'"
             )
         return stock(cls, cfg, *args, **kwargs)
 

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from vlnms_d2.data.datasets.coco import Mentioned, read_annotations, read_mentioned
-from vlnms_d2.data.detections import Detections, DetectionStore
+from vlnms_d2.data.detections import Detections, DetectionStore, check_not_corners
 from vlnms_d2.data.queries import read_queries
 from vlnms_d2.evaluation.matching import Match, MatchTable
 from vlnms_d2.evaluation.mention_recall import (
@@ -106,6 +106,8 @@ def read_photos(
             captions_of_image.append((query.text, mentioned[query.query_id]))
     with tempfile.TemporaryDirectory() as folder:
         store = DetectionStore.build(detections, known.class_of, annotations, Path(folder))
+        sizes = {image_id: image.size for image_id, image in known.images.items()}
+        check_not_corners(detections, ((store.of(i).boxes, sizes.get(i)) for i in by_image))
         photos = [
             Photo(_after_nms(store.of(i), known.category_names), *zip(*by_image[i], strict=True))
             for i in sorted(by_image)

@@ -23,6 +23,7 @@ from spacy.training.converters import conllu_to_docs
 from spacy.util import fix_random_seed, minibatch
 from thinc.api import Adam
 
+from vlnms_d2.file_io import claim, refuse_foreign
 from vlnms_d2.language.nouns import NOUN_POS
 
 SOURCE = (
@@ -30,6 +31,7 @@ SOURCE = (
     "UD_English-EWT."
 )
 SPLITS = ("train", "dev", "test")
+COMPONENT = "morphologizer"
 ARTICLES = {"a", "an", "the"}
 # Words that may open the subtree of a noun without being part of the noun phrase.
 LEADING = {"ADP", "CCONJ", "SCONJ", "PUNCT", "PART"}
@@ -187,7 +189,7 @@ def make_pipeline(docs: Sequence[Doc], seed: int) -> Language:
     """An untrained pipeline with the labels of the sentences."""
     fix_random_seed(seed)
     nlp = spacy.blank("en")
-    nlp.add_pipe("morphologizer", config={"model": MODEL, "overwrite": True, "extend": False})
+    nlp.add_pipe(COMPONENT, config={"model": MODEL, "overwrite": True, "extend": False})
     texts = [as_text(nlp, list(doc), lower=False) for doc in docs]
     nlp.initialize(lambda: [Example(text, text) for text in texts])
     return nlp
@@ -269,8 +271,10 @@ def make_tagger(treebank: Path, out: Path, *, epochs: int, seed: int) -> None:
         OSError, ValueError: see `read_treebank`; or the folder cannot be written.
     """
     name = re.sub(r"\W+", "_", out.resolve().name)
+    outputs = [out / name for name in ("config.cfg", "meta.json", "tokenizer", COMPONENT)]
+    refuse_foreign(*outputs)
     docs = {split: read_treebank(treebank, split) for split in SPLITS}
-    out.mkdir(parents=True, exist_ok=True)  # fail before the minutes that training takes
+    claim(*outputs)
     nlp = train(docs["train"], epochs=epochs, seed=seed)
     performance = {split: evaluate(nlp, docs[split]) for split in ("dev", "test")}
     for split, scores in performance.items():

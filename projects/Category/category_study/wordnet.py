@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from vlnms_d2.file_io import atomic_write
+from vlnms_d2.file_io import atomic_write, claim, refuse_foreign
 from vlnms_d2.language.synonyms import singular, words_of
 
 SOURCES = Path(__file__).parents[1] / "synonym_sources.json"
@@ -304,6 +304,10 @@ def write_table(folder: Path, out: Path) -> None:
     from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
     sources = json.loads(SOURCES.read_text(encoding="utf-8"))
+    # The committed table is told by its licence.
+    if not (out.is_file() and json.dumps(LICENCE).encode() in out.read_bytes()):
+        refuse_foreign(out)
     table = {"licence": LICENCE} | make_table(WordNet(folder), LVIS_CATEGORIES, sources)
+    claim(out)
     with atomic_write(out) as file:
         file.write(json.dumps(table, ensure_ascii=False).encode() + b"\n")

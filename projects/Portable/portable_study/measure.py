@@ -11,6 +11,7 @@ import torch
 from detectron2.structures import Instances
 from torchvision.ops import box_iou
 
+from vlnms_d2.file_io import claim, refuse_foreign
 from vlnms_d2.rerank import rerank
 
 from .grammar import expressions
@@ -139,7 +140,9 @@ def draw(
 
     from vlnms_d2.visualization import draw_comparison
 
-    out.mkdir(parents=True, exist_ok=True)
+    outputs = [out / f"{kind}_{n:02d}.jpg" for kind in ("win", "failure") for n in range(count)]
+    refuse_foreign(*outputs)
+    claim(*outputs)
     places = [ranks(photos, queries, method) for method in ("detector alone", "Portable")]
     gain = np.minimum(places[0], 100) - np.minimum(places[1], 100)
     order = np.argsort(-gain, kind="stable")

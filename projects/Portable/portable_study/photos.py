@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from vlnms_d2.data.datasets.coco import SOURCE, class_of_detection, read_annotations
+from vlnms_d2.data.detections import iter_detections
+from vlnms_d2.data.entries import is_box, read_json, require
+from vlnms_d2.data.queries import read_queries
+from vlnms_d2.file_io import shown
 
 SPLITS = ("train", "choose", "report")
 _SHARES = (50, 20, 30)  # in percent
@@ -80,40 +85,51 @@ def read_photos(folders: Sequence[Path], detections: str) -> dict[int, Photo]:
 
 
 def _read(folder: Path, detections: str) -> list[Photo]:
-    data = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
-    class_of = {c["id"]: i for i, c in enumerate(data["categories"])}
+    known = read_annotations(folder / "instances.json")
     annotations, results, captions = defaultdict(list), defaultdict(list), defaultdict(list)
-    for annotation in data["annotations"]:
+    content = read_json(known.path, SOURCE)
+    for number, annotation in enumerate(require(content, "annotations", list, str(known.path))):
+        where = f"{known.path}: annotation number {number}"
+        image_id = require(annotation, "image_id", int, where)
+        if not is_box(require(annotation, "bbox", list, where)):
+            raise ValueError(
+                f"{where}: 'bbox' is {shown(annotation['bbox'])}, expected four numbers"
+            )
+        of_class = class_of_detection(annotation, known.class_of, known.path, where)
         if not annotation.get("iscrowd"):
-            annotations[annotation["image_id"]].append(annotation)
-    for result in json.loads((folder / detections).read_text(encoding="utf-8")):
-        results[result["image_id"]].append(result)
-    for caption in json.loads((folder / "captions.json").read_text(encoding="utf-8"))[
-        "annotations"
-    ]:
-        captions[caption["image_id"]].append(caption["caption"])
+            ann_id = require(annotation, "id", int, where)
+            annotations[image_id].append((annotation["bbox"], ann_id, of_class))
+    found = iter_detections(folder / detections, known.class_of, known.path)
+    for image_id, box, score, of_class in found:
+        results[image_id].append((box, score, of_class))
+    for query in read_queries(folder / "captions.json"):
+        captions[query.image_id].append(query.text)
     photos = []
-    for image in data["images"]:
-        known, found = annotations[image["id"]], results[image["id"]]
-        found = sorted(found, key=lambda result: -result["score"])[:MAX_CANDIDATES]
+    for image_id, image in known.images.items():
+        if image.size is None or image.file_name is None:
+            raise ValueError(f"{known.path}: image {image_id} lacks a file name or its size")
+        objects = annotations[image_id]
+        boxes, ids, classes = zip(*objects, strict=True) if objects else ((), (), ())
+        best = sorted(results[image_id], key=lambda result: -result[1])[:MAX_CANDIDATES]
+        candidates, scores, of_candidates = zip(*best, strict=True) if best else ((), (), ())
         photos.append(
             Photo(
-                image["id"],
-                folder / "photos" / image["file_name"],
-                (image["height"], image["width"]),
-                [category["name"] for category in data["categories"]],
-                np.array([a["id"] for a in known], dtype=np.int64),
-                _corners(known),
-                np.array([class_of[a["category_id"]] for a in known], dtype=np.int64),
-                _corners(found),
-                np.array([r["score"] for r in found], dtype=np.float32),
-                np.array([class_of[r["category_id"]] for r in found], dtype=np.int64),
-                captions[image["id"]],
+                image_id,
+                folder / "photos" / image.file_name,
+                image.size,
+                known.category_names,
+                np.array(ids, dtype=np.int64),
+                _corners(boxes),
+                np.array(classes, dtype=np.int64),
+                _corners(candidates),
+                np.array(scores, dtype=np.float32),
+                np.array(of_candidates, dtype=np.int64),
+                captions[image_id],
             )
         )
     return photos
 
 
-def _corners(records: list[dict]) -> np.ndarray:
-    boxes = np.array([r["bbox"] for r in records], dtype=np.float32).reshape(-1, 4)
+def _corners(bboxes: Sequence[Sequence[float]]) -> np.ndarray:
+    boxes = np.array(bboxes, dtype=np.float32).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

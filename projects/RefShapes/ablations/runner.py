@@ -25,7 +25,7 @@ from benchmarks.base import describe_machine
 from vlnms_d2.data import GroundingMapper
 from vlnms_d2.data.builtin import registered_images
 from vlnms_d2.engine.checkpoint import load_weights
-from vlnms_d2.file_io import write_json
+from vlnms_d2.file_io import atomic_write, claim, refuse_foreign, write_json
 
 from .runs import Run, settings
 from .seeds import read_results
@@ -228,6 +228,11 @@ def _time_image(model: torch.nn.Module, image: dict, num_queries: int | None) ->
     return time.perf_counter() - start
 
 
+def table_files(stem: Path) -> tuple[Path, Path]:
+    """The files of `write_table`."""
+    return Path(f"{stem}.json"), Path(f"{stem}.md")
+
+
 def write_table(runs: Sequence[Run], stem: Path, command_line: str) -> None:
     """Write `stem`.md and `stem`.json from the finished runs."""
     variants = {run.name: Variant() for run in runs}
@@ -248,7 +253,10 @@ def write_table(runs: Sequence[Run], stem: Path, command_line: str) -> None:
     summary = summarise(variants) | {"command": command_line}
     for warning in summary["warnings"]:
         print(f"WARNING: {warning}", flush=True)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    write_json(f"{stem}.json", summary)
-    Path(f"{stem}.md").write_text(markdown(summary))
+    outputs = table_files(stem)
+    refuse_foreign(*outputs)
+    claim(*outputs)
+    write_json(outputs[0], summary)
+    with atomic_write(outputs[1]) as file:
+        file.write(markdown(summary).encode())
     print(f"wrote {stem}.md and {stem}.json", flush=True)

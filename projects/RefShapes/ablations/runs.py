@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 
 from vlnms_d2.config import default_config, load_config
 from vlnms_d2.data.pseudo_gt import prepared_folder, pseudo_gt_file
-from vlnms_d2.file_io import write_json
+from vlnms_d2.file_io import shown, write_json
 from vlnms_d2.modeling.relatedness import relatedness_class
 
 # Settings that do not change the results of a run.
@@ -195,7 +195,7 @@ def check_settings(run: Run) -> None:
     advice = f"delete {run.folder} or give another --out"
     path = run.folder / "settings.json"
     if not path.is_file():
-        if (run.folder / "last_checkpoint").exists():
+        if any((run.folder / name).exists() for name in ("last_checkpoint", "done.json")):
             raise ValueError(
                 f"{run.folder} holds a run that was not started as one of these; {advice}"
             )
@@ -204,7 +204,7 @@ def check_settings(run: Run) -> None:
     before = settings(default_config()) | json.loads(path.read_text())
     now = settings(run.cfg)
     changes = [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        f"{key} was {shown(before.get(key))}, is {shown(now.get(key))}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]

@@ -11,6 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from vlnms_d2.evaluation.recall import RESULTS_VERSION
+from vlnms_d2.file_io import shown
 
 # Results that differ in one of these belong to different experiments.
 SETTINGS = ("num_proposals", "mean_proposals", "iou_threshold", "thresholds_chosen_here")
@@ -30,7 +31,7 @@ def read_results(path: Path) -> dict[str, Any]:
     if version != RESULTS_VERSION or "overall" not in results:
         raise ValueError(
             f"{path}: expected version {RESULTS_VERSION} of ProposalRecallEvaluator's results, "
-            f"found {version!r}; evaluate again"
+            f"found {shown(version)}; evaluate again"
         )
     return results
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from vlnms_d2.data.datasets.refshapes import CATEGORIES, SPLITS
 from vlnms_d2.data.entries import read_json, require
-from vlnms_d2.file_io import atomic_write
+from vlnms_d2.file_io import atomic_write, claim, refuse_foreign
 
 from .expressions import HABITS, PLAIN_SHARE
 from .phrasing import phrase
@@ -135,14 +135,16 @@ def write_captions(root: str | Path, out_dir: str | Path, seed: int) -> dict[str
         Number of captions by split.
     """
     root, out_dir = Path(root), Path(out_dir)
-    for name in ("Annotations", "Sentences", "images"):
-        (out_dir / name).mkdir(parents=True, exist_ok=True)
     listed: dict[str, list[int]] = {split: [] for split in SPLITS}
     counts = dict.fromkeys(SPLITS, 0)
-    for scene in read_scenes(root):
-        scene_captions = captions(scene, seed)
-        if not scene_captions:
-            continue
+    made = [(scene, captions(scene, seed)) for scene in read_scenes(root)]
+    made = [(scene, scene_captions) for scene, scene_captions in made if scene_captions]
+    outputs = [out_dir / f"{split}.txt" for split in SPLITS]
+    for name in ("Annotations/{}.xml", "Sentences/{}.txt", "images/{}.jpg"):
+        outputs += [out_dir / name.format(scene.image_id) for scene, _ in made]
+    refuse_foreign(*outputs)
+    claim(*outputs)
+    for scene, scene_captions in made:
         chains = {one.id: number for number, one in enumerate(scene.objects, 1)}
         _write(out_dir / "Annotations" / f"{scene.image_id}.xml", _xml(scene, chains))
         sentences = "".join(f"{caption.marked(chains)}\n" for caption in scene_captions)

@@ -19,7 +19,7 @@ import cv2
 from tqdm import tqdm
 
 from vlnms_d2.data.datasets.refshapes import CATEGORIES, SPLITS
-from vlnms_d2.file_io import atomic_write, write_json
+from vlnms_d2.file_io import atomic_write, claim, refuse_foreign, write_json
 
 from .painter import make_scene
 from .scene import Scene, SceneObject
@@ -33,7 +33,8 @@ PICKLE_PROTOCOL = 2  # as in the files that REFER distributes
 _JPEG_QUALITY = 90
 _IMAGE_NAME = re.compile(r"refshapes_\d+\.jpg")
 _ANNOTATIONS_NAME = re.compile(rf"instances_({'|'.join(SPLITS)})\.json")
-_OUTPUTS = ("images", "annotations", "instances.json", MANIFEST_NAME)
+_REFS = tuple(f"refs({style}).p" for style in ("refcoco", "refcoco+", "refcocog"))
+_OUTPUTS = ("images", "annotations", "instances.json", CONTEXTS_FILE_NAME, *_REFS, MANIFEST_NAME)
 
 
 @dataclass(frozen=True)
@@ -92,21 +93,24 @@ def prepare_folder(out_dir: Path, overwrite: bool) -> None:
             f"{out_dir} is not empty and does not hold this data set finished: name another "
             "folder, or pass --overwrite to replace it."
         )
-    first, manifest = out_dir / "images" / image_file_name(1), out_dir / MANIFEST_NAME
+    manifest = out_dir / MANIFEST_NAME
     foreign = [
         path
         for folder, ours in (("images", _IMAGE_NAME), ("annotations", _ANNOTATIONS_NAME))
         for path in sorted((out_dir / folder).rglob("*"))
         if not ours.fullmatch(path.name)
     ]
-    if (out_dir / "instances.json").exists() and not (first.exists() or manifest.exists()):
-        foreign.append(out_dir / "instances.json")
     if foreign:
         raise FileExistsError(
             f"{foreign[0]}: this tool did not write it, and would remove it. Move it away, or name "
             "another folder."
         )
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        if not manifest.is_file() or '"counts"' not in manifest.read_text("utf-8", "replace"):
+            refuse_foreign(*(out_dir / name for name in _OUTPUTS))
+    except ValueError as error:
+        raise FileExistsError(str(error)) from error
+    claim(*(out_dir / name for name in _OUTPUTS))
     for name in _OUTPUTS:
         path = out_dir / name
         if path.is_dir():

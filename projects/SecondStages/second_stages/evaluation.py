@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlnms_d2.evaluation.grounding import PhraseGroundingEvaluator, RECEvaluator, RESEvaluator
 from vlnms_d2.evaluation.retrieval import RetrievalEvaluator
-from vlnms_d2.file_io import write_json
+from vlnms_d2.file_io import shown, write_json
 
 from .rec_matcher import RECMatcher
 from .rec_training import Choice, choose
@@ -256,9 +256,11 @@ def read_choices(path: Path) -> dict[int, list[list[float]]]:
         content = json.loads(path.read_text())
         version, chosen = content["version"], content["chosen"]
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is no file of choices ({error!r}); {advice}") from error
+        raise ValueError(f"{path} is no file of choices ({shown(error)}); {advice}") from error
     if version != CHOICES_VERSION:
-        raise ValueError(f"{path} has version {version!r}, expected {CHOICES_VERSION}; {advice}")
+        raise ValueError(
+            f"{path} has version {shown(version)}, expected {CHOICES_VERSION}; {advice}"
+        )
     return {int(image_id): rows for image_id, rows in chosen.items()}
 
 

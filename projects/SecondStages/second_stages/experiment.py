@@ -10,7 +10,7 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from vlnms_d2.data.builtin import registered_images
-from vlnms_d2.file_io import atomic_write
+from vlnms_d2.file_io import atomic_write, claim, refuse_foreign
 
 from .evaluation import Split, evaluate_grounding, evaluate_retrieval
 from .rec_training import build_matcher, train_matcher
@@ -49,13 +49,23 @@ class Experiment:
             phrases: names of data sets of phrases to ground, in addition to `test`.
             mean_proposals: per expression at the real operating point.
         """
+        weights = self.out / "rec.pth"
+        kinds = {"rec": self.test, "phrase_grounding": phrases}
+        results = [
+            self.out / source / f"{kind}_{name}.json"
+            for source in self.sources
+            for grounding, names in kinds.items()
+            for kind in (grounding, "choices", "proposals")
+            for name in names
+        ]
+        self._refuse_foreign(weights, *results)
         train = self._load(self.train, GROUND_TRUTH)
         num_classes = len(MetadataCatalog.get(self.train).thing_classes)
         matcher = build_matcher(train.dataset_dicts, train.images, num_classes, self.seed)
-        weights = self.out / "rec.pth"
         if not self._restore(matcher, weights):
             train_matcher(matcher, train.dataset_dicts, train.images, self.seed)
             _save(matcher, weights)
+        claim(*results)
         for names, are_phrases in ((self.test, False), (phrases, True)):
             for source in self.sources if names else ():
                 evaluate_grounding(
@@ -78,11 +88,19 @@ class Experiment:
                 the boxes of that source.
             captions_per_image: see `RetrievalEvaluator`.
         """
+        results = [
+            self.out / source / f"retrieval_{name}.json"
+            for source in self.sources
+            for name in self.test
+        ]
+        folders = [self.out] if from_annotations else [self.out / one for one in self.sources]
+        self._refuse_foreign(*(folder / "retrieval.pth" for folder in folders), *results)
         shared = self._retrieval_model(GROUND_TRUTH, self.out, None) if from_annotations else None
         for source in self.sources:
             limit = None if source == GROUND_TRUTH else num_boxes
             folder = self.out / source
             model = shared or self._retrieval_model(source, folder, limit)
+            claim(*results)
             for name in self.test:
                 split = self._load(name, source)
                 evaluate_retrieval(model, split, folder, limit, captions_per_image)
@@ -103,6 +121,10 @@ class Experiment:
     def _load(self, name: str, source: str) -> Split:
         return Split.load(name, registered_images(name), self.cache, source, self.same_images)
 
+    def _refuse_foreign(self, *outputs: Path) -> None:
+        """As the function; weights that are only read are no output."""
+        refuse_foreign(*(p for p in outputs if not (self.eval_only and p.suffix == ".pth")))
+
     def _restore(self, model: torch.nn.Module, weights: Path) -> bool:
         if self.eval_only:
             model.load_state_dict(torch.load(weights, weights_only=True))
@@ -110,6 +132,6 @@ class Experiment:
 
 
 def _save(model: torch.nn.Module, weights: Path) -> None:
-    weights.parent.mkdir(parents=True, exist_ok=True)
+    claim(weights)
     with atomic_write(weights) as file:
         torch.save(model.state_dict(), file)

@@ -19,6 +19,7 @@ from vlnms_d2.config import load_config
 from vlnms_d2.data.builtin import registered_images
 from vlnms_d2.data.mapper import GroundingMapper
 from vlnms_d2.engine.predictor import VLNMSPredictor
+from vlnms_d2.file_io import claim, refuse_foreign
 from vlnms_d2.modeling.feature_extraction import ImageFeatures, extract_features
 from vlnms_d2.modeling.postprocessing import QueryResult
 from vlnms_d2.modeling.text import TextFeatures
@@ -227,6 +228,7 @@ def extract_datasets(
             missing[name] = missing_sources
     if not missing:
         return
+    refuse_foreign(*(regions_file(out, n, s) for n, each in missing.items() for s in each))
     extractor = RegionExtractor(configs)
     datasets = {name: registered_images(name) for name in missing}
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -244,6 +246,7 @@ def extract_datasets(
                     _extract(extractor, features, source, image, queries[name][image["image_id"]])
                 )
         for (name, source), images in regions.items():
+            claim(regions_file(out, name, source))
             save_regions(regions_file(out, name, source), images)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlnms_d2.evaluation.matching import Match, MatchTable
-from vlnms_d2.file_io import atomic_write
+from vlnms_d2.file_io import atomic_write, shown
 
 VERSION = 1
 GROUND_TRUTH, DETECTOR = "gt", "detector"
@@ -83,7 +83,7 @@ def load_regions(path: Path) -> dict[int, ImageRegions]:
     except (RuntimeError, OSError, EOFError, pickle.PickleError, LookupError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a file of boxes ({error}); {advice}") from error
     if version != VERSION:
-        raise ValueError(f"{path} has version {version!r}, expected {VERSION}; {advice}")
+        raise ValueError(f"{path} has version {shown(version)}, expected {VERSION}; {advice}")
     names = {field.name for field in fields(ImageRegions)}
     for one in images:
         if set(one) != names:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ablations.seeds import format_mean, markdown_table, mean_and_deviation
 from vlnms_d2.evaluation.retrieval import RANKS
-from vlnms_d2.file_io import atomic_write, write_json
+from vlnms_d2.file_io import atomic_write, claim, refuse_foreign, write_json
 
 KINDS = ("rec", "res", "phrase_grounding", "retrieval", "proposals")
 SOURCES = {
@@ -161,13 +161,15 @@ def write_tables(runs: Sequence[Path], out: Path, command_line: str) -> None:
     Raises:
         ValueError: see `read_runs`.
     """
+    outputs = [out.with_name(f"{out.name}.{suffix}") for suffix in ("json", "md")]
+    refuse_foreign(*outputs)
     results = read_runs(runs)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    claim(*outputs)
     notes = (
         "In percent, mean ± sample standard deviation over the seeds of the second stage; the "
         "proposals are the same for all. †: the thresholds of the real case were chosen on this "
         f"data set. Made by `{command_line}`."
     )
-    write_json(out.with_name(f"{out.name}.json"), results)
-    with atomic_write(out.with_name(f"{out.name}.md")) as file:
+    write_json(outputs[0], results)
+    with atomic_write(outputs[1]) as file:
         file.write(("\n\n".join([*parts(results), notes]) + "\n").encode())

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...file_io import shown
 from ..entries import check_exists, single_spaces
 from .refer import XYWH_ABS
 
@@ -113,8 +114,8 @@ def read_split(path: Path) -> list[int]:
     for number, word in enumerate(words, 1):
         if not word.isdigit():
             raise ValueError(
-                f"{path}: entry {number} is {word.decode(errors='replace')!r}, expected a Flickr "
-                f"image number. Repair the list or fetch it again. {SOURCE}"
+                f"{path}: entry {number} is {shown(word.decode(errors='replace'))}, expected a "
+                f"Flickr image number. Repair the list or fetch it again. {SOURCE}"
             )
     if not words:
         raise ValueError(
@@ -282,7 +283,7 @@ def parse_sentence(line: str, where: str = "sentence") -> Sentence:
     if _MARK in plain:
         rest = plain[plain.index(_MARK) :]
         raise ValueError(
-            f"{where}: {rest[:40]!r} is not marked correctly, expected [/EN#<chain "
+            f"{where}: {shown(rest[:40])} is not marked correctly, expected [/EN#<chain "
             f"id>/<type> <words>]. Repair the line or fetch the file again. {SOURCE}"
         )
     return Sentence(single_spaces(plain), tuple(phrases))
@@ -343,7 +344,7 @@ def _as_integer(text: str | None, tag: str, where: str) -> int:
     try:
         return int(text or "")
     except ValueError:
-        raise ValueError(f"{where}: <{tag}> is {text!r}, {_EXPECTED_NUMBER}") from None
+        raise ValueError(f"{where}: <{tag}> is {shown(text)}, {_EXPECTED_NUMBER}") from None
 
 
 class _DoctypeFound(Exception):

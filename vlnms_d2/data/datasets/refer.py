@@ -190,9 +190,9 @@ def read_refs(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
         where = f"{path}: ref number {number}"
         if "ann_id" in keys and isinstance(ref, dict) and isinstance(ref.get("ann_id"), list):
             raise ValueError(
-                f"{where}: 'ann_id' is the list {ref['ann_id']}, as in gRefCOCO, whose expressions "
-                "have one, several or no targets; expected an integer, the one referent. Use the "
-                "refs of RefCOCO, or keep the refs of one target and write its id without the list."
+                f"{where}: 'ann_id' is the list {shown(ref['ann_id'])}, as in gRefCOCO, whose "
+                "expressions have one, several or no targets; expected an integer, the one "
+                "referent. Use RefCOCO, or keep refs of one target and write its id without list."
             )
         for key, kind in keys.items():
             require(ref, key, kind, where)

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 
+from ...file_io import shown
 from ...language.minilm import minilm_folder
 from .build import TEXT_ENCODER_REGISTRY, TextEncoder, TextFeatures, pad_words
 
@@ -182,7 +183,7 @@ def _load(source: str):
     missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise ValueError(
-            f"MODEL.VLNMS.BERT.NAME is {source!r}, whose weights lack {len(missing)} tensors "
+            f"MODEL.VLNMS.BERT.NAME is {shown(source)}, whose weights lack {len(missing)} tensors "
             f"(such as {min(missing)}): expected those of a {type(model).__name__}, as its "
             "config.json says"
         )
@@ -202,9 +203,9 @@ def _why_not_loaded(source: str, error: Exception) -> str:
                 "trust it, load it with transformers and `save_pretrained` it as safetensors"
             )
     return (
-        f"MODEL.VLNMS.BERT.NAME is {source!r}: expected the Hugging Face name or the folder of a "
-        f"BERT-family model with a tokenizer and weights in safetensors. To do: {advice}. What "
-        f"transformers said: {error}"
+        f"MODEL.VLNMS.BERT.NAME is {shown(source)}: expected the Hugging Face name or the folder "
+        f"of a BERT-family model with a tokenizer and weights in safetensors. To do: {advice}. "
+        f"What transformers said: {error}"
     )
 
 
@@ -213,7 +214,7 @@ def _check_family(source: str, tokenizer, model: nn.Module) -> None:
     framed = backend is not None and backend.num_special_tokens_to_add(False) == NUM_SPECIAL
     if not framed or not hasattr(model, "embeddings"):
         raise ValueError(
-            f"MODEL.VLNMS.BERT.NAME is {source!r}, a {type(model).__name__} with a "
+            f"MODEL.VLNMS.BERT.NAME is {shown(source)}, a {type(model).__name__} with a "
             f"{type(tokenizer).__name__}: expected a model of the BERT family (BERT, RoBERTa, "
             "DistilBERT, ELECTRA, ...) with a fast tokenizer that adds [CLS] and [SEP]"
         )

@@ -42,7 +42,7 @@ SPLITS = {
 def _splitter(name: str) -> Callable[[str], list[str]]:
     if name not in SPLITS:
         expected = " or ".join(SPLITS)
-        raise ValueError(f"MODEL.VLNMS.BIGRU.SPLIT is {name!r}, expected {expected}")
+        raise ValueError(f"MODEL.VLNMS.BIGRU.SPLIT is {shown(name)}, expected {expected}")
     return SPLITS[name]
 
 
