@@ -323,10 +323,9 @@ class Objects:
                 continue
             rank = weights @ self.better(number)  # [P, R], objects that fit better
             first = 1 / (1 + rank)
-            worst = SIZE
+            worst = PLACE if axis in PLACES else SIZE
             if axis in PLACES:
                 first = first ** (1 - ABSOLUTE) * self.absolute[number] ** ABSOLUTE
-                worst = PLACE
                 off = (rank - order + 1) / (SPREAD * (1 + order / 2))
                 in_order = _factor(torch.exp(-off.square() / 2), ORDER)
                 fit = fit * torch.where(order > 0, in_order, 1.0)
@@ -359,15 +358,13 @@ class Objects:
         gap = boxes[:, None, :2] - boxes[:, 2:]  # [R, R, 2]
         gap = gap.maximum(gap.transpose(0, 1)).clamp(min=0).norm(dim=-1)  # [R, R], 0 if they touch
         close = torch.exp(-4 * gap)
-        iou = box_iou(boxes, boxes)
-        other = iou < 0.7  # an object has no relation to itself
+        other = box_iou(boxes, boxes) < 0.7  # an object has no relation to itself
         dx = center[None, :, 0] - center[:, None, 0]  # of i from j
         dy = center[None, :, 1] - center[:, None, 1]
         foot = boxes[None, :, 3] - boxes[:, None, 3]
         side = [-dx, dx, -dy, dy, foot, -foot]
         kernels = [close * (value / 0.05).clamp(-1, 1).add(1).div(2) for value in side]
-        touching = torch.exp(-12 * gap)
-        return torch.stack([*kernels, close, touching]) * other
+        return torch.stack([*kernels, close, torch.exp(-12 * gap)]) * other
 
 
 @TEXT_ENCODER_REGISTRY.register()
@@ -413,10 +410,9 @@ class PortablePhrases(CategoryMentions):
             table = self.person.new_zeros(len(joined) if says else 0, self.output_dim)
             for row, phrase in zip(table, joined, strict=False):
                 row[: len(self.person)] = match_of[id(phrase)]
-                for cue, value in phrase.cues.items():
+                relation = {phrase.relation: 1.0} if phrase.relation else {}
+                for cue, value in (phrase.cues | relation).items():
                     row[len(self.person) + _COLUMN[cue]] = value
-                if phrase.relation:
-                    row[len(self.person) + _COLUMN[phrase.relation]] = 1.0
             encoded.append(table.cpu())
         return pad_features(encoded, self.output_dim, self.person.device)
 
@@ -437,9 +433,8 @@ def portable_relatedness(
     """
     text_dim = text.words.shape[2]
     module = Portable(visual_dim=text_dim - len(CUES), text_dim=text_dim)
-    pixels = (
-        None if image is None else torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    )
-    visual = module.describe(candidates, module.num_classes, pixels)
+    if image is not None:
+        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    visual = module.describe(candidates, module.num_classes, image)
     output = module(visual, box_locations(candidates.boxes, image_size), text)
     return torch.where(text.mask.any(dim=1, keepdim=True), output.logits.sigmoid(), 1.0)
