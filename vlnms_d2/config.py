@@ -121,7 +121,8 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # --- fusion, NMS and final cut -------------------------------------------------------------
     # Postprocessor: a name in POSTPROCESSOR_REGISTRY.
     vlnms.POSTPROCESSOR = "VLNMSPostprocessor"
-    # "product": s = r * c; "weighted_sum": s = w * r + (1 - w) * c with w = FUSION_WEIGHT.
+    # "product": s = r * c; "weighted_product": s = r^w * c^(1 - w) with w = FUSION_WEIGHT;
+    # "weighted_sum": s = w * r + (1 - w) * c.
     vlnms.FUSION = "product"
     vlnms.FUSION_WEIGHT = 0.5
     # False: NMS within each class, as in the detector. True: across classes, so that an object does

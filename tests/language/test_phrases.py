@@ -9,6 +9,7 @@ from vlnms_d2.language.phrases import CUES, RELATIONS, TABLE, join_phrases, spli
 from vlnms_d2.language.synonyms import Synonyms
 
 NAMES = ["person", "car", "bus", "couch", "cat", "orange", "hot dog", "banana", "chair", "bed"]
+NAMES += ["parking meter", "dining table"]
 SYNONYMS = Synonyms(NAMES)
 
 
@@ -44,6 +45,7 @@ def read(text: str):
         ("tallest chair", ["chair"], {"tall": 1}),
         ("right most banana", ["banana"], {"right": 1}),
         ("hot dog at the top", ["hot dog"], {"top": 1}),
+        ("parking meter on the left", ["parking meter"], {"left": 1}),
         ("man facing left", ["man"], {}),
         ("", [], {}),
     ],
@@ -61,6 +63,8 @@ def test_one_object(text, words, cues):
         ("man next to the left car", {}, "car", "near_it", {"left": 1}),
         ("man behind the couch on left", {"left": 1}, "couch", "behind_it", {}),
         ("the chair to the left of the bed", {}, "bed", "on_left", {}),
+        ("man by a parking meter", {}, "meter", "near_it", {}),
+        ("cat on a dining room table", {}, "dining", "touching_it", {}),
         ("cat on top of the couch", {}, "couch", "above_it", {}),
         ("cat in front of car", {}, "car", "before_it", {}),
         ("a car next to a man in blue jeans", {}, "man", "near_it", {"blue_lower": 1}),

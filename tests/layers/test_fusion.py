@@ -21,10 +21,17 @@ def test_weighted_sum():
     torch.testing.assert_close(fused, torch.tensor([[0.7, 0.25]]))
 
 
+def test_weighted_product():
+    confidence, relatedness = torch.tensor([0.25, 0.0, 1.0]), torch.tensor([[0.81, 1.0, 0.0]])
+    fused = fuse_scores(confidence, relatedness, mode="weighted_product", weight=0.5)
+    torch.testing.assert_close(fused, torch.tensor([[0.45, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("mode", ["weighted_product", "weighted_sum"])
 @pytest.mark.parametrize(("weight", "row"), [(0.0, 0), (1.0, 1)])
-def test_weighted_sum_with_weight_0_or_1_is_one_of_the_scores(weight, row):
+def test_with_weight_0_or_1_it_is_one_of_the_scores(mode, weight, row):
     scores = torch.rand(2, 5)
-    fused = fuse_scores(scores[0], scores[1:], mode="weighted_sum", weight=weight)
+    fused = fuse_scores(scores[0], scores[1:], mode=mode, weight=weight)
     assert torch.equal(fused[0], scores[row])
 
 
@@ -43,7 +50,7 @@ def test_gradient_reaches_the_relatedness(mode):
 
 
 def test_unknown_mode_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'max'.*product, weighted_sum"):
+    with pytest.raises(ValueError, match=r"'max'.*product, weighted_product, weighted_sum"):
         fuse_scores(torch.rand(2), torch.rand(1, 2), mode="max")
 
 

@@ -218,6 +218,17 @@ def test_without_image_colours_are_left_out():
     assert not box_colours(None, torch.rand(4, 4)).any()
 
 
+def test_what_a_caption_names_counts_in_full_under_a_better_box_of_another_class():
+    rest = torch.zeros(2, 1 + NUM_COLOURS)
+    rest[:, 0] = torch.tensor([0.9, 0.6])
+    features = torch.cat([torch.eye(C)[:2], rest], dim=1)
+    dog = {"classes": [0.0, 1.0, 0.0], "near_it": 1}
+    text = phrases([{"long": 1}, dog], [{}, dog])
+    caption, short = module()(features, locations(1).repeat(2, 1), text).logits.sigmoid()
+    assert float(caption[1]) == pytest.approx(1.0, abs=1e-5)
+    assert float(short[1] / short[0]) == pytest.approx(portable.DOUBLE)
+
+
 @pytest.mark.parametrize("num", [0, 1])
 @pytest.mark.parametrize("queries", [[], [[]], [[{"left": 1}], []]])
 def test_no_box_one_box_and_empty_queries(num, queries):

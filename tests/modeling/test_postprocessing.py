@@ -11,12 +11,20 @@ from torchvision.ops import batched_nms
 from vlnms_d2 import VLNMSPostprocessor, add_vlnms_config, split_by_query
 from vlnms_d2.modeling.postprocessing import build_postprocessor
 
+FUSED = {
+    "product": lambda r, c, w: r * c,
+    "weighted_product": lambda r, c, w: r**w * c ** (1.0 - w),
+    "weighted_sum": lambda r, c, w: w * r + (1.0 - w) * c,
+}
 
-def reference(boxes, cls_scores, relatedness, classes, *, nms_thresh, topk, score_thresh, weight):
-    """Per query the kept candidates, by falling fused score; weight None is the product."""
+
+def reference(
+    boxes, cls_scores, relatedness, classes, *, nms_thresh, topk, score_thresh, fusion, weight
+):
+    """Per query the kept candidates, in descending order of the fused score."""
     rows = []
     for q, r in enumerate(relatedness):
-        s = r * cls_scores if weight is None else weight * r + (1.0 - weight) * cls_scores
+        s = FUSED[fusion](r, cls_scores, weight)
         own = boxes if boxes.dim() == 2 else boxes[q]
         kept = batched_nms(own, s, classes, nms_thresh).tolist()
         kept = kept if topk < 0 else kept[:topk]
@@ -54,15 +62,17 @@ def problems(draw):
     nms_thresh=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     topk=st.sampled_from([-1, 1, 3, 100]),
     score_thresh=st.sampled_from([-1.0, 0.0, 0.25, 0.9, 2.0]),
-    weight=st.sampled_from([None, 0.0, 0.3, 1.0]),
+    fusion=st.sampled_from(sorted(FUSED)),
+    weight=st.sampled_from([0.0, 0.3, 1.0]),
     agnostic=st.booleans(),
 )
 def test_equals_fusion_nms_and_cut_query_by_query(
-    problem, nms_thresh, topk, score_thresh, weight, agnostic
+    problem, nms_thresh, topk, score_thresh, fusion, weight, agnostic
 ):
     options = {"nms_thresh": nms_thresh, "topk": topk, "score_thresh": score_thresh}
-    fusion = {} if weight is None else {"fusion": "weighted_sum", "fusion_weight": weight}
-    selection = VLNMSPostprocessor(**options, **fusion, class_agnostic=agnostic)(*problem)
+    options["fusion"] = fusion
+    post = VLNMSPostprocessor(**options, fusion_weight=weight, class_agnostic=agnostic)
+    selection = post(*problem)
     boxes, confidence, relatedness, classes = problem
     groups = torch.zeros_like(classes) if agnostic else classes
     expected = reference(boxes, confidence, relatedness, groups, **options, weight=weight)
@@ -118,6 +128,13 @@ def test_the_weighted_sum():
     relatedness = torch.tensor([[0.0, 0, 0, 1]])
     scores = post(BOXES, CONFIDENCE, relatedness, CLASSES).scores
     torch.testing.assert_close(scores, torch.tensor([[0.675, 0.6, 0.375, 0.55]]))
+
+
+def test_the_weighted_product_ranks_like_a_power_of_the_confidence():
+    relatedness = torch.tensor([[0.6, 0.7, 0.1, 1.0], [0.0, 0.1, 1, 1]])
+    post = VLNMSPostprocessor(fusion="weighted_product", fusion_weight=2 / 3)
+    scores = post(BOXES, CONFIDENCE, relatedness, CLASSES).scores
+    torch.testing.assert_close(scores, (relatedness * CONFIDENCE**0.5) ** (2 / 3))
 
 
 @pytest.mark.parametrize(("num_queries", "num_boxes"), [(0, 0), (0, 4), (3, 0)])

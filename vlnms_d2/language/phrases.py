@@ -89,7 +89,8 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
         phrase, word = phrases[-1], tokens[start]
         tags, length = _tags(tokens, start, name_at.get(start, 0))
         is_last = start + length == len(tokens)
-        is_verb = word.endswith("ing") and len(word) > 4 and "noun_ing" not in tags
+        is_name = start in name_at  # "parking meter"
+        is_verb = word.endswith("ing") and len(word) > 4 and not is_name and "noun_ing" not in tags
         is_new = not (phrase.words or phrase.cues or phrase.is_person or colours)
         relation = next((name for name in RELATIONS if name in tags), "")
         if is_verb and not relation and not is_new:
@@ -123,7 +124,7 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
                 cues[axis] = _WEAK if "weak" in tags else 1.0
         is_fruit = word == "orange" and tokens[max(0, start - 1)] != "in"
         is_cue = bool(named_colours) or "nothing" in tags or word == "little"
-        is_name = not is_cue and bool(synonyms.classes_of(word))
+        is_name |= not is_cue and bool(synonyms.classes_of(word))
         if is_name or ((not tags or "weak" in tags or is_fruit) and not is_verb):
             phrase.words += tokens[start : start + length]
         start += length

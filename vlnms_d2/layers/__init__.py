@@ -6,7 +6,7 @@ from .nms import multi_query_nms
 
 __all__ = ["FUSION_MODES", "fuse_scores", "multi_query_nms"]
 
-FUSION_MODES = ("product", "weighted_sum")
+FUSION_MODES = ("product", "weighted_product", "weighted_sum")
 
 
 def fuse_scores(
@@ -18,9 +18,10 @@ def fuse_scores(
         cls_scores: float [N], the detector's confidence c of each box, in [0, 1].
         relatedness: float [Q, N] (or [N] for a single query), r of each box to each query, in
             [0, 1].
-        mode: ``"product"`` for ``s = r * c`` (the paper's), or ``"weighted_sum"`` for
+        mode: ``"product"`` for ``s = r * c`` (the paper's), ``"weighted_product"`` for
+            ``s = r ** weight * c ** (1 - weight)`` or ``"weighted_sum"`` for
             ``s = weight * r + (1 - weight) * c``.
-        weight: share of the relatedness in the weighted sum, in [0, 1]; unused by the product.
+        weight: share of the relatedness, in [0, 1]; unused by the product.
 
     Returns:
         float tensor of the shape of ``relatedness``: the fused score s.
@@ -45,4 +46,6 @@ def fuse_scores(
         )
     if mode == "product":
         return relatedness * cls_scores
+    if mode == "weighted_product":
+        return relatedness**weight * cls_scores ** (1.0 - weight)
     return weight * relatedness + (1.0 - weight) * cls_scores

@@ -63,8 +63,7 @@ class VLNMSPostprocessor:
         topk: maximum number of proposals kept per query; negative for all.
         score_thresh: proposals with a fused score above this are kept, and always the best one
             (the paper's "real" operating point, Sec. 4.1).
-        fusion: "product" (s = r * c) or "weighted_sum" (s = w * r + (1 - w) * c).
-        fusion_weight: w.
+        fusion, fusion_weight: mode and weight of `vlnms_d2.layers.fuse_scores`.
         class_agnostic: run NMS across classes instead of within each class.
     """
 

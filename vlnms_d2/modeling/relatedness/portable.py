@@ -38,11 +38,11 @@ _MAX_SIDE = 160  # of the image in which colours are counted
 PLACE, SIZE, ORDER, COLOUR, RELATION = 0.05, 0.4, 0.3, 0.25, 0.3
 # What is not mentioned is not thereby absent: least factors of a class that is not named and of
 # an object that fits no cue, and the factor of an object that is named beside the one meant.
-UNNAMED, FLOOR, LANDMARK = 0.03, 0.15, 0.35
+UNNAMED, FLOOR, LANDMARK = 0.002, 0.15, 0.35
 VAGUE = 0.8  # how much less all classes fit if a long text names them for other objects only
 DOUBT = 0.3  # exponent of how well an object fits a long text
 # People speak of what they see: the factor of the tiniest object, and the share of the image from
-# which it is 1. Without a named class, a worse box of an object of another class has this factor.
+# which it is 1. Without a named class, a worse box of an object of another class has the last one.
 TINY, VISIBLE, DOUBLE = 0.7, 0.03, 0.6
 UNSURE, SURE = 0.15, 0.4  # confidence up to which an object does not count in ranks; counts as one
 ABSOLUTE = 0.5  # weight of the place in the image; the rest is that of the rank
@@ -71,16 +71,9 @@ def box_colours(
     small_size = max(1, round(height * scale)), max(1, round(width * scale))
     pixels = F.interpolate(image[None].to(boxes.dtype), small_size, mode="area")[0]
     pixels = (pixels if restore is None else restore(pixels)).contiguous() / 255
-    sums = F.pad(colour_masks(pixels).float().cumsum(1).cumsum(2), (1, 0, 1, 0))
-    size = boxes.new_tensor([small_size[1], small_size[0]] * 2)
-    scaled = boxes / boxes.new_tensor([width, height] * 2) * size
-    around = _share(sums, _sub_boxes(scaled, -0.25, -0.25, 1.25, 1.25), size)
-    parts = []
-    for x1, y1, x2, y2 in ((0.2, 0.1, 0.8, 0.9), (0.25, 0.15, 0.75, 0.5), (0.25, 0.5, 0.75, 0.9),
-                           (0.25, 0.0, 0.75, 0.2)):  # fmt: skip
-        inside = _share(sums, _sub_boxes(scaled, x1, y1, x2, y2), size)
-        parts.append((1.5 * inside - 0.5 * around).clamp(0, 1))
-    return torch.cat(parts, dim=1).to(boxes.dtype)
+    sums = F.pad(colour_masks(pixels).cumsum(1).cumsum(2), (1, 0, 1, 0))  # integral images
+    shares = _shares(sums, boxes / boxes.new_tensor([width, height] * 2))  # [N, 1 + parts, K]
+    return (1.5 * shares[:, 1:] - 0.5 * shares[:, :1]).clamp(0, 1).flatten(1).to(boxes.dtype)
 
 
 def colour_masks(pixels: Tensor) -> Tensor:
@@ -122,22 +115,31 @@ def colour_masks(pixels: Tensor) -> Tensor:
     return torch.stack([masks[colour] for colour in COLOURS]).to(pixels.dtype)
 
 
-def _sub_boxes(boxes: Tensor, x1: float, y1: float, x2: float, y2: float) -> Tensor:
-    """Parts of boxes [N, 4] in fractions of their width and height."""
-    fractions = boxes.new_tensor([x1, y1, x2, y2])
-    return boxes[:, :2].repeat(1, 2) + fractions * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+# Around a box, and its whole, upper and lower part and head: x1, y1, x2, y2 in shares of the box.
+_REGIONS = (
+    (-0.25, -0.25, 1.25, 1.25),
+    (0.2, 0.1, 0.8, 0.9),
+    (0.25, 0.15, 0.75, 0.5),
+    (0.25, 0.5, 0.75, 0.9),
+    (0.25, 0.0, 0.75, 0.2),
+)
 
 
-def _share(sums: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
-    """Means over boxes [N, 4] from integral images [K, H + 1, W + 1]: [N, K]. Every box has at
-    least one pixel."""
-    x1, y1 = boxes[:, 0].floor().long(), boxes[:, 1].floor().long()
-    x2, y2 = boxes[:, 2].ceil().long(), boxes[:, 3].ceil().long()
-    width, height = int(size[0]), int(size[1])
-    x1, y1 = x1.clamp(0, width - 1), y1.clamp(0, height - 1)
-    x2, y2 = x2.clamp(max=width).maximum(x1 + 1), y2.clamp(max=height).maximum(y1 + 1)
-    total = sums[:, y2, x2] - sums[:, y1, x2] - sums[:, y2, x1] + sums[:, y1, x1]  # [K, N]
-    return (total / ((x2 - x1) * (y2 - y1))).T
+def _shares(sums: Tensor, boxes: Tensor) -> Tensor:
+    """Means over `_REGIONS` of boxes, [N, 4] in shares of the image, from integral images
+    [K, H + 1, W + 1]: [N, regions, K]. Every region has at least one pixel."""
+    num, height, width = sums.shape[0], sums.shape[1] - 1, sums.shape[2] - 1
+    size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)[:, None]
+    regions = boxes[:, :2].repeat(1, 2)[:, None] + boxes.new_tensor(_REGIONS) * size
+    x1, y1, x2, y2 = (regions * regions.new_tensor([width, height] * 2)).unbind(-1)
+    x1, y1 = x1.floor().long().clamp(0, width - 1), y1.floor().long().clamp(0, height - 1)
+    x2 = x2.ceil().long().clamp(max=width).maximum(x1 + 1)  # [N, regions]
+    y2 = y2.ceil().long().clamp(max=height).maximum(y1 + 1)
+    corners = torch.stack([y2 * (width + 1) + x2, y1 * (width + 1) + x2,
+                           y2 * (width + 1) + x1, y1 * (width + 1) + x1])  # fmt: skip
+    at = sums.flatten(1).index_select(1, corners.flatten()).view(num, *corners.shape)
+    total = at[:, 0] - at[:, 1] - at[:, 2] + at[:, 3]  # [K, N, regions]
+    return (total / ((x2 - x1) * (y2 - y1))).permute(1, 2, 0)
 
 
 @RELATEDNESS_REGISTRY.register()
@@ -220,16 +222,16 @@ class Portable(Relatedness):
         if not len(visual) or not text.mask.numel():
             return RelatednessOutput(visual.new_zeros(len(text), len(visual)))
         objects = Objects(visual, locations, self.num_classes)
-        num_queries, num_phrases = text.mask.shape
         features = text.words.flatten(0, 1)  # [Q * L, C + cues]
         match = features[:, : self.num_classes][:, objects.classes]  # [Q * L, R]
         fit = objects.fit(features[:, self.num_classes :], match)  # [Q * L, R]
-        match, fit = (x.unflatten(0, (num_queries, num_phrases)) for x in (match, fit))
+        named = _names_class(match)  # [Q * L, 1]
+        match, fit, named = (x.unflatten(0, text.mask.shape) for x in (match, fit, named))
         # A long text tells of several objects, and its cues are read less surely.
         long = text.words[:, 0, self.num_classes + _COLUMN["long"], None]  # [Q, 1]
         described = fit[:, 0]
         landmark = torch.zeros_like(described)
-        for i in range(1, num_phrases):
+        for i in range(1, text.mask.shape[1]):
             there = match[:, i] * fit[:, i] * text.mask[:, i, None]  # [Q, R]
             relation = text.words[:, i, -len(RELATIONS) :].argmax(dim=-1)  # [Q]
             near = _factor(objects.near(there, relation), RELATION)
@@ -239,7 +241,8 @@ class Portable(Relatedness):
         related = _factor(match[:, 0], UNNAMED) * _factor(described, FLOOR)  # [Q, R]
         related = torch.maximum(related, landmark * (LANDMARK + (1 - LANDMARK) * long))
         prior = _factor((objects.area / VISIBLE).clamp(max=1).sqrt(), TINY)
-        single = _names_class(match[:, 0]) | objects.alone
+        named = torch.where(long > 0, (named & text.mask[..., None]).any(dim=1), named[:, 0])
+        single = named | objects.alone
         related = related * prior ** (1 - long) * torch.where(single, 1.0, DOUBLE)
         return RelatednessOutput(related.clamp(max=1 - 1e-6).logit()[:, objects.object_of])
 
@@ -320,10 +323,9 @@ class Objects:
                 continue
             rank = weights @ self.better(number)  # [P, R], objects that fit better
             first = 1 / (1 + rank)
-            worst = SIZE
+            worst = PLACE if axis in PLACES else SIZE
             if axis in PLACES:
                 first = first ** (1 - ABSOLUTE) * self.absolute[number] ** ABSOLUTE
-                worst = PLACE
                 off = (rank - order + 1) / (SPREAD * (1 + order / 2))
                 in_order = _factor(torch.exp(-off.square() / 2), ORDER)
                 fit = fit * torch.where(order > 0, in_order, 1.0)
@@ -346,28 +348,23 @@ class Objects:
     def near(self, landmark: Tensor, relation: Tensor) -> Tensor:
         """How well the objects stand in a relation, int64 [Q], to landmarks, from 0 to 1: [Q, R].
         `landmark`, [Q, R], is how well the objects fit as the landmark."""
-        kernels = self.kernels[relation]  # [Q, R (landmark), R]
-        best = (landmark * self.counts)[:, :, None] * kernels
+        best = (landmark * self.counts)[:, :, None] * self.kernels[relation]  # [Q, R (landmark), R]
         best = best.amax(dim=1)  # [Q, R]
         return best / best.amax(dim=1, keepdim=True).clamp(min=1e-6)
 
     @cached_property
     def kernels(self) -> Tensor:
         boxes, center = self.boxes, self.center
-        gap = (boxes[:, None, :2] - boxes[None, :, 2:]).maximum(
-            boxes[None, :, :2] - boxes[:, None, 2:]
-        )
-        gap = gap.clamp(min=0).norm(dim=-1)  # [R, R], 0 if they touch
+        gap = boxes[:, None, :2] - boxes[:, 2:]  # [R, R, 2]
+        gap = gap.maximum(gap.transpose(0, 1)).clamp(min=0).norm(dim=-1)  # [R, R], 0 if they touch
         close = torch.exp(-4 * gap)
-        iou = box_iou(boxes, boxes)
-        other = iou < 0.7  # an object has no relation to itself
+        other = box_iou(boxes, boxes) < 0.7  # an object has no relation to itself
         dx = center[None, :, 0] - center[:, None, 0]  # of i from j
         dy = center[None, :, 1] - center[:, None, 1]
         foot = boxes[None, :, 3] - boxes[:, None, 3]
         side = [-dx, dx, -dy, dy, foot, -foot]
         kernels = [close * (value / 0.05).clamp(-1, 1).add(1).div(2) for value in side]
-        touching = torch.exp(-12 * gap)
-        return torch.stack([*kernels, close, touching]) * other
+        return torch.stack([*kernels, close, torch.exp(-12 * gap)]) * other
 
 
 @TEXT_ENCODER_REGISTRY.register()
@@ -403,22 +400,19 @@ class PortablePhrases(CategoryMentions):
         for phrases in split:
             rows = [match[row_of[" ".join(p.words)]] for p in phrases]
             named = [bool((row < 1).any()) for row in rows]
-            row_by_phrase = {id(p): row for p, row in zip(phrases, rows, strict=True)}
             joined = join_phrases(phrases, named)
             if not named[0] and phrases[0].is_person:
-                row_by_phrase[id(phrases[0])] = self.person
+                rows[0] = self.person
             elif not named[0] and len(joined) > 1:  # "a view of the street with cars"
-                row_by_phrase[id(phrases[0])] = rows[0] * (
-                    1 - VAGUE * phrases[0].cues.get("long", 0.0)
-                )
+                rows[0] = rows[0] * (1 - VAGUE * phrases[0].cues.get("long", 0.0))
+            match_of = {id(phrase): row for phrase, row in zip(phrases, rows, strict=True)}
             says = named[0] or phrases[0].cues or phrases[0].is_person or len(joined) > 1
             table = self.person.new_zeros(len(joined) if says else 0, self.output_dim)
             for row, phrase in zip(table, joined, strict=False):
-                row[: len(self.person)] = row_by_phrase[id(phrase)]
-                for cue, value in phrase.cues.items():
+                row[: len(self.person)] = match_of[id(phrase)]
+                relation = {phrase.relation: 1.0} if phrase.relation else {}
+                for cue, value in (phrase.cues | relation).items():
                     row[len(self.person) + _COLUMN[cue]] = value
-                if phrase.relation:
-                    row[len(self.person) + _COLUMN[phrase.relation]] = 1.0
             encoded.append(table.cpu())
         return pad_features(encoded, self.output_dim, self.person.device)
 
@@ -439,9 +433,8 @@ def portable_relatedness(
     """
     text_dim = text.words.shape[2]
     module = Portable(visual_dim=text_dim - len(CUES), text_dim=text_dim)
-    pixels = (
-        None if image is None else torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    )
-    visual = module.describe(candidates, module.num_classes, pixels)
+    if image is not None:
+        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    visual = module.describe(candidates, module.num_classes, image)
     output = module(visual, box_locations(candidates.boxes, image_size), text)
     return torch.where(text.mask.any(dim=1, keepdim=True), output.logits.sigmoid(), 1.0)
