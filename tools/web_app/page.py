@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from vlnms_d2.file_io import atomic_write
+from vlnms_d2.layers import FUSION_MODES
 
 from .answers import Answer, Settings, answer, read_queries, to_files
 from .panels import CSS, render, render_error, render_photo
@@ -193,11 +194,11 @@ def _controls(names: Sequence[str], threshold: float) -> list[Any]:
         nms = gr.Slider(0, 1, 0.5, step=0.05, label="IoU of NMS")
         agnostic = gr.Checkbox(False, label="NMS across classes")
         fusion = gr.Radio(
-            [("product", "product"), ("weighted sum", "weighted_sum")],
+            [(mode.replace("_", " "), mode) for mode in FUSION_MODES],
             value="product",
             label="Fusion of confidence and relatedness",
         )
-        weight = gr.Slider(0, 1, 0.5, step=0.05, label="Weight of relatedness in the sum")
+        weight = gr.Slider(0, 1, 0.5, step=0.05, label="Weight of relatedness")
 
     def switch(keep: str) -> tuple[dict, dict]:
         by_number = keep == KEEP[0]
