@@ -222,7 +222,7 @@ def _parse_line(line: str, dim: int) -> tuple[str, np.ndarray | None, str]:
     first, *more = word.split(" ")
     if more and all(map(_is_number, more)):  # too many numbers rather than a longer word
         word, fields = first, more + fields
-    problem = f"{shown(word)} and {len(fields)} fields, or one that is not a finite number"
+    problem = f"{shown(word)} and {len(fields)} fields"
     if not word or len(fields) != dim or not all(map(_is_number, fields)):
         return word, None, problem
     with np.errstate(over="ignore"):  # becomes infinite, which is malformed
