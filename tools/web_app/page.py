@@ -151,11 +151,8 @@ def _detections_tab(files: DetectionFiles) -> None:
     def compute(*values: Any) -> tuple[str, Scene, list[Answer]]:
         return _answer(files, scene_of(*values[:3]), values[3], values[4:])
 
-    def show(*values: Any) -> str:
-        return _try(lambda: compute(*values)[0])
-
     def show_picture(*values: Any) -> tuple[str, str]:
-        return _photo(lambda: scene_of(*values[:3])), show(*values)
+        return _photo(lambda: scene_of(*values[:3])), _try(lambda: compute(*values)[0])
 
     def write(*values: Any) -> tuple[str, list[str] | None]:
         try:
@@ -173,8 +170,7 @@ def _detections_tab(files: DetectionFiles) -> None:
             return _show_error(error), None
 
     inputs = [picture, detections, categories, text, *controls]
-    _update_when_changed([text, *controls], show, inputs, output)
-    _update_when_changed(inputs[:3], show_picture, inputs, [photo, output])
+    _update_when_changed(inputs, show_picture, inputs, [photo, output])
     button.click(write, inputs, [output, downloads])
 
 
@@ -241,15 +237,15 @@ def _show_error(error: Exception) -> str:
 def _update_when_changed(
     components: Sequence[Any], function: Callable[..., Any], inputs: Sequence[Any], outputs: Any
 ) -> None:
-    """Answer while the visitor types; of many changes only the last one waits its turn, and none
-    the round trips of Gradio's queue."""
-    for each in components:
-        event = each.input if hasattr(each, "input") else each.change
-        event(
-            function,
-            inputs,
-            outputs,
-            show_progress="hidden",
-            trigger_mode="always_last",
-            queue=False,
-        )
+    """Answer while the visitor types. All changes are one event, whose answers cannot overtake each
+    other: of those that come meanwhile the last one waits its turn, and none waits for the round
+    trips of Gradio's queue."""
+    gr.on(
+        [each.input if hasattr(each, "input") else each.change for each in components],
+        function,
+        inputs,
+        outputs,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        queue=False,
+    )
