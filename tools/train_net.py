@@ -102,7 +102,9 @@ def setup(args: argparse.Namespace):
     # Evaluation covers every operating point, so no proposal may be removed before.
     cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
     outputs = output_files(cfg)
-    if comm.is_main_process() and not has_log(Path(cfg.OUTPUT_DIR)):
+    folder = Path(cfg.OUTPUT_DIR)
+    goes_on = args.resume and (folder / "last_checkpoint").is_file()
+    if comm.is_main_process() and not (goes_on or has_log(folder)):
         refuse_foreign(*outputs)
     if not args.eval_only:
         if args.resume:  # before anything in the folder is written

@@ -154,7 +154,7 @@ def file_sha256(path: Path) -> str:
 class _Shortened(reprlib.Repr):
     def __init__(self):
         super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+        self.maxlevel, self.maxstring, self.maxother = 3, 200, 80  # paths are told whole
 
     def repr_int(self, x: int, level: int) -> str:
         return (

@@ -366,7 +366,7 @@ def test_pictures(folder, tmp_path):
 def test_a_missing_picture_is_noticed_before_the_work(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Reranker, "write", None)
     run(folder, tmp_path / "out", "--image-dir", str(tmp_path), "--pictures", "1", status=1)
-    assert ".png: no such image" in capsys.readouterr().err
+    assert "4.png" in (error := capsys.readouterr().err) and "no image file" in error
 
 
 def test_refer_and_flickr30k_and_json_lines(folder, tmp_path):
