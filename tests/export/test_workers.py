@@ -84,15 +84,16 @@ def test_a_killed_process_is_told_and_not_waited_for(tmp_path):
         run_tasks(tmp_path, [0, "die", *range(1, 9)], 2)
 
 
+# Each line in one piece, also where Python is told not to buffer: two processes write at once.
 SLOW = """
-import time
-print("import", flush=True)
+import os, time
+os.write(1, b"import\\n")
 time.sleep({seconds})
 class Slow:
     def __init__(self):
-        print("make", flush=True)
+        os.write(1, b"make\\n")
     def work(self, task):
-        print("work", flush=True)
+        os.write(1, b"work\\n")
         time.sleep(600)
 """
 # The module alone: the package would take most of the test's time to import, in each process.

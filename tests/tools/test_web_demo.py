@@ -323,8 +323,10 @@ def test_browser_choose_type_and_change_the_number(wide, record_property):
                 field.value = word;
                 const start = performance.now();
                 field.dispatchEvent(new Event("input", {bubbles: true}));
-                while (document.querySelector("#answer h3")?.innerText.trim() != word)
-                    await new Promise(requestAnimationFrame);
+                await new Promise(shown => new MutationObserver((_, observer) => {
+                    if (document.querySelector("#answer h3")?.innerText.trim() == word)
+                        shown(observer.disconnect());
+                }).observe(document.body, {childList: true, subtree: true, characterData: true}));
                 times.push(performance.now() - start);
             }
             return times.sort((a, b) => a - b)[2];
