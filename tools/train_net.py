@@ -70,22 +70,6 @@ def has_log(folder: Path) -> bool:
     return log.is_file() and b" detectron2]: " in log.read_bytes()
 
 
-def check_expressions(cfg: CfgNode) -> None:
-    """Read the expressions to train on once, so that damaged files are told before any is written.
-
-    Raises:
-        OSError, ValueError: a file is missing or damaged.
-    """
-    from detectron2.data import MetadataCatalog
-
-    from vlnms_d2.data.pseudo_gt import load_expressions
-
-    kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TRAIN}
-    if kinds == {"refer"}:
-        pseudo_gt = cfg.MODEL.VLNMS.PSEUDO_GT
-        load_expressions(cfg.DATASETS.TRAIN, pseudo_gt.DIR, required=pseudo_gt.CONTEXT)
-
-
 def setup(args: argparse.Namespace):
     """The config that the command line describes; writes it to the output folder."""
     import torch
@@ -95,7 +79,7 @@ def setup(args: argparse.Namespace):
     from fvcore.common.checkpoint import Checkpointer
 
     from vlnms_d2.config import load_config
-    from vlnms_d2.engine.trainer import build_vocabulary, check_resumed
+    from vlnms_d2.engine.trainer import build_vocabulary, check_resumed, training_expressions
     from vlnms_d2.file_io import claim, refuse_foreign
 
     cfg = load_config(args.config_file, args.opts)
@@ -112,9 +96,8 @@ def setup(args: argparse.Namespace):
             if path.endswith(".pth") and os.path.isfile(path):
                 checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
                 check_resumed(cfg, checkpoint.get("trainer", {}))
-        if comm.is_main_process():
-            check_expressions(cfg)
-        build_vocabulary(cfg)
+        # Damaged files are told before any is written.
+        build_vocabulary(cfg, training_expressions(cfg) if comm.is_main_process() else None)
     cfg.freeze()
     if comm.is_main_process():
         claim(*outputs)

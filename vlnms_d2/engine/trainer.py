@@ -161,11 +161,8 @@ class VLNMSTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        if _has_expressions(cfg.DATASETS.TRAIN):
-            pseudo_gt = cfg.MODEL.VLNMS.PSEUDO_GT
-            dataset_dicts = load_expressions(
-                cfg.DATASETS.TRAIN, pseudo_gt.DIR, required=pseudo_gt.CONTEXT
-            )
+        dataset_dicts = training_expressions(cfg)
+        if dataset_dicts is not None:
             mapper = GroundingMapper(cfg, is_train=True)
         else:
             dataset_dicts = get_detection_dataset_dicts(
@@ -291,12 +288,29 @@ def check_resumed(cfg: CfgNode, state: dict[str, Any]) -> None:
             )
 
 
-def build_vocabulary(cfg: CfgNode) -> None:
+def training_expressions(cfg: CfgNode) -> list[dict[str, Any]] | None:
+    """The images of DATASETS.TRAIN with their expressions and pseudo ground truth; None if they
+    have no expressions.
+
+    Raises:
+        OSError, ValueError: a file is missing or damaged.
+    """
+    if not _has_expressions(cfg.DATASETS.TRAIN):
+        return None
+    pseudo_gt = cfg.MODEL.VLNMS.PSEUDO_GT
+    return load_expressions(cfg.DATASETS.TRAIN, pseudo_gt.DIR, required=pseudo_gt.CONTEXT)
+
+
+def build_vocabulary(cfg: CfgNode, images: Sequence[dict[str, Any]] | None = None) -> None:
     """Build a vocabulary, if the config needs one, and set `MODEL.VLNMS.VOCAB` to it, in place.
 
     It is needed if the text encoder uses a vocabulary, the key is empty, and the training data sets
     have expressions. It is built from these and saved as `{OUTPUT_DIR}/vocab.json`, unless that
     file exists, as in a resumed run.
+
+    Args:
+        cfg: the config.
+        images: those of the training data sets if they have been read; they are read otherwise.
     """
     if cfg.MODEL.VLNMS.VOCAB or not text_encoder_class(text_encoder_name(cfg)).uses_vocabulary:
         return
@@ -306,7 +320,7 @@ def build_vocabulary(cfg: CfgNode) -> None:
     if comm.is_main_process() and not path.is_file():
         sentences = (
             expression["query"]
-            for image in load_expressions(cfg.DATASETS.TRAIN)
+            for image in images or load_expressions(cfg.DATASETS.TRAIN)
             for expression in image["expressions"]
         )
         path.parent.mkdir(parents=True, exist_ok=True)
