@@ -113,8 +113,8 @@ def test_nms_and_cut_are_those_of_torchvision_per_query():
 
 
 def test_the_cuts():
-    assert [len(own) for own in rerank(topk=2)] == [2]
-    assert [len(own) for own in rerank(topk=-1)] == [4]
+    assert [len(kept) for kept in rerank(topk=2)] == [2]
+    assert [len(kept) for kept in rerank(topk=-1)] == [4]
     [own] = rerank(score_thresh=0.5)
     assert own.candidate_index.tolist() == [0, 3]  # 0.5 is not above 0.5
     [own] = rerank(score_thresh=0.99)

@@ -140,9 +140,9 @@ def test_every_setting_is_measured():
     results = BENCHMARKS["nms"].load().measure(Options(queries=(1, 30), candidates=40, rounds=1))
     settings = [(row["boxes"], row["own"], row["queries"]) for row in results["rows"]]
     assert settings == [
-        (name, own, queries)
+        (name, boxes_per_query, queries)
         for name in ("scattered", "clustered")
-        for own in (False, True)
+        for boxes_per_query in (False, True)
         for queries in (1, 30)
     ]
     assert all(row["loop_ms"] > 0 and row["at_once_ms"] > 0 for row in results["rows"])

@@ -4,28 +4,28 @@ import json
 
 import exported
 import pytest
-from bad_input import load_tool, run_tool, state_of
+from bad_input import run_tool, state_of
 from conftest import REPO
 from detectron2.data import DatasetCatalog
 from test_bad_input import CAPTIONS, DETECTIONS, INSTANCES
 
 from benchmarks import BENCHMARKS
+from portable_study import measure
 from refshapes.painter import make_scene
 from refshapes.writer import coco_dict
 from vlnms_d2.file_io import claim, refuse_foreign, write_json
 
 CONFIG = REPO / "configs" / "refshapes" / "vlnms_fc_trained.yaml"
 WITHOUT_OUTPUT = {"calibrate_words", "install_detectron2", "recall_table", "web_demo"}
-NONE = "none"  # an input that does not exist: outputs are looked at first
+# Inputs that do not exist: outputs are looked at first.
+FOLDS = "--detections none --annotations none --captions none --mentions none"
+REGIONS = f"--datasets s --proposals a={CONFIG}"
 
 # Tool, its command line, and what it would write; {} is the folder of the test.
 CASES = [
     ("benchmark", "nms --json {}/a.json", "a.json"),
     ("benchmark", "overhead --plot {}/a.png", "a.png"),
-    *(
-        ("cross_validate_category", f"{inputs} --json {{}}/a.json", "a.json")
-        for inputs in ("--detections none --annotations none --captions none --mentions none",)
-    ),
+    ("cross_validate_category", f"{FOLDS} --json {{}}/a.json", "a.json"),
     ("demo", "--input {}/dog.png --query cat --output {}", "dog_01_cat.png"),
     ("demo", "--input {}/dog.png --query cat --output {}", "proposals.json"),
     ("export_pairs", "--config-file {model} --dataset {set} --out {}/out", "out/index.npy"),
@@ -37,10 +37,7 @@ CASES = [
     ),
     ("export_proposals", "--config-file {model} --dataset {set} --out {}", "proposals.jsonl"),
     ("export_weights", "{}/dog.png {}/b.pth", "b.pth"),
-    *(
-        ("extract_second_stage", f"{of} --what gt --out {{}} --overwrite", "s/gt.pt")
-        for of in (f"--datasets s --proposals a={CONFIG}",)
-    ),
+    ("extract_second_stage", f"{REGIONS} --what gt --out {{}} --overwrite", "s/gt.pt"),
     *(
         ("make_refshapes", "--out {} --train 1 --overwrite", name)
         for name in ("instances.json", "contexts.json", "refs(refcoco+).p", "refshapes.json")
@@ -132,7 +129,6 @@ def test_no_tool_is_left_out():
 
 
 def test_pictures_of_portable(tmp_path):
-    measure = load_tool("portable_table") and __import__("portable_study.measure").measure
     (tmp_path / "failure_01.jpg").write_text("mine")
     with pytest.raises(ValueError, match=r"failure_01\.jpg: this tool did not write it"):
         measure.draw({}, [], tmp_path, 2)

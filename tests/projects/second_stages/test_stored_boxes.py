@@ -59,7 +59,7 @@ def test_what_a_query_sees():
     regions = of_queries()
 
     def seen(threshold):
-        return [own.tolist() for own in visible_boxes(regions, 3, threshold)]
+        return [kept.tolist() for kept in visible_boxes(regions, 3, threshold)]
 
     assert seen(None) == [[4, 0, 1], [2], [3, 1]]
     assert seen(0.3) == [[4, 0], [2], [3]]  # above, not equal; always the best
@@ -71,8 +71,8 @@ def test_what_a_query_sees():
 def test_of_the_detector_every_query_sees_the_same():
     regions = make_regions(3)
     regions.scores = torch.tensor([0.9, 0.4, 0.1])
-    assert [own.tolist() for own in visible_boxes(regions, 2, 0.2)] == [[0, 1], [0, 1]]
-    assert [own.tolist() for own in visible_boxes(regions, 2, None)] == [[0, 1, 2]] * 2
+    assert [kept.tolist() for kept in visible_boxes(regions, 2, 0.2)] == [[0, 1], [0, 1]]
+    assert [kept.tolist() for kept in visible_boxes(regions, 2, None)] == [[0, 1, 2]] * 2
 
 
 @pytest.mark.parametrize("wanted", [1.0, 4 / 3, 5 / 3, 2.0])
@@ -80,7 +80,7 @@ def test_the_threshold_leaves_as_many_as_wanted(wanted):
     images = {1: of_queries()}
     dicts = [{"image_id": 1, "expressions": [{}] * 3}]
     threshold = real_threshold(images, dicts, wanted)
-    counts = [len(own) for own in visible_boxes(images[1], 3, threshold)]
+    counts = [len(kept) for kept in visible_boxes(images[1], 3, threshold)]
     assert sum(counts) / 3 == pytest.approx(wanted)
 
 
