@@ -38,13 +38,14 @@ def leaf(dataset: str, stem: str) -> Path:
     return CONFIGS / dataset / f"{stem}.yaml"
 
 
-# Of the RefCOCO family these have no file: another variant, and the one key that differs.
+# These have no file (the first two have one for RefShapes): another variant, and the one key that
+# differs.
 OVERRIDES = {
     "vlnms_fc_additive": ("vlnms_fc", "MODEL.VLNMS.ATTENTION", "additive"),
     "vlnms_trans_co_attention": ("vlnms_trans_joint", "MODEL.VLNMS.TRANS.FUSION", "co_attention"),
     "vlnms_trans_no_refinement": ("vlnms_trans_joint", "MODEL.VLNMS.REG_WEIGHT", "0.0"),
 }
-LEAVES = [leaf(d, v) for d in DATASETS for v in VARIANTS if d == "refshapes" or v not in OVERRIDES]
+LEAVES = [leaf(d, v) for d in DATASETS for v in VARIANTS if leaf(d, v).is_file()]
 
 
 def name_of(path: Path) -> str:
@@ -62,7 +63,7 @@ def load(path: Path) -> CfgNode:
 @cache
 def load_variant(dataset: str, variant: str) -> CfgNode:
     """The config of a variant, from its file or with its override."""
-    if dataset == "refshapes" or variant not in OVERRIDES:
+    if leaf(dataset, variant).is_file():
         return load(leaf(dataset, variant))
     base, *override = OVERRIDES[variant]
     cfg = load(leaf(dataset, base)).clone()

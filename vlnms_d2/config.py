@@ -75,7 +75,7 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     vlnms.TRANS = CfgNode()
     # "joint": self-attention over words and boxes in one sequence; "co_attention": two streams
     # that attend to each other; "cross_attention": boxes attend to each other once per image, and
-    # to the words of each query in narrow layers, which makes many queries cheap.
+    # for each query to words and boxes in narrow tokens, which makes many queries cheap.
     vlnms.TRANS.FUSION = "joint"
     # Width of the tokens.
     vlnms.TRANS.HIDDEN_DIM = 768

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from vlnms_d2.modeling.relatedness import Trans
 from vlnms_d2.modeling.relatedness.trans_layers import (
     Attention,
-    CrossAttentionLayer,
+    CoAttentionLayer,
     FeedForward,
     JointLayer,
-    NarrowLayer,
     StreamLayer,
 )
 
@@ -76,7 +75,7 @@ def add(tokens: Tokens, others: Tokens) -> Tokens:
     return [token + other for token, other in zip(tokens, others, strict=True)]
 
 
-def add_ffn(layer: JointLayer | StreamLayer | NarrowLayer, tokens: Tokens) -> Tokens:
+def add_ffn(layer: JointLayer | StreamLayer, tokens: Tokens) -> Tokens:
     return [t + feed_forward(layer.ffn, layer_norm(layer.norm_ffn, t)) for t in tokens]
 
 
@@ -115,23 +114,7 @@ def co_attention(layer, words: Tokens, boxes: Tokens) -> tuple[Tokens, Tokens, T
     return words, boxes, weights
 
 
-def cross_attention(layer, words: Tokens, boxes: Tokens) -> tuple[Tokens, Tokens, None]:
-    """Words and boxes after the layer."""
-    before = normed(layer.boxes.norm_attention, boxes)
-    boxes = add(boxes, attend(layer.boxes.attention, before, before, each(boxes))[0])
-    boxes = add_ffn(layer.boxes, boxes)
-    own, other = normed(layer.norm_words, words), normed(layer.norm_boxes, boxes)
-    return stream(layer.words, words, own, other)[0], boxes, None
-
-
-def narrow(layer: NarrowLayer, words: Tokens, boxes: Tokens) -> tuple[Tokens, Tokens, Tensor]:
-    """See `joint`."""
-    own, other = normed(layer.norm_boxes, boxes), normed(layer.norm_words, words)
-    mixed, weights = attend(layer.attention, own, other, each(words))
-    return words, add_ffn(layer, add(boxes, mixed)), weights
-
-
-ONE_LAYER = {JointLayer: joint, CrossAttentionLayer: cross_attention, NarrowLayer: narrow}
+ONE_LAYER = {JointLayer: joint, CoAttentionLayer: co_attention}
 
 
 def plain_trans(
@@ -144,11 +127,12 @@ def plain_trans(
         + linear(trans.location_token, where)
         for v, where in zip(visual, locations, strict=True)
     ]
-    for layer in [*trans.layers, *trans.narrow_layers]:
-        if layer is next(iter(trans.narrow_layers), None):
-            boxes = [linear(trans.narrow_token[1], b) for b in normed(trans.narrow_token[0], boxes)]
-        one_layer = ONE_LAYER.get(type(layer), co_attention)
-        words, boxes, attention = one_layer(layer, words, boxes)
+    if trans.box_layers:
+        for layer in trans.box_layers:
+            _, boxes, _ = joint(layer, [], boxes)
+        boxes = [linear(trans.narrow_token[1], b) for b in normed(trans.narrow_token[0], boxes)]
+    for layer in trans.layers:
+        words, boxes, attention = ONE_LAYER[type(layer)](layer, words, boxes)
     hidden = normed(trans.norm, boxes)
     logits = torch.cat([linear(trans.fc_r, h) for h in hidden])
     if trans.mlp_t is None:

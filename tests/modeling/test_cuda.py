@@ -1,4 +1,5 @@
-"""The model on a pretend GPU: the CPU's results, no mixed devices, and few synchronisations."""
+"""The model on a pretend GPU: the CPU's results, no mixed devices, and few synchronisations. Where
+there is a real one, its results too."""
 
 import copy
 import functools
@@ -20,6 +21,7 @@ VARIANTS = {
     "FC additive": ("FC", "MODEL.VLNMS.ATTENTION", "additive"),
     "Trans joint": ("Trans", "MODEL.VLNMS.TRANS.FUSION", "joint"),
     "Trans co_attention": ("Trans", "MODEL.VLNMS.TRANS.FUSION", "co_attention"),
+    "Trans cross_attention": ("Trans", "MODEL.VLNMS.TRANS.FUSION", "cross_attention"),
     "Category": ("Category", "MODEL.VLNMS.CATEGORY.NAMES", "['cup','dog','cat','car','bus']"),
 }
 BERT = ("MODEL.VLNMS.TEXT_ENCODER", "BERT", "MODEL.VLNMS.BERT.EMBEDDINGS_ONLY")
@@ -121,6 +123,22 @@ def test_bert_equals_the_cpus(config, relatedness, embeddings_only):
     model = build(cfg)
     assert_same_answers(model, "VLNMSHead")
     assert_trains_alike(model)
+
+
+@pytest.fixture
+def real_gpu(monkeypatch):
+    """Convolutions in full float32, as on the CPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return torch.device("cuda")
+
+
+def test_a_real_gpu_gives_the_cpus_answers(real_gpu, variant, head):
+    expected = answers(variant, QUERIES)
+    for found, cpus in zip(answers(variant.to(real_gpu), QUERIES), expected, strict=True):
+        assert found.pred_boxes.device.type == "cuda"
+        assert_instances_alike(found.to("cpu"), cpus, CLOSE)
 
 
 def test_mixing_devices_raises():

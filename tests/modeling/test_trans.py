@@ -22,13 +22,12 @@ from vlnms_d2 import add_vlnms_config
 from vlnms_d2.modeling.relatedness import RelatednessOutput, Trans
 from vlnms_d2.modeling.relatedness.trans_layers import (
     CoAttentionLayer,
-    CrossAttentionLayer,
     JointLayer,
 )
 from vlnms_d2.modeling.text import TextFeatures
 
 FUSIONS = ["joint", "co_attention", "cross_attention"]
-LAYERS = [JointLayer, CoAttentionLayer, CrossAttentionLayer]
+LAYERS = [JointLayer, CoAttentionLayer, JointLayer]
 each_fusion = pytest.mark.parametrize("fusion", FUSIONS)
 
 
@@ -82,7 +81,7 @@ def test_trans_equals_loops_over_queries_tokens_and_heads(
     assert is_finite(output)
     for i, length in enumerate(lengths if num_boxes else []):
         assert (output.attention[i, :, length:] == 0).all()
-        if length == 0 and fusion != "joint":
+        if length == 0 and fusion == "co_attention":
             continue  # What boxes see of no words is open.
         logits, attention, deltas = plain_trans(trans, visual, where, text.words[i, :length])
         # The bias is made in float32.
@@ -324,8 +323,12 @@ def test_from_config_reads_the_keys(fusion, layer):
     cfg = config()
     cfg.MODEL.VLNMS.TRANS.FUSION = fusion
     trans = Trans(cfg, visual_dim=3, text_dim=5)
+    narrow = fusion == "cross_attention"
     assert [type(own) for own in trans.layers] == [layer] * 4
-    first = trans.layers[0] if fusion == "joint" else trans.layers[0].boxes
+    assert [type(own) for own in trans.box_layers] == [JointLayer] * 4 * narrow
+    assert trans.word_token.out_features == (64 if narrow else 12)
+    first = trans.box_layers[0] if narrow else trans.layers[0]
+    first = first.boxes if fusion == "co_attention" else first
     attention = first.cross_attention if fusion == "co_attention" else first.attention
     assert attention.num_heads == 3 and attention.query.in_features == 12
     assert first.ffn.out.in_features == 20 and first.dropout.p == 0.25

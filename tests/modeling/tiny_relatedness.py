@@ -34,8 +34,9 @@ def make_trans(**options) -> Trans:
     torch.manual_seed(0)
     for parameter in trans.parameters():
         torch.nn.init.normal_(parameter)
-    for parameter in trans.narrow_layers.parameters():  # wider than the other layers here
-        parameter.data /= 2
+    if trans.box_layers:  # the layers for each query are wider than those here
+        for parameter in trans.layers.parameters():
+            parameter.data /= 2
     if trans.mlp_t is not None:  # about as large as real ones
         torch.nn.init.normal_(trans.mlp_t.out.weight, std=0.03)
     return trans

@@ -26,9 +26,12 @@ IRRELEVANT = (
     "DATALOADER.NUM_WORKERS",
     "SOLVER.CHECKPOINT_PERIOD",
 )
-# Variants without a config of their own: the suffix of their name, and KEY VALUE on top of the
-# config that is named without it.
-SUFFIXES = {"_no_context": ("MODEL.VLNMS.PSEUDO_GT.CONTEXT", "False")}
+# Variants without a config of their own: the ending of their name, what their config's name has
+# in its place, and KEY VALUE on top of it.
+VARIANTS = {
+    "_no_context": ("", "MODEL.VLNMS.PSEUDO_GT.CONTEXT", "False"),
+    "_no_refinement": ("_joint", "MODEL.VLNMS.REG_WEIGHT", "0.0"),
+}
 
 
 @dataclass(frozen=True)
@@ -149,12 +152,15 @@ def plan(
 def resolve_variant(path: Path) -> tuple[Path, tuple[str, ...]]:
     """The config file of a variant, and the KEY VALUE pairs on top of it.
 
-    `X_no_context.yaml` stands for `X.yaml` with the pair in `SUFFIXES`, unless that file exists.
+    `X_no_context.yaml` stands for `X.yaml` with the pair in `VARIANTS`, unless that file exists. A
+    name can have several of these endings.
     """
-    for suffix, opts in SUFFIXES.items():
-        if path.stem.endswith(suffix) and not path.is_file():
-            return path.with_stem(path.stem.removesuffix(suffix)), opts
-    return path, ()
+    opts: list[str] = []
+    for ending, (instead, *pair) in VARIANTS.items():
+        if path.stem.endswith(ending) and not path.is_file():
+            path = path.with_stem(path.stem.removesuffix(ending) + instead)
+            opts += pair
+    return path, tuple(opts)
 
 
 def settings(cfg: CfgNode) -> dict[str, Any]:

@@ -133,7 +133,9 @@ def test_the_default_configs_are_there():
     for run in runs:
         assert run.config_file.is_file()
         assert run.folder == Path("out") / run.name / "seed0"
-        assert run.cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT is not run.name.endswith("_no_context")
+        vlnms = run.cfg.MODEL.VLNMS
+        assert vlnms.PSEUDO_GT.CONTEXT is not run.name.endswith("_no_context")
+        assert (vlnms.REG_WEIGHT > 0) is not ("_no_refinement" in run.name)
 
 
 def test_a_variant_without_context_is_its_config_with_one_override(config_files):

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from ...config import check_choice
 from ..text.build import TextFeatures
 from .build import RELATEDNESS_REGISTRY, Relatedness, RelatednessOutput, at_least_float32
-from .trans_layers import FUSION_LAYERS, NarrowLayer, key_bias
+from .trans_layers import FUSION_LAYERS, JointLayer, key_bias
+
+# Of the tokens that meet a query in "cross_attention".
+NARROW_DIM, NARROW_HEADS, NARROW_FFN_DIM = 64, 4, 128
 
 
 @RELATEDNESS_REGISTRY.register()
@@ -22,10 +25,9 @@ class Trans(Relatedness):
     available: "joint", self-attention over one sequence of words and boxes, and "co_attention",
     two streams that attend to each other. Both send all boxes through all layers for each query.
 
-    "cross_attention", which is not in the paper, makes many queries cheap: boxes attend to each
-    other without regard to the query, once per image; the few words of a query attend to these
-    boxes; and each box attends to the words in a token of width d = 64.
-    Words that have seen the boxes tell a box how it compares with the others for this query.
+    "cross_attention", which is not in the paper, makes many queries cheap: in tokens of full width,
+    boxes attend to each other without regard to the query, once per image; what depends on the
+    query, attention over its words and these boxes, is done in tokens of width d = 64.
 
     The layers normalise before each block (pre-norm), so that training needs no long warm-up.
 
@@ -64,27 +66,29 @@ class Trans(Relatedness):
                 f"MODEL.VLNMS.TRANS.HIDDEN_DIM is {hidden_dim}, not a multiple of "
                 f"MODEL.VLNMS.TRANS.NUM_HEADS, {num_heads}"
             )
-        self.hidden_dim, self.ffn_dim = hidden_dim, ffn_dim
         self.visual_token = nn.Sequential(
             nn.LayerNorm(visual_dim), nn.Linear(visual_dim, hidden_dim)
         )
         self.location_token = nn.Linear(5, hidden_dim)
+        self.box_layers = nn.ModuleList()  # once per image
+        if fusion == "cross_attention":
+            self.box_layers.extend(
+                JointLayer(hidden_dim, num_heads, ffn_dim, dropout, last=True)
+                for _ in range(num_layers)
+            )
+            self.narrow_token = nn.Sequential(
+                nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, NARROW_DIM)
+            )
+            hidden_dim, num_heads, ffn_dim = NARROW_DIM, NARROW_HEADS, NARROW_FFN_DIM
         self.word_token = nn.Linear(text_dim, hidden_dim)
-        self.layers = nn.ModuleList(
+        self.layers = nn.ModuleList(  # for each query
             FUSION_LAYERS[fusion](hidden_dim, num_heads, ffn_dim, dropout, last=i == num_layers - 1)
             for i in range(num_layers)
         )
-        box_dim = hidden_dim  # of the tokens that meet a query
-        self.narrow_layers = nn.ModuleList()
-        if fusion == "cross_attention":
-            box_dim = NarrowLayer.dim
-            self.narrow_token = nn.Sequential(
-                nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, box_dim)
-            )
-            self.narrow_layers.extend(NarrowLayer(hidden_dim, dropout) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(box_dim)
-        self.fc_r = nn.Linear(box_dim, 1)
-        self.mlp_t = Refinement(box_dim, visual_dim) if refine else None
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.fc_r = nn.Linear(hidden_dim, 1)
+        self.mlp_t = Refinement(hidden_dim, visual_dim) if refine else None
+        self.hidden_dim, self.ffn_dim = hidden_dim, ffn_dim  # of the tokens that meet a query
         self.visual_dim, self.refines = visual_dim, refine
 
     @classmethod
@@ -107,14 +111,13 @@ class Trans(Relatedness):
         # The same features twice if there is no refinement encoder.
         visual, for_refinement = visual[:, : self.visual_dim], visual[:, -self.visual_dim :]
         tokens = (self.visual_token(visual) + self.location_token(locations))[None]  # [1, N, D]
-        contexts = []
-        if self.narrow_layers:
-            for layer in self.layers if len(visual) else ():
-                tokens, keys_and_values = layer.encode_boxes(tokens)
-                contexts.append(keys_and_values)
+        if self.box_layers:
+            no_words, bias = tokens[:, :0], tokens.new_zeros(tokens.shape[:2])
+            for layer in self.box_layers if len(visual) else ():  # attention needs a key
+                _, tokens = layer(no_words, tokens, bias[:, :0], bias)
             tokens = self.narrow_token(tokens)  # [1, N, d]
         refinement = None if self.mlp_t is None else self.mlp_t.from_visual(for_refinement)
-        return BoxTokens(tokens, contexts, refinement)
+        return BoxTokens(tokens, refinement)
 
     def forward(
         self,
@@ -151,12 +154,9 @@ class Trans(Relatedness):
         tokens = boxes.tokens
         # [Q, L] and [Q, N]
         word_bias, box_bias = key_bias(mask), key_bias(mask.new_ones(len(mask), tokens.shape[1]))
-        for layer, (keys, values) in zip(self.layers, boxes.contexts, strict=False):
-            words = layer(words, keys, values, word_bias)
         attention = None
-        layers = self.narrow_layers or self.layers
-        for layer in layers:
-            if with_attention and layer is layers[-1]:
+        for layer in self.layers:
+            if with_attention and layer is self.layers[-1]:
                 attention = layer.word_attention(words, tokens, word_bias) * mask[:, None]
                 attention = attention[..., :num_words]
             words, tokens = layer(words, tokens, word_bias, box_bias)
@@ -170,9 +170,7 @@ class Trans(Relatedness):
         # Feed-forward: the input before and after the attentions, four norms, the output; hidden
         # units, gates before and after the ReLU, and their product.
         feed_forward = 7 * self.hidden_dim + 4 * self.ffn_dim
-        wide = max(attention, feed_forward)
-        narrow = (7 + 4 * 2) * NarrowLayer.dim  # its feed-forward block
-        return 4 * (num_words * wide + num_boxes * (narrow if self.narrow_layers else wide))
+        return 4 * (num_words + num_boxes) * max(attention, feed_forward)
 
 
 @dataclass
@@ -180,14 +178,11 @@ class BoxTokens:
     """What `Trans` computes of the N boxes of an image, whatever the query.
 
     Attributes:
-        tokens: float [1, N, D], the boxes as they meet a query: before the first layer, or
-            [1, N, d] after the box layers of "cross_attention".
-        contexts: of "cross_attention", the keys and values of the boxes in each layer; else empty.
+        tokens: float [1, N, D], the boxes as they meet a query; [1, N, d] in "cross_attention".
         refinement: float [N, D or d], the visual part of the box refinement; None without one.
     """
 
     tokens: Tensor
-    contexts: list[tuple[Tensor, Tensor]]
     refinement: Tensor | None
 
 

@@ -17,14 +17,13 @@ class Attention(nn.Module):
     Args:
         dim: width of the tokens.
         num_heads: number of heads, each of width `dim / num_heads`.
-        context_dim: width of the context; None if it is that of the tokens.
     """
 
-    def __init__(self, dim: int, num_heads: int, context_dim: int | None = None):
+    def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(context_dim or dim, 2 * dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, context: Tensor, bias: Tensor) -> Tensor:
@@ -236,65 +235,8 @@ class CoAttentionLayer(nn.Module):
         )
 
 
-class CrossAttentionLayer(nn.Module):
-    """Boxes attend to each other, whatever the query, so once per image. The words of each query
-    attend to these boxes, then to each other. Arguments as for `JointLayer`."""
-
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, last: bool = False):
-        super().__init__()
-        self.boxes = JointLayer(dim, num_heads, ffn_dim, dropout, last=True)
-        self.norm_words, self.norm_boxes = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.words = StreamLayer(dim, num_heads, ffn_dim, dropout)
-
-    def encode_boxes(self, boxes: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The boxes [1, N, D] after attending to each other (N at least 1), and their keys and
-        values for the words."""
-        no_words = boxes[:, :0]
-        bias = boxes.new_zeros(boxes.shape[:2])
-        _, boxes = self.boxes(no_words, boxes, no_words[..., 0], bias)
-        return boxes, self.words.cross_attention.keys_and_values(self.norm_boxes(boxes))
-
-    def forward(self, words: Tensor, keys: Tensor, values: Tensor, word_bias: Tensor) -> Tensor:
-        """The words [Q, L, D] after attending to the boxes, whose keys and values are from
-        `encode_boxes`, and to each other; for `word_bias` see `key_bias`."""
-        attention = self.words.cross_attention
-        # All queries attend to the same boxes, like the tokens of one.
-        queries = attention.queries(self.norm_words(words).flatten(0, 1)[None])
-        bias = words.new_zeros(1, keys.shape[2])
-        crossed = attention.attend(queries, keys, values, bias).view_as(words)
-        return self.words(words, crossed, word_bias)
-
-
-class NarrowLayer(nn.Module):
-    """Boxes, as tokens of width 64, attend to the words of a query, of width `word_dim`, but not
-    to each other; `dropout` as for `JointLayer`."""
-
-    dim = 64
-
-    def __init__(self, word_dim: int, dropout: float):
-        super().__init__()
-        dim = self.dim
-        self.norm_words, self.norm_boxes = nn.LayerNorm(word_dim), nn.LayerNorm(dim)
-        self.norm_ffn = nn.LayerNorm(dim)
-        self.attention = Attention(dim, num_heads=4, context_dim=word_dim)
-        self.ffn = FeedForward(dim, 2 * dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, words: Tensor, boxes: Tensor, word_bias: Tensor, box_bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See `JointLayer.forward`; words stay unchanged, and `box_bias` is not used."""
-        normed_words, normed_boxes = self.norm_words(words), self.norm_boxes(boxes)
-        boxes = boxes + self.dropout(self.attention(normed_boxes, normed_words, word_bias))
-        return words, boxes + self.dropout(self.ffn(self.norm_ffn(boxes)))
-
-    def word_attention(self, words: Tensor, boxes: Tensor, word_bias: Tensor) -> Tensor:
-        """See `JointLayer.word_attention`."""
-        return self.attention.weights(self.norm_boxes(boxes), self.norm_words(words), word_bias)
-
-
 FUSION_LAYERS = {
     "joint": JointLayer,
     "co_attention": CoAttentionLayer,
-    "cross_attention": CrossAttentionLayer,
+    "cross_attention": JointLayer,
 }
