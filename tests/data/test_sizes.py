@@ -5,6 +5,9 @@ import pickle
 
 import pytest
 
+from reranking.annotations import read_annotations
+from reranking.detections import DetectionStore
+from reranking.queries import read_queries
 from vlnms_d2.data.builtin import (
     CAPTION_SETS,
     KNOWN_SIZES,
@@ -12,10 +15,7 @@ from vlnms_d2.data.builtin import (
     REFER_SETS,
     check_counts,
 )
-from vlnms_d2.data.datasets.coco import read_annotations
 from vlnms_d2.data.datasets.refer import read_refs
-from vlnms_d2.data.detections import DetectionStore
-from vlnms_d2.data.queries import read_queries
 from vlnms_d2.modeling.text import Vocabulary
 
 DEEP = "[" * 5000 + "]" * 5000
