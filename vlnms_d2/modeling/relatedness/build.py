@@ -182,11 +182,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def relatedness_class(cfg) -> type[Relatedness]:
-    """The class that `MODEL.VLNMS.RELATEDNESS` names.
-
-    Raises:
-        ValueError: the name is not registered; the message lists those that are.
-    """
+    """The class that `MODEL.VLNMS.RELATEDNESS` names; see `lookup`."""
     return lookup(RELATEDNESS_REGISTRY, cfg.MODEL.VLNMS.RELATEDNESS, "RELATEDNESS")
 
 
@@ -201,9 +197,5 @@ def visual_encoder_name(cfg) -> str:
 
 
 def build_relatedness(cfg, visual_dim: int, text_dim: int) -> Relatedness:
-    """The relatedness module that `MODEL.VLNMS.RELATEDNESS` names.
-
-    Raises:
-        ValueError: the name is not registered; the message lists those that are.
-    """
+    """The relatedness module that `MODEL.VLNMS.RELATEDNESS` names; see `lookup`."""
     return relatedness_class(cfg)(cfg, visual_dim, text_dim)
