@@ -33,7 +33,7 @@ from refshapes.writer import Settings, write_annotations, write_images
 from vlnms_d2.config import load_config
 from vlnms_d2.data import register_all
 from vlnms_d2.engine.checkpoint import load_weights
-from vlnms_d2.engine.trainer import VLNMSTrainer, build_vocabulary, warn_of_seen_images
+from vlnms_d2.engine.trainer import VLNMSTrainer, warn_of_seen_images
 
 CONFIGS = REPO / "configs"
 
@@ -195,7 +195,7 @@ def run(cfg: CfgNode, save: bool = False) -> tuple[VLNMSTrainer | None, dict]:
         model = VLNMSTrainer.build_model(cfg)
         load_weights(cfg, model)
         return None, VLNMSTrainer.test(cfg, model)
-    build_vocabulary(cfg)
+    train_net.build_vocabulary(cfg)
     trainer = VLNMSTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.checkpointer.save_to_disk = save

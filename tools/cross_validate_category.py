@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "Category"))
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from pseudo_gt import contexts_of, mentioned_objects, referent_misses, weakly_supervised
+from reranking.annotations import read_categories
+from reranking.detections import check_not_corners, iter_detections
 from vlnms_d2.data.builtin import registered_images
-from vlnms_d2.data.datasets.coco import read_categories
-from vlnms_d2.data.detections import check_not_corners, iter_detections
 from vlnms_d2.data.pseudo_gt import has_contexts, pseudo_gt_file, save_pseudo_gt
 from vlnms_d2.file_io import atomic_write, claim, refuse_foreign, write_json
 from vlnms_d2.language.matching import CategoryMatcher

@@ -66,7 +66,7 @@ def format_recall(results: dict[str, Any]) -> str:
     """The result of `recall_of_mentions` as a table to print."""
     from tabulate import tabulate
 
-    from vlnms_d2.evaluation.mention_recall import IOU_THRESHOLD, MEANS, METHODS, TOPS
+    from reranking.recall import IOU_THRESHOLD, MEANS, METHODS, TOPS
 
     rows = []
     for method, label in METHODS.items():
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     processes, overwrite = args.pop("processes"), args.pop("overwrite")
     args["formats"] = tuple(args["formats"])
     try:
-        from vlnms_d2.export.from_detections import RerankSettings, run_rerank
+        from reranking.job import RerankSettings, run_rerank
 
         manifest = run_rerank(RerankSettings(**args), processes, overwrite)
     except (ImportError, OSError, RuntimeError, ValueError) as error:

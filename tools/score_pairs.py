@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import json
 
         from vlnms_d2.evaluation import pair_retrieval, score_pairs
-        from vlnms_d2.evaluation.retrieval import format_table
+        from vlnms_d2.evaluation.retrieval import report
         from vlnms_d2.export import PairStore
         from vlnms_d2.export.workers import Processes
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"score_pairs: {error}", file=sys.stderr)
         return 1
     manifest = json.loads((args.out / "manifest.json").read_bytes())
-    show(manifest, args.out, format_table(results))
+    show(manifest, args.out, report(results)[0])
     return 0
 
 

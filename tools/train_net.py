@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.append(str(Path(__file__).resolve().parent))  # if other code runs this file
 
@@ -70,6 +70,45 @@ def has_log(folder: Path) -> bool:
     return log.is_file() and b" detectron2]: " in log.read_bytes()
 
 
+def build_vocabulary(cfg: CfgNode, images: Sequence[dict[str, Any]] | None = None) -> None:
+    """Build a vocabulary, if the config needs one, and set `MODEL.VLNMS.VOCAB` to it, in place.
+
+    It is needed if the text encoder uses a vocabulary, the key is empty, and the training data sets
+    have expressions. It is built from these and saved as `{OUTPUT_DIR}/vocab.json`, unless that
+    file exists, as in a resumed run.
+
+    Args:
+        cfg: the config.
+        images: those of the training data sets if they have been read; they are read otherwise.
+    """
+    from detectron2.utils import comm
+
+    from vlnms_d2.data.pseudo_gt import load_expressions
+    from vlnms_d2.engine.trainer import has_expressions
+    from vlnms_d2.modeling.relatedness import text_encoder_name
+    from vlnms_d2.modeling.text import Vocabulary, text_encoder_class
+
+    if cfg.MODEL.VLNMS.VOCAB or not text_encoder_class(text_encoder_name(cfg)).uses_vocabulary:
+        return
+    if not has_expressions(cfg.DATASETS.TRAIN):
+        return
+    path = Path(cfg.OUTPUT_DIR) / "vocab.json"
+    if comm.is_main_process() and not path.is_file():
+        sentences = (
+            expression["query"]
+            for image in images or load_expressions(cfg.DATASETS.TRAIN)
+            for expression in image["expressions"]
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        vlnms = cfg.MODEL.VLNMS
+        vocabulary = Vocabulary.build(sentences, vlnms.VOCAB_MIN_COUNT, vlnms.BIGRU.SPLIT)
+        vocabulary.save(path)
+        logger = logging.getLogger("vlnms_d2.train_net")
+        logger.info("Built a vocabulary of %d words: %s", len(vocabulary), path)
+    comm.synchronize()
+    cfg.MODEL.VLNMS.VOCAB = str(path)
+
+
 def setup(args: argparse.Namespace):
     """The config that the command line describes; writes it to the output folder."""
     import torch
@@ -79,7 +118,7 @@ def setup(args: argparse.Namespace):
     from fvcore.common.checkpoint import Checkpointer
 
     from vlnms_d2.config import load_config
-    from vlnms_d2.engine.trainer import build_vocabulary, check_resumed, training_expressions
+    from vlnms_d2.engine.trainer import check_resumed, training_expressions
     from vlnms_d2.file_io import claim, refuse_foreign
 
     cfg = load_config(args.config_file, args.opts)

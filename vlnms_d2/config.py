@@ -46,7 +46,7 @@ def add_vlnms_config(cfg: CfgNode) -> None:
     # Word attention of FC. "linear": Eq. 1 of the paper; it turns out to be the same for every box,
     # so it is computed once per query. "additive": depends on the box.
     vlnms.ATTENTION = "linear"
-    # Vocabulary file of BiGRU (JSON). Empty: the trainer builds and writes one; without training,
+    # Vocabulary file of BiGRU (JSON). Empty: tools/train_net.py builds and writes one; without it,
     # every word is unknown.
     vlnms.VOCAB = ""
     # Maximum number of words; longer queries are truncated (10 for RefCOCO and RefCOCO+, 20 for

@@ -9,13 +9,13 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
 from .file_io import shown
 from .language.matching import CategoryMatcher, category_matcher
 from .modeling.candidates import Candidates
-from .modeling.postprocessing import VLNMSPostprocessor
+from .modeling.postprocessing import QueryResult, VLNMSPostprocessor, split_by_query
 from .modeling.queries import as_query_list
 from .modeling.relatedness import PortablePhrases, category_relatedness, portable_relatedness
 
@@ -74,7 +74,9 @@ def rerank(
             are no xyxy in the image, a score or r is not from 0 to 1, or the
             image is not BGR uint8 of `image_size`.
     """
-    queries = _checked_queries(queries)
+    if isinstance(queries, str):
+        raise TypeError(f"queries must be a sequence of strings, got the string {shown(queries)}")
+    queries = as_query_list(list(queries), "queries")
     if isinstance(category_names, (str, Mapping)):
         kind = type(category_names).__name__
         raise TypeError(f"category_names must be a list of names in class order, got a {kind}")
@@ -92,9 +94,9 @@ def rerank(
     if image_size is None:
         width, height = boxes[:, 2:].amax(dim=0).tolist() if len(boxes) else (0, 0)
         image_size = (max(0, math.ceil(height)), max(0, math.ceil(width)))
+    candidates = Candidates(boxes, scores, classes, proposal_index=classes)
     if isinstance(relatedness, str) and relatedness == "Portable":
         text = _phrases(tuple(category_names))(queries)
-        candidates = Candidates(boxes, scores, classes, proposal_index=classes)
         related = portable_relatedness(text, candidates, image_size, image)
     elif isinstance(relatedness, str):
         if relatedness != "Category":
@@ -113,21 +115,10 @@ def rerank(
         score_thresh=-1.0 if score_thresh is None else score_thresh,
     )
     selection = postprocessor(boxes, scores, related, classes)
-    results = []
-    for query, (index, num_kept) in enumerate(
-        zip(selection.index, selection.num_kept.tolist(), strict=True)
-    ):
-        kept = index[:num_kept]
-        instances = Instances(image_size)
-        instances.pred_boxes = Boxes(boxes[kept])
-        instances.scores = selection.scores[query, kept]
-        instances.cls_scores = scores[kept]
-        instances.relatedness = related[query, kept]
-        instances.pred_classes = classes[kept]
-        instances.query_index = torch.full_like(kept, query)
-        instances.candidate_index = kept
-        results.append(instances)
-    return results
+    result = QueryResult(candidates, boxes, related, selection)
+    instances = result.per_query(result.distinct_instances(image_size))
+    instances.candidate_index = result.candidate_index
+    return split_by_query(instances, len(queries))
 
 
 @lru_cache(maxsize=8)
@@ -149,12 +140,6 @@ def _checked_image(image: np.ndarray, image_size: tuple[int, int] | None) -> tup
     if image_size is not None and tuple(image_size) != image.shape[:2]:
         raise ValueError(f"image_size is {image_size}, but the image is {image.shape[:2]}")
     return image.shape[:2]
-
-
-def _checked_queries(queries: Sequence[str]) -> list[str]:
-    if isinstance(queries, str):
-        raise TypeError(f"queries must be a sequence of strings, got the string {shown(queries)}")
-    return as_query_list(list(queries), "queries")
 
 
 def _checked_detections(

@@ -24,7 +24,7 @@ from vlnms_d2.data import (
     register_karpathy,
     register_refer,
 )
-from vlnms_d2.data.builtin import CAPTION_SETS, REFER_SETS
+from vlnms_d2.data.builtin import REFER_SETS
 from vlnms_d2.engine.trainer import VLNMSTrainer
 
 ENTITIES = [
@@ -33,7 +33,8 @@ ENTITIES = [
     for split in ("train", "val", "test")
 ]
 REFER = [f"{one.name}_{split}" for one in REFER_SETS for split in one.splits]
-CAPTIONS = [f"{one.name}_{split}" for one in CAPTION_SETS for split in one.splits]
+CAPTIONS = [f"flickr30k_captions_{split}" for split in ("train", "val", "test")]
+CAPTIONS += [f"coco_captions_{split}" for split in ("train", "restval", "val", "test")]
 PREFIX = "made_"
 
 

@@ -4,18 +4,18 @@ import json
 import pickle
 
 import pytest
+from detectron2.data import DatasetCatalog
 
+from reranking.annotations import read_annotations
+from reranking.detections import DetectionStore
+from reranking.queries import read_queries
 from vlnms_d2.data.builtin import (
-    CAPTION_SETS,
     KNOWN_SIZES,
     PUBLISHED_SIZES,
     REFER_SETS,
     check_counts,
 )
-from vlnms_d2.data.datasets.coco import read_annotations
 from vlnms_d2.data.datasets.refer import read_refs
-from vlnms_d2.data.detections import DetectionStore
-from vlnms_d2.data.queries import read_queries
 from vlnms_d2.modeling.text import Vocabulary
 
 DEEP = "[" * 5000 + "]" * 5000
@@ -118,9 +118,11 @@ def test_coco():
 
 
 def test_every_name_is_registered():
-    names = {f"{one.name}_{split}" for one in (*REFER_SETS, *CAPTION_SETS) for split in one.splits}
-    names |= {f"flickr30k_entities_captions_{split}" for split in ("train", "val", "test")}
-    assert set(KNOWN_SIZES) == names
+    names = {f"{one.name}_{split}" for one in REFER_SETS for split in one.splits}
+    for kind in ("flickr30k_entities_captions", "flickr30k_captions", "coco_captions"):
+        names |= {f"{kind}_{split}" for split in ("train", "val", "test")}
+    names.add("coco_captions_restval")
+    assert set(KNOWN_SIZES) == names <= set(DatasetCatalog.list())
 
 
 def test_a_sentence_says_what_differs():

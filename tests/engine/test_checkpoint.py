@@ -13,7 +13,6 @@ from detectron2.modeling import build_model
 from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.config import load_config
 from vlnms_d2.engine.checkpoint import SafeCheckpointer
-from vlnms_d2.engine.trainer import AtomicCheckpointer
 
 
 class Payload:
@@ -114,7 +113,7 @@ def test_weights_run_no_code(case, tmp_path, suffix):
             VLNMSPredictor(cfg)
         # Also the trainer, where `last_checkpoint` names the file.
         (tmp_path / "last_checkpoint").write_text(f"bad.{suffix}")
-        checkpointer = AtomicCheckpointer(build_model(cfg), str(tmp_path))
+        checkpointer = SafeCheckpointer(build_model(cfg), str(tmp_path))
         with pytest.raises((ValueError, pickle.UnpicklingError)):
             checkpointer.resume_or_load("", resume=True)
         assert not (tmp_path / "ran").exists()

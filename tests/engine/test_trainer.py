@@ -15,7 +15,8 @@ from detectron2.engine import train_loop
 
 import train_net
 from vlnms_d2 import add_vlnms_config
-from vlnms_d2.engine.trainer import AtomicCheckpointer, VLNMSTrainer, build_vocabulary
+from vlnms_d2.engine.checkpoint import SafeCheckpointer
+from vlnms_d2.engine.trainer import VLNMSTrainer
 
 ITERATIONS = 6
 SMALL = {
@@ -49,7 +50,7 @@ def make_config(kind: str, tiny_refshapes: str, output_dir: Path, **more) -> Cfg
     cfg.merge_from_file(str(REPO / f"configs/refshapes/{kind}.yaml"))
     cfg.merge_from_list(settings(kind, tiny_refshapes, output_dir, **more))
     output_dir.mkdir(parents=True, exist_ok=True)
-    build_vocabulary(cfg)
+    train_net.build_vocabulary(cfg)
     return cfg
 
 
@@ -173,7 +174,7 @@ def test_a_run_is_resumed_with_its_settings_alone(tiny_refshapes, tmp_path):
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
-    checkpointer = AtomicCheckpointer(model, str(tmp_path))
+    checkpointer = SafeCheckpointer(model, str(tmp_path))
     checkpointer.save("model_1", iteration=1)
 
     def save_half(content, file):

@@ -20,7 +20,6 @@ from vlnms_d2.evaluation.grounding import (
     RECEvaluator,
     RESEvaluator,
     decode_mask,
-    format_table,
 )
 
 HEIGHT, WIDTH = 40, 60
@@ -102,7 +101,7 @@ def test_rec_by_hand():
     assert flat["accuracy"] == pytest.approx(200 / 3)
     assert flat["mean_iou"] == pytest.approx(200 / 3)
     assert (flat["accuracy-short"], flat["accuracy-long"]) == (100.0, 50.0)
-    assert "long" in format_table(evaluator.results)
+    assert "long" in evaluator._report(evaluator.results)[0]
 
 
 def test_an_iou_of_exactly_one_half_is_no_hit():

@@ -14,7 +14,7 @@ from vlnms_d2.evaluation.retrieval import (
     RANKS,
     RetrievalEvaluator,
     five_fold_recall,
-    format_table,
+    report,
     retrieval_recall,
 )
 
@@ -134,7 +134,7 @@ def test_the_evaluator_takes_images_in_any_order_and_once(tmp_path):
     assert evaluator.results["folds_of_4"] == five_fold_recall(similarities, owners, 4)
     assert flat["r@sum-folds_of_4"] == evaluator.results["folds_of_4"]["r@sum"]
     assert json.loads((tmp_path / "retrieval_toy.json").read_text()) == evaluator.results
-    assert "folds_of_4" in format_table(evaluator.results)
+    assert "folds_of_4" in report(evaluator.results)[0]
 
 
 @pytest.mark.parametrize("images", [4, 6])  # one fold, and no whole number of them

@@ -17,9 +17,8 @@ from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.data.mapper import read_image
 from vlnms_d2.evaluation import pair_retrieval, score_pairs
 from vlnms_d2.export import PairStore, pairs
-from vlnms_d2.export.pairs import PairSettings, ScoredPool, choose, run_pairs
+from vlnms_d2.export.pairs import PairSettings, ScoredPool, choose, encode_captions, run_pairs
 from vlnms_d2.export.workers import Processes, one_thread
-from vlnms_d2.modeling.feature_extraction import PairScorer, encode_captions
 from vlnms_d2.modeling.text import TextFeatures
 
 _SPEC = importlib.util.spec_from_file_location("pairs_tool", REPO / "tools" / "export_pairs.py")
@@ -314,10 +313,10 @@ def test_boxes_without_area_are_left_out_as_detectron2_does(head):
         input_size=np.array([96, 128]),
         image_size=np.array([60, 80]),
     )
-    scorer = PairScorer(head, encode_captions(head, ["cup", "", "dog"]))
-    found = choose(scorer, pool, TOP_N, with_scores=True)
+    text = encode_captions(head, ["cup", "", "dog"])
+    found = choose(head, text, pool, TOP_N, with_scores=True)
     pool = dataclasses.replace(pool, has_area=np.full(20, True))
-    every = choose(scorer, pool, TOP_N)["index"]
+    every = choose(head, text, pool, TOP_N)["index"]
     for own, own_scores, row in zip(found["index"], found["scores"], every, strict=True):
         expected = [i for i in row if i % 2 == 0]
         assert own[: len(expected)].tolist() == expected

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 
-from vlnms_d2.layers import multi_query_nms, nms, nms_cpu, nms_cuda
+from vlnms_d2.layers import multi_query_nms, nms, nms_cpu
 
 DEVICES = [
     "cpu",
@@ -47,7 +47,7 @@ def results_of_all_algorithms(boxes, scores, classes, iou_threshold, topk):
     if scores.numel():
         num_boxes = scores.shape[1]
         topk = num_boxes if topk is None or topk < 0 else min(topk, num_boxes)
-        algorithms = [nms_cuda.nms_cuda]
+        algorithms = [nms.nms_cuda]
         if scores.is_cpu:
             algorithms += [nms_cpu_without_limits, nms._query_by_query]
         for algorithm in algorithms:
@@ -119,7 +119,7 @@ def test_equals_torchvision(monkeypatch, problem, max_elements):
     monkeypatch.setattr(nms_cpu, "_MAX_ELEMENTS", max_elements)
     monkeypatch.setattr(nms_cpu, "_MAX_SCORES", max_elements)
     monkeypatch.setattr(nms_cpu, "_MIN_CHUNK", 1)
-    monkeypatch.setattr(nms_cuda, "_MAX_ELEMENTS", max_elements)
+    monkeypatch.setattr(nms, "_MAX_ELEMENTS", max_elements)
     assert_same(*problem)
 
 

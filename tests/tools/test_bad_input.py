@@ -21,8 +21,8 @@ import torch
 from bad_input import BAD_NUMBERS, run_tool, state_of
 from detectron2.data import DatasetCatalog
 
+from reranking import worker
 from vlnms_d2.data import register_refer
-from vlnms_d2.export import reranking
 
 SEED = 20261125
 
@@ -149,7 +149,7 @@ BAD_IN_RERANK = {
 
 @pytest.fixture
 def rerank_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(reranking, "category_relatedness", by_words)
+    monkeypatch.setattr(worker, "category_relatedness", by_words)
     contents = {"detections": DETECTIONS, "annotations": INSTANCES, "queries": CAPTIONS}
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

@@ -14,10 +14,12 @@ import pytest
 from conftest import REPO
 
 import vlnms_d2
+from reranking import job as rerank_job
+from reranking import worker
+from reranking.recall import METHODS, recall_of_mentions
+from reranking.worker import Reranker
 from vlnms_d2.evaluation.matching import Match
-from vlnms_d2.evaluation.mention_recall import METHODS, recall_of_mentions
-from vlnms_d2.export import FORMATS, from_detections, job, reranking
-from vlnms_d2.export.reranking import Reranker
+from vlnms_d2.export import FORMATS, job
 
 _SPEC = importlib.util.spec_from_file_location("rerank_tool", REPO / "tools" / "rerank.py")
 rerank_tool = importlib.util.module_from_spec(_SPEC)
@@ -43,9 +45,9 @@ def by_words(names):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(reranking, "category_relatedness", by_words)
-    monkeypatch.setattr(reranking, "TEXTS_PER_FILE", 2)
-    monkeypatch.setattr(from_detections, "IMAGES_PER_BLOCK", 2)
+    monkeypatch.setattr(worker, "category_relatedness", by_words)
+    monkeypatch.setattr(worker, "TEXTS_PER_FILE", 2)
+    monkeypatch.setattr(rerank_job, "IMAGES_PER_BLOCK", 2)
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +122,9 @@ def whole(folder, tmp_path_factory):
     """The output of an unbroken run of all formats in one process."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reranking, "category_relatedness", by_words)
-        patch.setattr(reranking, "TEXTS_PER_FILE", 2)
-        patch.setattr(from_detections, "IMAGES_PER_BLOCK", 2)
+        patch.setattr(worker, "category_relatedness", by_words)
+        patch.setattr(worker, "TEXTS_PER_FILE", 2)
+        patch.setattr(rerank_job, "IMAGES_PER_BLOCK", 2)
         return run(folder, out, *ALL, "--mentions", str(folder / "mentions.json"))
 
 
@@ -134,7 +136,7 @@ def check_same(out, whole):
 
 def test_the_defaults_are_those_of_the_package(folder, tmp_path):
     args = rerank_tool.parse_args(arguments(folder, tmp_path))
-    assert args.nms_thresh == reranking.NMS_THRESH and reranking.TOP_N == 100
+    assert args.nms_thresh == worker.NMS_THRESH and worker.TOP_N == 100
 
 
 def test_it_is_what_the_function_gives(folder, whole):
@@ -197,7 +199,7 @@ def test_the_manifest_says_what_was_made_of_what(folder, whole):
 
 
 def test_three_processes_give_the_same_bytes(folder, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(reranking, "TEXTS_PER_FILE", 1024)  # as it is in the processes
+    monkeypatch.setattr(worker, "TEXTS_PER_FILE", 1024)  # as it is in the processes
     more = ["--mentions", str(folder / "mentions.json"), "--processes", "3"]
     check_same(run(folder, tmp_path / "out", *ALL, *more), whole)
 
@@ -218,8 +220,8 @@ def cut_off(monkeypatch, owner, name, after):
 @pytest.mark.parametrize(
     ("owner", "name", "after"),
     [
-        (from_detections.DetectionStore, "build", 0),
-        (reranking.np, "save", 1),
+        (rerank_job.DetectionStore, "build", 0),
+        (worker.np, "save", 1),
         (Reranker, "write", 2),
         (Reranker, "_matches", 3),
         (type(FORMATS["coco"]), "merge", 0),
@@ -251,9 +253,9 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_rerank_tool as t
-from vlnms_d2.export import from_detections, reranking
-reranking.category_relatedness, reranking.TEXTS_PER_FILE = t.by_words, 2
-from_detections.IMAGES_PER_BLOCK = 2
+from reranking import job, worker
+worker.category_relatedness, worker.TEXTS_PER_FILE = t.by_words, 2
+job.IMAGES_PER_BLOCK = 2
 write, calls = t.Reranker.write, []
 def killed(self, blocks):
     calls.append(blocks)

@@ -19,7 +19,6 @@ from vlnms_d2.config import default_config
 from vlnms_d2.export.job import Shards
 from vlnms_d2.export.pairs import PAIRS, POOL, ScoredPool, choose, merge_rows, save_arrays
 from vlnms_d2.export.workers import Processes, Workers, one_thread
-from vlnms_d2.modeling.feature_extraction import PairScorer
 from vlnms_d2.modeling.roi_heads import QueryConditionedMixin
 from vlnms_d2.modeling.text import TextFeatures
 
@@ -114,7 +113,7 @@ class _Worker:
         cfg = default_config()
         cfg.merge_from_other_cfg(CfgNode.load_cfg(settings.config_text))
         head = build_model(cfg).eval().roi_heads
-        self.scorer = PairScorer(head, _made_up_text(head, settings.num_captions))
+        self.head, self.text = head, _made_up_text(head, settings.num_captions)
         self.num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         self.visual_dim = head.vlnms.relatedness.mlp_b[0].in_features
         self.is_warm = False
@@ -127,7 +126,8 @@ class _Worker:
         pool.save(shards.path(number, POOL))
         start, spent = time.time(), time.process_time()
         with one_thread():
-            selection = choose(self.scorer, ScoredPool.load(shards.path(number, POOL)), TOP_N)
+            pool = ScoredPool.load(shards.path(number, POOL))
+            selection = choose(self.head, self.text, pool, TOP_N)
         save_arrays(shards.path(number, PAIRS), selection)
         span = [start, time.time(), time.process_time() - spent] if self.is_warm else None
         shards.path(number, "times").write_text(json.dumps(span))

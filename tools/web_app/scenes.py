@@ -20,9 +20,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+from reranking.annotations import read_categories
+from reranking.detections import DetectionStore, check_not_corners
 from vlnms_d2 import VLNMSPredictor, rerank
-from vlnms_d2.data.datasets.coco import read_categories
-from vlnms_d2.data.detections import DetectionStore, check_not_corners
 from vlnms_d2.data.mapper import read_image
 from vlnms_d2.export.model import detector_classes
 from vlnms_d2.file_io import write_json

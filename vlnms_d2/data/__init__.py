@@ -7,13 +7,3 @@ from .builtin import register_all, register_flickr30k_entities, register_karpath
 from .datasets.refshapes import register_refshapes
 from .loaders import build_train_loader
 from .mapper import GroundingMapper
-
-__all__ = [
-    "GroundingMapper",
-    "build_train_loader",
-    "register_all",
-    "register_flickr30k_entities",
-    "register_karpathy",
-    "register_refer",
-    "register_refshapes",
-]

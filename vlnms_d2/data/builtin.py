@@ -28,8 +28,6 @@ from .entries import check_exists, check_images
 
 logger = logging.getLogger(__name__)
 
-Loader = Callable[[], list[dict[str, Any]]]
-
 COCO = (
     "The images of COCO (train2014, val2014) and its annotations (instances_train2014.json, "
     "instances_val2014.json) come from https://cocodataset.org."
@@ -76,9 +74,7 @@ def register_refer(
             split=split,
             classes=metadata["thing_dataset_id_to_contiguous_id"],
         )
-        full_name = f"{name}_{split}"
-        checked = partial(_load_checked, full_name, load, images_from)
-        _register_expressions(full_name, checked, **metadata)
+        _register(f"{name}_{split}", load, images_from, **metadata)
 
 
 def register_flickr30k_entities(
@@ -106,8 +102,7 @@ def register_flickr30k_entities(
             load = partial(
                 load_flickr30k_entities, root, image_root, split=split, captions=captions
             )
-            full_name = f"{name}_{kind}{split}"
-            _register_expressions(full_name, partial(_load_checked, full_name, load, images_from))
+            _register(f"{name}_{kind}{split}", load, images_from)
 
 
 def register_karpathy(
@@ -134,9 +129,7 @@ def register_karpathy(
     classes = metadata.get("thing_dataset_id_to_contiguous_id")
     for split in splits:
         load = partial(load_karpathy, json_file, image_root, split, instances_files, classes)
-        full_name = f"{name}_{split}"
-        checked = partial(_load_checked, full_name, load, images_from)
-        _register_expressions(full_name, checked, **metadata)
+        _register(f"{name}_{split}", load, images_from, **metadata)
 
 
 def coco_categories() -> dict[int, str]:
@@ -156,19 +149,21 @@ def _metadata(categories: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
-def _load_checked(name: str, load: Loader, images_from: str) -> list[dict]:
-    """The data set of a reader; missing images are an error at once, not during training."""
-    dataset_dicts = load()
-    check_images(dataset_dicts, images_from)
-    num_expressions = sum(len(one["expressions"]) for one in dataset_dicts)
-    differs = check_counts(name, len(dataset_dicts), num_expressions)
-    if differs is not None:
-        logger.warning(differs)
-    return dataset_dicts
+def _register(
+    name: str, load: Callable[[], list[dict[str, Any]]], images_from: str, **metadata: Any
+) -> None:
+    """Register a reader; missing images are an error at once, not during training."""
 
+    def load_checked() -> list[dict[str, Any]]:
+        dataset_dicts = load()
+        check_images(dataset_dicts, images_from)
+        num_expressions = sum(len(one["expressions"]) for one in dataset_dicts)
+        differs = check_counts(name, len(dataset_dicts), num_expressions)
+        if differs is not None:
+            logger.warning(differs)
+        return dataset_dicts
 
-def _register_expressions(name: str, loader: Loader, **metadata: Any) -> None:
-    DatasetCatalog.register(name, loader)
+    DatasetCatalog.register(name, load_checked)
     MetadataCatalog.get(name).set(evaluator_type="refer", **metadata)
 
 
@@ -184,17 +179,6 @@ class ReferSet(NamedTuple):
     splits: tuple[str, ...]  # of its refs
 
 
-class CaptionSet(NamedTuple):
-    """A file of Karpathy's splits."""
-
-    name: str  # prefix of the registered names
-    json_file: str  # under `karpathy/`
-    image_root: str  # folder of the images, or of the folders that the file refers to
-    splits: tuple[str, ...]  # of its images
-    images_from: str  # a sentence on where to get the images
-    instances_files: tuple[str, ...] = ()  # under `image_root`; see `register_karpathy`
-
-
 _UNC = ("train", "val", "testA", "testB")  # of RefCOCO and RefCOCO+: people, other objects
 REFER_SETS = (
     ReferSet("refcoco_unc", "refcoco", "refs(unc).p", _UNC),
@@ -203,25 +187,7 @@ REFER_SETS = (
     ReferSet("refcocog_umd", "refcocog", "refs(umd).p", ("train", "val", "test")),
     ReferSet("refcocog_google", "refcocog", "refs(google).p", ("train", "val")),
 )
-FLICKR30K_IMAGE_ROOT = "flickr30k/flickr30k-images"
 COCO_INSTANCES = tuple(f"annotations/instances_{split}2014.json" for split in ("train", "val"))
-CAPTION_SETS = (
-    CaptionSet(
-        "flickr30k_captions",
-        "dataset_flickr30k.json",
-        FLICKR30K_IMAGE_ROOT,
-        ("train", "val", "test"),
-        FLICKR30K_IMAGES,
-    ),
-    CaptionSet(
-        "coco_captions",
-        "dataset_coco.json",
-        "coco",
-        ("train", "restval", "val", "test"),
-        COCO,
-        COCO_INSTANCES,
-    ),
-)
 
 
 class Size(NamedTuple):
@@ -298,21 +264,27 @@ def register_all(root: str | Path, prefix: str = "") -> None:
             splits=one.splits,
             images_from=COCO,
         )
+    flickr30k_images = root / "flickr30k" / "flickr30k-images"
     register_flickr30k_entities(
         root / "flickr30k_entities",
         f"{prefix}flickr30k_entities",
-        image_root=root / FLICKR30K_IMAGE_ROOT,
+        image_root=flickr30k_images,
         images_from=FLICKR30K_IMAGES,
     )
-    for each in CAPTION_SETS:
-        register_karpathy(
-            root / "karpathy" / each.json_file,
-            prefix + each.name,
-            image_root=root / each.image_root,
-            splits=each.splits,
-            images_from=each.images_from,
-            instances_files=[root / each.image_root / file for file in each.instances_files],
-        )
+    register_karpathy(
+        root / "karpathy" / "dataset_flickr30k.json",
+        f"{prefix}flickr30k_captions",
+        image_root=flickr30k_images,
+        images_from=FLICKR30K_IMAGES,
+    )
+    register_karpathy(
+        root / "karpathy" / "dataset_coco.json",
+        f"{prefix}coco_captions",
+        image_root=root / "coco",
+        splits=("train", "restval", "val", "test"),
+        images_from=COCO,
+        instances_files=[root / "coco" / file for file in COCO_INSTANCES],
+    )
     for name, left_out in (
         ("coco_2014_trainval_without_refer", False),
         ("coco_2014_refer_val_test", True),

@@ -151,6 +151,33 @@ def check_new(value: Any, seen: Container[Any], key: str, where: str) -> None:
         )
 
 
+CATEGORIES_SOURCE = (
+    "It needs 'categories' with 'id' and 'name', as COCO's annotations (instances_val2017.json) "
+    "have them."
+)
+
+
+def category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
+    """Category id -> name, in ascending order of ids, of the content of a file in COCO's format.
+
+    Raises:
+        ValueError: there is no category, or an entry is damaged or repeats an id.
+    """
+    names: dict[int, str] = {}
+    for number, entry in enumerate(require(content, "categories", list, str(path))):
+        where = f"{path}: category number {number}"
+        category_id = require(entry, "id", int, where)
+        check_new(category_id, names, "'id'", where)
+        names[category_id] = require(entry, "name", str, where)
+        if not names[category_id].strip():
+            raise ValueError(
+                f"{where}: 'name' is blank, expected the category's name. {CATEGORIES_SOURCE}"
+            )
+    if not names:
+        raise ValueError(f"{path}: 'categories' is empty. {CATEGORIES_SOURCE}")
+    return dict(sorted(names.items()))
+
+
 def single_spaces(text: str) -> str:
     """The text without white space at its ends, and with single spaces inside."""
     return " ".join(text.split())

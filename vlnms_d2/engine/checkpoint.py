@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..data.datasets.refer import PlainUnpickler, load_plain_pickle
+from ..file_io import atomic_write
 
 
 class ArrayUnpickler(PlainUnpickler):
@@ -31,7 +32,8 @@ class ArrayUnpickler(PlainUnpickler):
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` that runs no code of the files that it reads.
+    """`DetectionCheckpointer` that runs no code of the files that it reads, and writes to a
+    temporary file and renames it, so that no interruption leaves an incomplete checkpoint.
 
     It gives the model an attribute `detector_weights`: the name of the file that its detector first
     came from, which checkpoints of the trainer keep.
@@ -65,6 +67,24 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self.incompatible = super()._load_model(checkpoint)
         return self.incompatible
+
+    def save(self, name: str, **kwargs) -> None:
+        """Save the model, all checkpointables and `kwargs` to `{save_dir}/{name}.pth`."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict(), **kwargs}
+        content["detector_weights"] = getattr(self.model, "detector_weights", "")
+        content.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as file:
+            torch.save(content, file)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Record the name of the last checkpoint for `resume_or_load`, atomically too."""
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
+            file.write(last_filename_basename.encode())
 
 
 def load_weights(cfg: CfgNode, model: nn.Module) -> None:

@@ -38,35 +38,11 @@ from ..data.builtin import REFER_SETS
 from ..data.pseudo_gt import load_expressions
 from ..evaluation import ProposalRecallEvaluator
 from ..evaluation.recall import predict_with_detector
-from ..file_io import atomic_write, shown
-from ..modeling.relatedness import text_encoder_name
-from ..modeling.text import BiGRU, Vocabulary, text_encoder_class
+from ..file_io import shown
+from ..modeling.text import BiGRU
 from .checkpoint import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
-
-
-class AtomicCheckpointer(SafeCheckpointer):
-    """`SafeCheckpointer` that writes to a temporary file and renames it, so that no
-    interruption leaves an incomplete checkpoint."""
-
-    def save(self, name: str, **kwargs) -> None:
-        """Save the model, all checkpointables and `kwargs` to `{save_dir}/{name}.pth`."""
-        if not self.save_dir or not self.save_to_disk:
-            return
-        content = {"model": self.model.state_dict(), **kwargs}
-        content["detector_weights"] = getattr(self.model, "detector_weights", "")
-        content.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
-        path = Path(self.save_dir) / f"{name}.pth"
-        self.logger.info("Saving checkpoint to %s", path)
-        with atomic_write(path) as file:
-            torch.save(content, file)
-        self.tag_last_checkpoint(path.name)
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Record the name of the last checkpoint for `resume_or_load`, atomically too."""
-        with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
-            file.write(last_filename_basename.encode())
 
 
 class VLNMSTrainer(DefaultTrainer):
@@ -82,7 +58,7 @@ class VLNMSTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
-        self.checkpointer = AtomicCheckpointer(
+        self.checkpointer = SafeCheckpointer(
             self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         # DefaultTrainer has built its hooks around the checkpointer that this replaces.
@@ -179,7 +155,7 @@ class VLNMSTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        if _has_expressions([dataset_name]):
+        if has_expressions([dataset_name]):
             return build_detection_test_loader(
                 dataset=load_expressions([dataset_name], cfg.MODEL.VLNMS.PSEUDO_GT.DIR),
                 mapper=GroundingMapper(cfg, is_train=False),
@@ -197,7 +173,7 @@ class VLNMSTrainer(DefaultTrainer):
             thresholds: see `ProposalRecallEvaluator`; None to choose them on this data set.
         """
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
-        if _has_expressions([dataset_name]):
+        if has_expressions([dataset_name]):
             return ProposalRecallEvaluator(
                 dataset_name,
                 output_dir=output_dir,
@@ -295,41 +271,10 @@ def training_expressions(cfg: CfgNode) -> list[dict[str, Any]] | None:
     Raises:
         OSError, ValueError: a file is missing or damaged.
     """
-    if not _has_expressions(cfg.DATASETS.TRAIN):
+    if not has_expressions(cfg.DATASETS.TRAIN):
         return None
     pseudo_gt = cfg.MODEL.VLNMS.PSEUDO_GT
     return load_expressions(cfg.DATASETS.TRAIN, pseudo_gt.DIR, required=pseudo_gt.CONTEXT)
-
-
-def build_vocabulary(cfg: CfgNode, images: Sequence[dict[str, Any]] | None = None) -> None:
-    """Build a vocabulary, if the config needs one, and set `MODEL.VLNMS.VOCAB` to it, in place.
-
-    It is needed if the text encoder uses a vocabulary, the key is empty, and the training data sets
-    have expressions. It is built from these and saved as `{OUTPUT_DIR}/vocab.json`, unless that
-    file exists, as in a resumed run.
-
-    Args:
-        cfg: the config.
-        images: those of the training data sets if they have been read; they are read otherwise.
-    """
-    if cfg.MODEL.VLNMS.VOCAB or not text_encoder_class(text_encoder_name(cfg)).uses_vocabulary:
-        return
-    if not _has_expressions(cfg.DATASETS.TRAIN):
-        return
-    path = Path(cfg.OUTPUT_DIR) / "vocab.json"
-    if comm.is_main_process() and not path.is_file():
-        sentences = (
-            expression["query"]
-            for image in images or load_expressions(cfg.DATASETS.TRAIN)
-            for expression in image["expressions"]
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        vlnms = cfg.MODEL.VLNMS
-        vocabulary = Vocabulary.build(sentences, vlnms.VOCAB_MIN_COUNT, vlnms.BIGRU.SPLIT)
-        vocabulary.save(path)
-        logger.info("Built a vocabulary of %d words: %s", len(vocabulary), path)
-    comm.synchronize()
-    cfg.MODEL.VLNMS.VOCAB = str(path)
 
 
 def warn_of_seen_images(detector_weights: str, dataset_names: Sequence[str]) -> None:
@@ -351,7 +296,7 @@ def warn_of_seen_images(detector_weights: str, dataset_names: Sequence[str]) -> 
         log_first_n(logging.WARNING, message, key="message")
 
 
-def _has_expressions(dataset_names) -> bool:
+def has_expressions(dataset_names) -> bool:
     """Whether the data sets have expressions; raises if only some of them do."""
     answers = {MetadataCatalog.get(name).get("evaluator_type") == "refer" for name in dataset_names}
     if len(answers) > 1:

@@ -4,13 +4,3 @@ from .grounding import PhraseGroundingEvaluator, RECEvaluator, RESEvaluator
 from .pair_scoring import pair_retrieval, score_pairs
 from .recall import ProposalRecallEvaluator
 from .retrieval import RetrievalEvaluator
-
-__all__ = [
-    "PhraseGroundingEvaluator",
-    "ProposalRecallEvaluator",
-    "RECEvaluator",
-    "RESEvaluator",
-    "RetrievalEvaluator",
-    "pair_retrieval",
-    "score_pairs",
-]

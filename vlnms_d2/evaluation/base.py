@@ -6,11 +6,13 @@ import itertools
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
 
 from ..file_io import write_json
 
@@ -95,6 +97,17 @@ def sort_expressions(records: dict[tuple[str | None, Any], Any]) -> list[tuple[s
     on the processes: a list of (style, record)."""
     keys = sorted(records, key=lambda key: (str(key[0]), key[1]))
     return [(key[0], records[key]) for key in keys]
+
+
+def report_groups(groups: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, float]]:
+    """What `RecordEvaluator._report` returns for the numbers of all, the first group, and of other
+    groups, whose names end in a hyphen and the group in the flat dictionary."""
+    rows = [{"": name, **numbers} for name, numbers in groups.items()]
+    (_, overall), *others = groups.items()
+    flat = dict(overall)
+    for name, numbers in others:
+        flat |= {f"{key}-{name}": value for key, value in numbers.items()}
+    return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f"), flat
 
 
 def image_name(image: dict) -> str:

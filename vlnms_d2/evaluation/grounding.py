@@ -14,10 +14,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
-from tabulate import tabulate
 
 from ..modeling.postprocessing import split_by_query
-from .base import RecordEvaluator, image_name, sort_expressions
+from .base import RecordEvaluator, image_name, report_groups, sort_expressions
 
 IOU_THRESHOLD = 0.5
 MASK_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -89,7 +88,7 @@ class _AnswerEvaluator(RecordEvaluator):
         }
 
     def _report(self, results: dict[str, Any]) -> tuple[str, dict[str, float]]:
-        return format_table(results), flat_results(results)
+        return report_groups({"all": results["overall"], **results["groups"]})
 
     # --- implemented by subclasses ---------------------------------------------------------------
 
@@ -229,22 +228,6 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     if not parts:
         return np.zeros((height, width), dtype=bool)
     return mask_util.decode(mask_util.merge(parts)).astype(bool)
-
-
-def flat_results(results: Mapping[str, Any]) -> dict[str, float]:
-    """The results as a flat dictionary, as Detectron2 expects it; the names of a group's numbers
-    end in a hyphen and the group."""
-    flat = dict(results["overall"])
-    for group, numbers in results["groups"].items():
-        flat |= {f"{key}-{group}": value for key, value in numbers.items()}
-    return flat
-
-
-def format_table(results: Mapping[str, Any]) -> str:
-    """The results as a table to print."""
-    groups = {"all": results["overall"], **results["groups"]}
-    rows = [{"": name, **numbers} for name, numbers in groups.items()]
-    return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f")
 
 
 def _best(instances: Instances) -> Instances | None:

@@ -8,7 +8,6 @@ used unchanged on the others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,14 +63,6 @@ def predict_with_detector(model: GeneralizedRCNN, batched_inputs: list[dict]) ->
         with_queries, alone = (output["instances"] for output in processed)
         outputs.append({"instances": with_queries, "detector": alone})
     return outputs
-
-
-@dataclass(frozen=True)
-class ExpressionRecord:
-    """What the evaluator stores for an expression."""
-
-    detector: Match  # the proposals of the detector alone
-    vlnms: Match  # the query-aware proposals
 
 
 class ProposalRecallEvaluator(RecordEvaluator):
@@ -158,15 +149,15 @@ class ProposalRecallEvaluator(RecordEvaluator):
             ):
                 [vlnms] = match_proposals(proposals, [boxes], *limits)
                 key = expression["manner"], expression["sent_id"]
-                self._records[key] = ExpressionRecord(baseline, vlnms)
+                self._records[key] = {"detector": baseline, "vlnms": vlnms}
 
-    def _summarize(self, records: dict[Any, ExpressionRecord]) -> dict[str, Any]:
+    def _summarize(self, records: dict[Any, dict[str, Match]]) -> dict[str, Any]:
         styled = sort_expressions(records)
         tables = self._tables([record for _, record in styled])
         self.thresholds = self._given_thresholds or {
             method: tables[method].threshold_for(self.mean_proposals) for method in METHODS
         }
-        by_style: dict[str, list[ExpressionRecord]] = {}
+        by_style: dict[str, list[dict[str, Match]]] = {}
         for style, record in styled:
             if style is not None:
                 by_style.setdefault(style, []).append(record)
@@ -186,9 +177,9 @@ class ProposalRecallEvaluator(RecordEvaluator):
     def _report(self, results: dict[str, Any]) -> tuple[str, dict[str, float]]:
         return format_table(results), flat_results(results)
 
-    def _tables(self, records: Sequence[ExpressionRecord]) -> dict[str, MatchTable]:
+    def _tables(self, records: Sequence[dict[str, Match]]) -> dict[str, MatchTable]:
         return {
-            method: MatchTable([getattr(r, method) for r in records], self.iou_threshold)
+            method: MatchTable([record[method] for record in records], self.iou_threshold)
             for method in METHODS
         }
 

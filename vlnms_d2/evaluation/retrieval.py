@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
 
-from .base import RecordEvaluator
+from .base import RecordEvaluator, report_groups
 
 RANKS = (1, 5, 10)
 FOLD = 1000
@@ -159,29 +158,12 @@ class RetrievalEvaluator(RecordEvaluator):
         return results
 
     def _report(self, results: dict[str, Any]) -> tuple[str, dict[str, float]]:
-        return format_table(results), flat_results(results)
+        return report(results)
 
 
-def flat_results(results: Mapping[str, Any]) -> dict[str, float]:
-    """The results as a flat dictionary, as Detectron2 expects it.
-
-    The names of the means over folds end in a hyphen and the key of the folds.
-    """
-    flat = dict(results["all"])
-    for name, numbers in results.items():
-        if name.startswith("folds_of_"):
-            flat |= {f"{key}-{name}": value for key, value in numbers.items()}
-    return flat
-
-
-def format_table(results: Mapping[str, Any]) -> str:
-    """The results as a table to print."""
-    rows = [
-        {"": name, **numbers}
-        for name, numbers in results.items()
-        if name == "all" or name.startswith("folds_of_")
-    ]
-    return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f")
+def report(results: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+    """The results as a table to print, and as a flat dictionary as Detectron2 expects it."""
+    return report_groups({key: value for key, value in results.items() if isinstance(value, dict)})
 
 
 def _check(similarities: np.ndarray, image_of_caption: np.ndarray) -> None:

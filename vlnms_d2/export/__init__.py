@@ -31,24 +31,3 @@ def check_formats(names: Sequence[str], known: Iterable[str]) -> None:
             f"formats are {', '.join(names) or 'none'}, expected some of {', '.join(known)}, each "
             "once"
         )
-
-
-__all__ = [
-    "DDPN",
-    "FEATURE_FORMATS",
-    "FORMATS",
-    "Albef",
-    "BottomUp",
-    "CocoResults",
-    "Imram",
-    "JsonLines",
-    "ListFormat",
-    "MAttNet",
-    "NMTree",
-    "PairStore",
-    "PerExpression",
-    "ProposalFormat",
-    "QueryProposals",
-    "Scan",
-    "check_formats",
-]

@@ -21,8 +21,8 @@ from torch.utils.data import SequentialSampler
 from ..config import load_config
 from ..data import GroundingMapper
 from ..data.builtin import registered_images
-from ..data.datasets.coco import read_categories
 from ..data.datasets.refer import merge_by_image
+from ..data.entries import CATEGORIES_SOURCE, category_names, read_json
 from ..file_io import shown
 from .job import Block, identity_of_files, versions
 
@@ -217,7 +217,8 @@ def _category_ids(dataset: str, names: list[str]) -> list[int]:
     # Detectron2 sets the ids of COCO's format only when it reads the data set.
     path = Path(PathManager.get_local_path(metadata.get("json_file") or ""))
     if path.is_file():
-        id_of_name = {name: category_id for category_id, name in read_categories(path).items()}
+        categories = category_names(read_json(path, CATEGORIES_SOURCE), path)
+        id_of_name = {name: category_id for category_id, name in categories.items()}
         for name in names:
             if name not in id_of_name:
                 raise ValueError(

@@ -25,13 +25,13 @@ from ..file_io import atomic_write, write_json
 from ..modeling.candidates import Candidates
 from ..modeling.feature_extraction import (
     LAYERS,
-    PairScorer,
     box_features,
     check_model,
-    encode_captions,
     extract_features,
     to_output_size,
 )
+from ..modeling.roi_heads import QueryConditionedMixin
+from ..modeling.text import TextFeatures
 from .base import npz_bytes
 from .job import Block, Job, Shards
 from .model import ModelSettings, model_identity, read_images
@@ -50,6 +50,8 @@ from .workers import Processes, Workers
 
 DTYPES = ("float32", "float16")
 POOL, PAIRS = "pool", "pairs"
+_ENCODE_CHUNK = 512
+_SCORE_CHUNK = {False: 8192, True: 256}  # by whether boxes are refined per query
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,8 @@ class _Answerer:
         check_model(self.model, str(self.settings.model.config_file))
 
     @cached_property
-    def scorer(self) -> PairScorer:
-        head = self.model.roi_heads
-        return PairScorer(head, encode_captions(head, self.captions))
+    def text(self) -> TextFeatures:
+        return encode_captions(self.model.roi_heads, self.captions)
 
     def make_pools(self, blocks: Sequence[Block]) -> None:
         """Write the pool of each image."""
@@ -183,7 +184,8 @@ class _Answerer:
         """Write what each caption keeps of the pool of each image."""
         for number, _ in blocks:
             pool = ScoredPool.load(self.shards.path(number, POOL))
-            chosen = choose(self.scorer, pool, self.settings.top_n, self.settings.with_scores)
+            cut = (self.settings.top_n, self.settings.with_scores)
+            chosen = choose(self.model.roi_heads, self.text, pool, *cut)
             save_arrays(self.shards.path(number, PAIRS), chosen)
 
 
@@ -254,13 +256,33 @@ def make_pool(model: GeneralizedRCNN, image_input: dict, layer: str, dtype: str)
     )
 
 
+@torch.no_grad()
+def encode_captions(head: QueryConditionedMixin, captions: Sequence[str]) -> TextFeatures:
+    """Encode captions, at least one, in chunks; what does not depend on the image is computed here,
+    once."""
+    encoder, relatedness = head.vlnms.text_encoder, head.vlnms.relatedness
+    with head.vlnms.autocast():
+        return TextFeatures.cat(
+            [
+                relatedness.condense(encoder(list(captions[i : i + _ENCODE_CHUNK])))
+                for i in range(0, len(captions), _ENCODE_CHUNK)
+            ]
+        )
+
+
+@torch.no_grad()
 def choose(
-    scorer: PairScorer, pool: ScoredPool, topk: int, with_scores: bool = False
+    head: QueryConditionedMixin,
+    text: TextFeatures,
+    pool: ScoredPool,
+    topk: int,
+    with_scores: bool = False,
 ) -> dict[str, np.ndarray]:
     """The candidates of an image that each of C captions keeps.
 
     Args:
-        scorer: of the captions.
+        head: of the model.
+        text: of the captions; see `encode_captions`.
         pool: of the image, with fewer than 65,535 candidates.
         topk: N, maximum number per caption.
         with_scores: also return s.
@@ -269,18 +291,23 @@ def choose(
         "index", uint16 [C, N], in descending order of s and padded with `PADDING`, and "scores",
         float16 [C, N], padded with 0.
     """
-    device = scorer.text.words.device
+    device = text.words.device
     not_pooled = torch.zeros(len(pool.scores), dtype=torch.int64)
     arrays = (pool.input_boxes, pool.scores, pool.classes)
     boxes, confidence, classes = map(torch.from_numpy, arrays)
     candidates = Candidates(boxes, confidence, classes, not_pooled).to(device)
     size = tuple(pool.input_size.tolist())
     visual = torch.from_numpy(pool.visual).to(device)
-    caption, candidate, score = (x.cpu() for x in scorer(candidates, size, visual))
+    step = _SCORE_CHUNK[head.vlnms.relatedness.refines]
+    parts = []
+    for start in range(0, len(text), step):
+        result = head.score_image(candidates, size, visual, text[start : start + step])
+        parts.append((start + result.query_index, result.candidate_index, result.scores))
+    caption, candidate, score = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     if not pool.has_area.all():
         kept = torch.from_numpy(pool.has_area)[candidate]
         caption, candidate, score = caption[kept], candidate[kept], score[kept]
-    counts = torch.bincount(caption, minlength=len(scorer.text))
+    counts = torch.bincount(caption, minlength=len(text))
     starts = counts.cumsum(0) - counts
     place = torch.arange(len(caption)) - starts[caption]
     cells = (caption.numpy(), place.numpy())

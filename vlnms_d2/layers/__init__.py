@@ -4,8 +4,6 @@ from torch import Tensor
 
 from .nms import multi_query_nms
 
-__all__ = ["FUSION_MODES", "fuse_scores", "multi_query_nms"]
-
 FUSION_MODES = ("product", "weighted_product", "weighted_sum")
 
 

@@ -8,19 +8,3 @@ from .queries import use_queries
 from .relatedness import RELATEDNESS_REGISTRY
 from .roi_heads import VLNMSCascadeHead, VLNMSHead, VLNMSRes5Head
 from .text import TEXT_ENCODER_REGISTRY
-
-__all__ = [
-    "POSTPROCESSOR_REGISTRY",
-    "RELATEDNESS_REGISTRY",
-    "TEXT_ENCODER_REGISTRY",
-    "CachedRCNN",
-    "Candidates",
-    "SharedMasks",
-    "VLNMSCascadeHead",
-    "VLNMSHead",
-    "VLNMSPostprocessor",
-    "VLNMSRes5Head",
-    "select_candidates",
-    "split_by_query",
-    "use_queries",
-]

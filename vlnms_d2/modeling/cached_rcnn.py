@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ..file_io import atomic_write
 from .candidates import Candidates
-from .feature_extraction import ImageFeatures, extract_features
+from .feature_extraction import ImageFeatures, check_model, extract_features
 from .relatedness import visual_encoder_name
-from .roi_heads import QueryConditionedMixin
 
 
 @META_ARCH_REGISTRY.register()
@@ -53,16 +52,11 @@ class CachedRCNN(GeneralizedRCNN):
                 "MODEL.META_ARCHITECTURE is CachedRCNN but MODEL.VLNMS.CACHE_DIR is empty; give "
                 "a folder with room for the cache"
             )
-        head = self.roi_heads
-        if not isinstance(head, QueryConditionedMixin) or not head.freeze_detector:
+        check_model(self, "the config")
+        if not self.roi_heads.freeze_detector:
             raise ValueError(
-                "CachedRCNN needs a VL-NMS head (MODEL.ROI_HEADS.NAME) on a frozen detector "
-                "(MODEL.VLNMS.FREEZE_DETECTOR True)"
-            )
-        if self.proposal_generator is None:
-            raise ValueError(
-                "CachedRCNN needs a detector that computes its own proposals, but "
-                "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals; use GeneralizedRCNN"
+                "MODEL.META_ARCHITECTURE is CachedRCNN, but the detector is not frozen: set "
+                "MODEL.VLNMS.FREEZE_DETECTOR to True, or use GeneralizedRCNN"
             )
         self.cache_dir = Path(cache_dir)
         self.settings = settings

@@ -6,7 +6,6 @@ answers as often as needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +16,9 @@ from torch import Tensor
 
 from .candidates import Candidates
 from .roi_heads import Features, QueryConditionedMixin
-from .text import TextFeatures
 
 LAYERS = ("detector", "relatedness")
 """Where box features are taken from; see `box_features`."""
-
-_ENCODE_CHUNK = 512
-_SCORE_CHUNK = {False: 8192, True: 256}  # by whether boxes are refined per query
 
 
 @dataclass
@@ -129,58 +124,3 @@ def to_output_size(instances: Instances, output_size: tuple[int, int]) -> tuple[
     fields["index"] = torch.arange(len(instances), device=instances.pred_boxes.device)
     scaled = detector_postprocess(Instances(instances.image_size, **fields), *output_size)
     return scaled, scaled.index
-
-
-class PairScorer:
-    """Scores the same captions against one image after another, for all pairs.
-
-    Args:
-        head: of the model.
-        text: of the C captions; see `encode_captions`.
-    """
-
-    def __init__(self, head: QueryConditionedMixin, text: TextFeatures):
-        self.head = head
-        self.text = text
-
-    @torch.no_grad()
-    def __call__(
-        self, candidates: Candidates, image_size: tuple[int, int], visual: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The proposals of an image for all captions.
-
-        Args:
-            candidates: of the image; they need not be pooled.
-            image_size: (height, width) in pixels of the network's input.
-            visual: float [N, D], the candidates' features for the relatedness module.
-
-        Returns:
-            caption and candidate, int64 [M] each, and fused score s, float [M]: caption after
-            caption, in descending order of s.
-        """
-        step = _SCORE_CHUNK[self.head.vlnms.relatedness.refines]
-        parts = []
-        for start in range(0, len(self.text), step):
-            text = self.text[start : start + step]
-            result = self.head.score_image(candidates, image_size, visual, text)
-            parts.append((start + result.query_index, result.candidate_index, result.scores))
-        return tuple(map(torch.cat, zip(*parts, strict=True)))
-
-
-@torch.no_grad()
-def encode_captions(head: QueryConditionedMixin, captions: Sequence[str]) -> TextFeatures:
-    """Encode captions for a `PairScorer`, in chunks; what does not depend on the image is computed
-    here, once.
-
-    Args:
-        head: of the model.
-        captions: C of them, at least one.
-    """
-    encoder, relatedness = head.vlnms.text_encoder, head.vlnms.relatedness
-    with head.vlnms.autocast():
-        return TextFeatures.cat(
-            [
-                relatedness.condense(encoder(list(captions[i : i + _ENCODE_CHUNK])))
-                for i in range(0, len(captions), _ENCODE_CHUNK)
-            ]
-        )

@@ -125,11 +125,7 @@ class VLNMSPostprocessor:
 
 
 def build_postprocessor(cfg):
-    """The postprocessor that `MODEL.VLNMS.POSTPROCESSOR` names.
-
-    Raises:
-        ValueError: the name is not registered; the message lists those that are.
-    """
+    """The postprocessor that `MODEL.VLNMS.POSTPROCESSOR` names; see `lookup`."""
     return lookup(POSTPROCESSOR_REGISTRY, cfg.MODEL.VLNMS.POSTPROCESSOR, "POSTPROCESSOR")(cfg)
 
 

@@ -14,11 +14,10 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from vlnms_d2.data.datasets.coco import Mentioned, read_annotations, read_mentioned
-from vlnms_d2.data.detections import Detections, DetectionStore, check_not_corners
-from vlnms_d2.data.queries import read_queries
-from vlnms_d2.evaluation.matching import Match, MatchTable
-from vlnms_d2.evaluation.mention_recall import (
+from reranking.annotations import Mentioned, read_annotations, read_mentioned
+from reranking.detections import Detections, DetectionStore, check_not_corners
+from reranking.queries import read_queries
+from reranking.recall import (
     IOU_THRESHOLD,
     MEANS,
     METHODS,
@@ -26,6 +25,7 @@ from vlnms_d2.evaluation.mention_recall import (
     match_related,
     oracle_relatedness,
 )
+from vlnms_d2.evaluation.matching import Match, MatchTable
 from vlnms_d2.language.matching import RULES, CategoryMatcher, CategoryRules, MentionFinder
 from vlnms_d2.language.nouns import NounFinder
 from vlnms_d2.language.synonyms import Synonyms

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vlnms_d2.data.datasets.coco import SOURCE, class_of_detection, read_annotations
-from vlnms_d2.data.detections import iter_detections
-from vlnms_d2.data.entries import is_box, read_json, require
-from vlnms_d2.data.queries import read_queries
+from reranking.annotations import class_of_detection, read_annotations
+from reranking.detections import iter_detections
+from reranking.queries import read_queries
+from vlnms_d2.data.entries import CATEGORIES_SOURCE, is_box, read_json, require
 from vlnms_d2.file_io import shown
 
 SPLITS = ("train", "choose", "report")
@@ -87,7 +87,7 @@ def read_photos(folders: Sequence[Path], detections: str) -> dict[int, Photo]:
 def _read(folder: Path, detections: str) -> list[Photo]:
     known = read_annotations(folder / "instances.json")
     annotations, results, captions = defaultdict(list), defaultdict(list), defaultdict(list)
-    content = read_json(known.path, SOURCE)
+    content = read_json(known.path, CATEGORIES_SOURCE)
     for number, annotation in enumerate(require(content, "annotations", list, str(known.path))):
         where = f"{known.path}: annotation number {number}"
         image_id = require(annotation, "image_id", int, where)

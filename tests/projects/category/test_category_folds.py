@@ -16,8 +16,8 @@ from category_study.folds import (
     read_photos,
     rules_grid,
 )
+from reranking.recall import IOU_THRESHOLD, match_mentions, recall_of_mentions
 from vlnms_d2.evaluation.matching import Match, MatchTable
-from vlnms_d2.evaluation.mention_recall import IOU_THRESHOLD, match_mentions, recall_of_mentions
 from vlnms_d2.language.matching import RULES, CategoryMatcher, MentionFinder
 from vlnms_d2.language.nouns import NounFinder
 from vlnms_d2.language.synonyms import Synonyms

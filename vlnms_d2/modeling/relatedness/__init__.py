@@ -14,22 +14,3 @@ from .category import Category, CategoryMentions, category_relatedness
 from .fc import FC
 from .portable import Portable, PortablePhrases, portable_relatedness
 from .trans import Trans
-
-__all__ = [
-    "FC",
-    "RELATEDNESS_REGISTRY",
-    "Category",
-    "CategoryMentions",
-    "Portable",
-    "PortablePhrases",
-    "Relatedness",
-    "RelatednessOutput",
-    "Trans",
-    "box_locations",
-    "build_relatedness",
-    "category_relatedness",
-    "portable_relatedness",
-    "relatedness_class",
-    "text_encoder_name",
-    "visual_encoder_name",
-]

@@ -52,34 +52,21 @@ class RelatednessOutput:
             num_queries: the number of queries of all parts together.
             num_words: length of the longest query, to which attentions are padded.
         """
-        whole: RelatednessOutput | None = None
+        whole: dict[str, Tensor] = {}
         start = 0
         for part in parts:
             end = start + len(part.logits)
             if end - start == num_queries:
                 return part
-            if whole is None:
-                whole = part._zeros(num_queries, num_words)
-            whole.logits[start:end] = part.logits
-            if part.attention is not None:
-                whole.attention[start:end, ..., : part.attention.shape[-1]] = part.attention
-            if part.deltas is not None:
-                whole.deltas[start:end] = part.deltas
+            for name, value in vars(part).items():
+                if value is not None:
+                    if name not in whole:
+                        last = num_words if name == "attention" else value.shape[-1]
+                        whole[name] = value.new_zeros(num_queries, *value.shape[1:-1], last)
+                    whole[name][start:end, ..., : value.shape[-1]] = value
             start = end
-            del part  # before the next one is computed
-        return whole
-
-    def _zeros(self, num_queries: int, num_words: int) -> RelatednessOutput:
-        """An output of zeros for the same boxes and `num_queries` queries."""
-        attention = deltas = None
-        if self.attention is not None:
-            attention = self.attention.new_zeros(
-                num_queries, *self.attention.shape[1:-1], num_words
-            )
-        if self.deltas is not None:
-            deltas = self.deltas.new_zeros(num_queries, *self.deltas.shape[1:])
-        logits = self.logits.new_zeros(num_queries, self.logits.shape[1])
-        return RelatednessOutput(logits, attention, deltas)
+            del part, value  # before the next one is computed
+        return RelatednessOutput(**whole)
 
 
 class Relatedness(nn.Module):
@@ -182,11 +169,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def relatedness_class(cfg) -> type[Relatedness]:
-    """The class that `MODEL.VLNMS.RELATEDNESS` names.
-
-    Raises:
-        ValueError: the name is not registered; the message lists those that are.
-    """
+    """The class that `MODEL.VLNMS.RELATEDNESS` names; see `lookup`."""
     return lookup(RELATEDNESS_REGISTRY, cfg.MODEL.VLNMS.RELATEDNESS, "RELATEDNESS")
 
 
@@ -201,9 +184,5 @@ def visual_encoder_name(cfg) -> str:
 
 
 def build_relatedness(cfg, visual_dim: int, text_dim: int) -> Relatedness:
-    """The relatedness module that `MODEL.VLNMS.RELATEDNESS` names.
-
-    Raises:
-        ValueError: the name is not registered; the message lists those that are.
-    """
+    """The relatedness module that `MODEL.VLNMS.RELATEDNESS` names; see `lookup`."""
     return relatedness_class(cfg)(cfg, visual_dim, text_dim)

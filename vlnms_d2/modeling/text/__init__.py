@@ -9,15 +9,3 @@ from .build import (
     build_text_encoder,
     text_encoder_class,
 )
-
-__all__ = [
-    "BERT",
-    "TEXT_ENCODER_REGISTRY",
-    "BiGRU",
-    "TextEncoder",
-    "TextFeatures",
-    "Vocabulary",
-    "build_text_encoder",
-    "text_encoder_class",
-    "tokenize",
-]

@@ -179,7 +179,14 @@ def _load(source: str):
         )
     except Exception as error:  # transformers raises whatever its readers do
         raise ValueError(_why_not_loaded(source, error)) from error
-    _check_family(source, tokenizer, model)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    framed = backend is not None and backend.num_special_tokens_to_add(False) == NUM_SPECIAL
+    if not framed or not hasattr(model, "embeddings"):
+        raise ValueError(
+            f"MODEL.VLNMS.BERT.NAME is {shown(source)}, a {type(model).__name__} with a "
+            f"{type(tokenizer).__name__}: expected a model of the BERT family (BERT, RoBERTa, "
+            "DistilBERT, ELECTRA, ...) with a fast tokenizer that adds [CLS] and [SEP]"
+        )
     missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise ValueError(
@@ -207,17 +214,6 @@ def _why_not_loaded(source: str, error: Exception) -> str:
         f"of a BERT-family model with a tokenizer and weights in safetensors. To do: {advice}. "
         f"What transformers said: {error}"
     )
-
-
-def _check_family(source: str, tokenizer, model: nn.Module) -> None:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    framed = backend is not None and backend.num_special_tokens_to_add(False) == NUM_SPECIAL
-    if not framed or not hasattr(model, "embeddings"):
-        raise ValueError(
-            f"MODEL.VLNMS.BERT.NAME is {shown(source)}, a {type(model).__name__} with a "
-            f"{type(tokenizer).__name__}: expected a model of the BERT family (BERT, RoBERTa, "
-            "DistilBERT, ELECTRA, ...) with a fast tokenizer that adds [CLS] and [SEP]"
-        )
 
 
 def _max_tokens(model: nn.Module) -> int:

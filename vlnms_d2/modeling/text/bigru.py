@@ -105,8 +105,8 @@ class Vocabulary:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"no vocabulary file {path} (MODEL.VLNMS.VOCAB): the trainer writes vocab.json "
-                "beside the model that it trains; give the path of that file"
+                f"no vocabulary file {path} (MODEL.VLNMS.VOCAB): tools/train_net.py writes "
+                "vocab.json beside the model that it trains; give the path of that file"
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +179,7 @@ class BiGRU(TextEncoder):
         if not path:
             logger.warning(
                 "MODEL.VLNMS.VOCAB is empty: every word of a query is <unk> until you give the "
-                "vocab.json that belongs to your weights, or train (the trainer builds one)."
+                "vocab.json that belongs to your weights, or train (tools/train_net.py builds one)."
             )
         return {
             "vocabulary": Vocabulary.load(path) if path else Vocabulary(),

@@ -69,8 +69,8 @@ class TextEncoder(nn.Module):
         fingerprints: hashes below 2**63 by name, saved with the weights so that a checkpoint is
             never read with another encoder. No buffers, which averages of weights (EMA) change.
         advice: what to do if a checkpoint has others.
-        uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`. If so, and the key is empty, the
-            trainer builds a vocabulary.
+        uses_vocabulary: whether it reads `MODEL.VLNMS.VOCAB`. If so, and the key is empty,
+            tools/train_net.py builds a vocabulary.
     """
 
     output_dim: int
@@ -113,21 +113,13 @@ class TextEncoder(nn.Module):
 
 
 def build_text_encoder(cfg, name: str | None = None) -> TextEncoder:
-    """The text encoder of a registered name, by default `MODEL.VLNMS.TEXT_ENCODER`.
-
-    Raises:
-        ValueError: the name is not registered; the message lists those that are.
-    """
+    """The text encoder of a name, by default `MODEL.VLNMS.TEXT_ENCODER`; see `lookup`."""
     encoder: Any = text_encoder_class(name or cfg.MODEL.VLNMS.TEXT_ENCODER)
     return encoder(cfg)
 
 
 def text_encoder_class(name: str) -> type[TextEncoder]:
-    """The text encoder class of a registered name.
-
-    Raises:
-        ValueError: the name is not registered; the message lists those that are.
-    """
+    """The text encoder class of a registered name; see `lookup`."""
     return lookup(TEXT_ENCODER_REGISTRY, name, "TEXT_ENCODER")
 
 
@@ -141,10 +133,8 @@ def pad_features(words: list[Tensor], dim: int, device: torch.device) -> TextFea
 
 def pad_words(words: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Word ids of Q queries, padded with 0, int64 [Q, L]; and `TextFeatures.mask`, `.lengths`."""
-    lengths = torch.tensor([len(w) for w in words], dtype=torch.int64)
-    longest = int(lengths.max()) if len(words) else 0
-    ids = torch.zeros(len(words), longest, dtype=torch.int64)
-    for row, query in zip(ids, words, strict=True):
-        row[: len(query)] = torch.tensor(query, dtype=torch.int64)
-    mask = torch.arange(longest) < lengths[:, None]
+    rows = [torch.tensor(query, dtype=torch.int64) for query in [*words, []]]
+    ids = pad_sequence(rows, batch_first=True)[: len(words)]
+    lengths = torch.tensor([len(query) for query in words], dtype=torch.int64)
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
     return ids.to(device), mask.to(device), lengths

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..file_io import atomic_write, shown
-from .datasets.coco import class_of_detection
-from .entries import is_box, is_finite, iter_json_list, require
+from vlnms_d2.data.entries import is_box, is_finite, iter_json_list, require
+from vlnms_d2.file_io import atomic_write, shown
+
+from .annotations import class_of_detection
 
 SOURCE = (
     "It is a JSON list of {image_id, category_id, bbox [x, y, width, height], score}, as "

@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..file_io import shown
-from .datasets.flickr30k import SOURCE as FLICKR30K_SOURCE
-from .datasets.flickr30k import read_sentences
-from .datasets.refer import read_refs
-from .entries import check_exists, check_new, is_integer, read_json, require, single_spaces
+from vlnms_d2.data.datasets.flickr30k import SOURCE as FLICKR30K_SOURCE
+from vlnms_d2.data.datasets.flickr30k import read_sentences
+from vlnms_d2.data.datasets.refer import read_refs
+from vlnms_d2.data.entries import (
+    check_exists,
+    check_new,
+    is_integer,
+    read_json,
+    require,
+    single_spaces,
+)
+from vlnms_d2.file_io import shown
 
 FORMATS = (
     "Queries are COCO captions (.json), refs of REFER (.p, .pkl, .pickle), JSON lines of "

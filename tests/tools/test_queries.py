@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from vlnms_d2.data.queries import Query, read_queries
+from reranking.queries import Query, read_queries
 
 REFS = [
     {

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.ops import batched_nms, box_iou
 
-from vlnms_d2.data.datasets.coco import Mentioned
-from vlnms_d2.evaluation.mention_recall import (
+from reranking.annotations import Mentioned
+from reranking.recall import (
     METHODS,
     load_matches,
     match_mentions,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from preparation import read_detections
-from vlnms_d2.data import detections
-from vlnms_d2.data.detections import DetectionStore
+from reranking import detections
+from reranking.detections import DetectionStore
 from vlnms_d2.data.entries import iter_json_list
 
 CLASS_OF = {2: 0, 7: 1}

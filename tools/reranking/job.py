@@ -14,17 +14,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.datasets.coco import read_annotations, read_mentioned
-from ..data.detections import DetectionStore, check_not_corners
-from ..data.mapper import read_image
-from ..data.queries import Query, read_queries
-from ..evaluation.mention_recall import load_matches, recall_of_mentions
-from ..file_io import atomic_write, shown
-from . import FORMATS
-from .job import Job, identity_of_files, versions
-from .reranking import COUNTS, RECALL, SCORES, Reranker, RerankImage, RerankSettings, TextRows
-from .threshold import threshold_for_mean
-from .workers import Processes, Workers
+from vlnms_d2.data.mapper import read_image
+from vlnms_d2.export import FORMATS
+from vlnms_d2.export.job import Job, identity_of_files, versions
+from vlnms_d2.export.threshold import threshold_for_mean
+from vlnms_d2.export.workers import Processes, Workers
+from vlnms_d2.file_io import atomic_write, shown
+
+from .annotations import read_annotations, read_mentioned
+from .detections import DetectionStore, check_not_corners
+from .queries import Query, read_queries
+from .recall import load_matches, recall_of_mentions
+from .worker import COUNTS, RECALL, SCORES, Reranker, RerankImage, RerankSettings, TextRows
 
 logger = logging.getLogger(__name__)
 

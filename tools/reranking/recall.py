@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.datasets.coco import Mentioned
-from ..file_io import atomic_write
-from ..rerank import rerank
-from .matching import Match, MatchTable, match_proposals
+from vlnms_d2.evaluation.matching import Match, MatchTable, match_proposals
+from vlnms_d2.file_io import atomic_write
+from vlnms_d2.rerank import rerank
+
+from .annotations import Mentioned
 
 METHODS = {"detector": "detector alone", "category": "Category", "oracle": "word oracle"}
 UNMENTIONED_RELATEDNESS = 0.05

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlnms_d2.data.datasets.coco import ImageInfo, read_annotations, read_mentioned
+from reranking.annotations import ImageInfo, read_annotations, read_mentioned
 
 CONTENT = {
     "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}],

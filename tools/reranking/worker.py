@@ -13,23 +13,23 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
-from ..data.datasets.coco import Mentioned
-from ..data.detections import Detections, DetectionStore
-from ..data.mapper import read_image
-from ..data.queries import Query
-from ..evaluation.matching import Match
-from ..evaluation.mention_recall import METHODS, match_mentions, save_matches
-from ..file_io import atomic_write, write_json
-from ..language.matching import category_matcher
-from ..modeling.candidates import Candidates
-from ..modeling.relatedness import PortablePhrases, portable_relatedness
-from ..modeling.relatedness import category_relatedness as relatedness_of
-from ..rerank import NMS_THRESH, rerank
-from ..visualization import draw_comparison
-from . import FORMATS, check_formats
-from .base import QueryProposals
-from .job import Block, Shards
-from .threshold import check_cut, save_scores
+from vlnms_d2.data.mapper import read_image
+from vlnms_d2.evaluation.matching import Match
+from vlnms_d2.export import FORMATS, QueryProposals, check_formats
+from vlnms_d2.export.job import Block, Shards
+from vlnms_d2.export.threshold import check_cut, save_scores
+from vlnms_d2.file_io import atomic_write, write_json
+from vlnms_d2.language.matching import category_matcher
+from vlnms_d2.modeling.candidates import Candidates
+from vlnms_d2.modeling.relatedness import PortablePhrases, portable_relatedness
+from vlnms_d2.modeling.relatedness import category_relatedness as relatedness_of
+from vlnms_d2.rerank import NMS_THRESH, rerank
+from vlnms_d2.visualization import draw_comparison
+
+from .annotations import Mentioned
+from .detections import Detections, DetectionStore
+from .queries import Query
+from .recall import METHODS, match_mentions, save_matches
 
 TOP_N = 100
 QUERY_CHUNK = 128  # an image may have any number of queries

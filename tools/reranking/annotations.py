@@ -9,13 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...file_io import shown
-from ..entries import check_new, is_finite, is_integer, iter_json_list, read_json, require
-
-SOURCE = (
-    "It needs 'categories' with 'id' and 'name', as COCO's annotations (instances_val2017.json) "
-    "have them."
+from vlnms_d2.data.entries import (
+    CATEGORIES_SOURCE,
+    category_names,
+    check_new,
+    is_finite,
+    is_integer,
+    iter_json_list,
+    read_json,
+    require,
 )
+from vlnms_d2.file_io import shown
 
 
 class ImageInfo(NamedTuple):
@@ -72,8 +76,8 @@ def read_annotations(path: str | Path) -> Annotations:
         ValueError: it is damaged, has no category or repeats an id.
     """
     path = Path(path)
-    content = read_json(path, SOURCE)
-    names = _category_names(content, path)
+    content = read_json(path, CATEGORIES_SOURCE)
+    names = category_names(content, path)
     images = {}
     content.setdefault("images", [])
     for number, entry in enumerate(require(content, "images", list, str(path))):
@@ -96,7 +100,7 @@ def read_categories(path: str | Path) -> dict[int, str]:
         ValueError: it is damaged, has no category or repeats an id.
     """
     path = Path(path)
-    return _category_names(read_json(path, SOURCE), path)
+    return category_names(read_json(path, CATEGORIES_SOURCE), path)
 
 
 def class_of_detection(
@@ -119,20 +123,6 @@ def class_of_detection(
             "give the file of the detector's own categories"
         )
     return class_of[category_id]
-
-
-def _category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for number, entry in enumerate(require(content, "categories", list, str(path))):
-        where = f"{path}: category number {number}"
-        category_id = require(entry, "id", int, where)
-        check_new(category_id, names, "'id'", where)
-        names[category_id] = require(entry, "name", str, where)
-        if not names[category_id].strip():
-            raise ValueError(f"{where}: 'name' is blank, expected the category's name. {SOURCE}")
-    if not names:
-        raise ValueError(f"{path}: 'categories' is empty. {SOURCE}")
-    return dict(sorted(names.items()))
 
 
 def read_mentioned(
@@ -194,7 +184,7 @@ def _read_objects(annotations: Annotations) -> dict[int, tuple[int, int, list[fl
     path = annotations.path
     class_of = annotations.class_of
     objects = {}
-    entries = require(read_json(path, SOURCE), "annotations", list, str(path))
+    entries = require(read_json(path, CATEGORIES_SOURCE), "annotations", list, str(path))
     for number, entry in enumerate(entries):
         where = f"{path}: annotation number {number}"
         box = require(entry, "bbox", list, where)
