@@ -92,9 +92,8 @@ class WordNet:
                 self.noun_counts[key] = int(count)
             else:
                 self.other_counts[lemma]["verb" if rest[0] == "2" else "adjective"] += int(count)
-        self.adverbs = {
-            lemma for lemma, excess in adverbs.items() if excess > 0
-        }  # rather than nouns
+        # More often an adverb than a noun.
+        self.adverbs = {lemma for lemma, excess in adverbs.items() if excess > 0}
 
     def offset(self, name: str) -> str:
         """The offset of a synset by its name in NLTK's style, as "dog.n.01".
