@@ -7,7 +7,7 @@ Each step writes one file and is skipped if that file exists and was written wit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -223,10 +223,16 @@ class Preparation:
 
     def _matcher(self, name: str) -> CategoryMatcher:
         if self.detected is not None:
-            names, mentions = self.detected.category_names, self._nouns.chunk_heads
+            names, mentions = self.detected.category_names, self._chunk_heads
         else:
             names, mentions = MetadataCatalog.get(name).thing_classes, self._nouns.nouns
         return CategoryMatcher(names, mentions, self._vectors)
+
+    def _chunk_heads(self, texts: Sequence[str]) -> list[list[str]]:
+        """For each text the last word of each noun chunk, its head."""
+        return [
+            [chunk.split()[-1] for chunk in chunks] for chunks in self._nouns.noun_chunks(texts)
+        ]
 
     @cached_property
     def _nouns(self) -> NounFinder:

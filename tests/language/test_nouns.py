@@ -267,7 +267,7 @@ def test_processes_give_the_nouns_of_each_text_in_order(few_texts_suffice, finde
     found = several.nouns(iter(texts))
     assert found == finder.nouns(texts) and found[0] == ["cup", "dog"]
     assert several.tagged(texts) == finder.tagged(texts)
-    assert several.chunk_heads(texts) == finder.chunk_heads(texts)
+    assert several.noun_chunks(texts) == finder.noun_chunks(texts)
 
 
 def test_processes_are_used_where_there_are_enough_texts(few_texts_suffice):
@@ -364,12 +364,6 @@ def test_spacy_is_imported_when_it_is_needed():
         "assert 'spacy' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
-
-
-def test_the_head_of_a_chunk_is_its_last_word():
-    finder = NounFinder()
-    texts = ["the red cup on a wooden table", "", "dogs"]
-    assert finder.chunk_heads(texts) == [["cup", "table"], [], ["dogs"]]
 
 
 def test_tagged_words_are_all_words_in_lower_case():

@@ -29,11 +29,8 @@ class CategoryRules:
     fits `slope` and `midpoint`: r = sigmoid(slope * (cosine - midpoint)).
     """
 
-    # Only the head of a compound counts; otherwise synonyms of categories count anywhere, and
-    # "baseball player bat" has two.
-    heads_only: bool
-    nouns_only: bool  # a one-word synonym counts only where the tagger sees a noun
-    least: float  # other words count if their cosine with some name is above this
+    least: float  # words that are no synonyms count if their cosine with some name is above this
+    general: float  # cosine of "animal" with the categories that are kinds of it; of "dog" it is 1
     slope: float
     midpoint: float
 
@@ -45,14 +42,15 @@ RULES = CategoryRules(**json.loads(RULES_FILE.read_text(encoding="utf-8")))
 class MentionFinder:
     """Finds the words of texts that name things.
 
-    "hot dog" is one mention, and not a dog. For compounds without a synonym of a category only the
-    head counts; for those with one, `heads_only` and `nouns_only` of the rules decide.
+    "hot dog" is one mention, and not a dog. Synonyms of categories count anywhere if the tagger
+    sees a noun, and "baseball player bat" has two; of other compounds only the head counts. Neither
+    the group in "a group of zebras" nor the baby in "a baby zebra" is a person.
     """
 
-    def __init__(self, nouns: NounFinder, synonyms: Synonyms, rules: CategoryRules = RULES):
+    def __init__(self, nouns: NounFinder, synonyms: Synonyms):
         self.nouns = nouns
         self.synonyms = synonyms
-        self.rules = rules
+        self._person, self._animals = map(set, map(synonyms.classes_of, ("person", "animal")))
 
     def __call__(self, texts: Iterable[str]) -> list[list[str]]:
         """For each text its mentions in lower case, in order."""
@@ -61,12 +59,19 @@ class MentionFinder:
     def _mentions(self, tagged: Sequence[tuple[str, str]]) -> list[str]:
         words = [word for word, _ in tagged]
         mentions, covered = [], set()
-        for start, end, classes in self.synonyms.find(words):
+        found = self.synonyms.find(words)
+        before, after = {m.end: m.classes for m in found}, {m.start: m.classes for m in found}
+        for start, end, classes in found:
             covered.update(range(start, end))
-            is_noun = end - start > 1 or tagged[start][1] in NOUN_POS or not self.rules.nouns_only
+            is_group = self.synonyms.is_collective(words[end - 1])
+            if is_group and (words[end : end + 1] == ["of"] or before.get(start)):
+                continue
+            if set(classes) == self._person and set(after.get(end) or (-1,)) <= self._animals:
+                continue
+            is_noun = end - start > 1 or tagged[start][1] in NOUN_POS
             is_noun = is_noun or self._is_said_outright(tagged, start)
-            head_required = self.rules.heads_only or words[start] in _COLOURS
-            if classes and is_noun and not (head_required and _noun_follows(tagged, end)):
+            is_colour = words[start] in _COLOURS and _noun_follows(tagged, end)
+            if classes and is_noun and not is_colour:
                 mentions.append((start, " ".join(words[start:end])))
         for i, (word, pos) in enumerate(tagged):
             if i not in covered and pos in _THINGS and not _noun_follows(tagged, i + 1):
@@ -84,7 +89,7 @@ class MentionFinder:
             return False
         has_object = pos == "VERB" and after in ("DET", "PRON", *_THINGS)
         is_name = self.synonyms.is_name(word) and pos != "AUX" and not has_object
-        return is_name or self.synonyms.is_noun_only(word)
+        return is_name or self.synonyms.is_never(word, pos)
 
 
 def _noun_follows(tagged: Sequence[tuple[str, str]], end: int) -> bool:
@@ -99,8 +104,10 @@ class CategoryMatcher:
         mentions: from texts to the mentions of each, for example `NounFinder.nouns`.
         vectors: of words.
         synonyms: a mention that is a synonym of some categories has cosine 1 with these and 0 with
-            all others. None compares all mentions by their vectors.
-        least: mentions without a cosine above this are ignored.
+            all others; other mentions are compared with the last word of each name only. None
+            compares all mentions with all words by their vectors.
+        least: mentions compared by vectors without a cosine above this are ignored.
+        general: the cosine in place of 1 of mentions such as "animal".
 
     Raises:
         ValueError: a name has no words.
@@ -113,13 +120,17 @@ class CategoryMatcher:
         vectors: WordVectors,
         synonyms: Synonyms | None = None,
         least: float = -math.inf,
+        general: float = 1.0,
     ):
         self.category_names = list(category_names)
         self.mentions = mentions
         self.vectors = vectors
         self.synonyms = synonyms
         self.least = least
+        self.general = general
         name_words = words_of_names(category_names)
+        if synonyms is not None:
+            name_words = [words[-1:] for words in name_words]
         self._words = [word for words in name_words for word in words]
         self._starts = np.cumsum([0] + [len(words) for words in name_words])[:-1]
 
@@ -137,26 +148,28 @@ class CategoryMatcher:
         """For each text its L mentions and their cosines, float32 [L, C]."""
         mentions_of_texts = self.mentions(texts)
         distinct = list(dict.fromkeys(m for mentions in mentions_of_texts for m in mentions))
-        table = self._compare(distinct)
-        similar = table.max(axis=1, initial=-1.0) > self.least
+        table, similar = self._compare(distinct)
         row_of = {mention: row for row, mention in enumerate(distinct) if similar[row]}
         kept = [[m for m in mentions if m in row_of] for mentions in mentions_of_texts]
         return [(mentions, table[[row_of[m] for m in mentions]]) for mentions in kept]
 
-    def _compare(self, mentions: list[str]) -> np.ndarray:
-        """float32 [M, C] for M distinct mentions."""
+    def _compare(self, mentions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [M, C] for M distinct mentions, and which of these count, bool [M]."""
         table = np.zeros((len(mentions), len(self.category_names)), dtype=np.float32)
         by_vectors = []
         for row, mention in enumerate(mentions):
             classes = () if self.synonyms is None else self.synonyms.classes_of(mention)
             if classes:
-                table[row, list(classes)] = 1.0
+                is_general = self.synonyms.is_general(mention)
+                table[row, list(classes)] = self.general if is_general else 1.0
             else:
                 by_vectors.append(row)
         if by_vectors and self._words:
             cosines = self.vectors.similarity([mentions[row] for row in by_vectors], self._words)
             table[by_vectors] = np.maximum.reduceat(cosines, self._starts, axis=1)
-        return table
+        similar = np.ones(len(mentions), dtype=bool)
+        similar[by_vectors] = table[by_vectors].max(axis=1, initial=-1.0) > self.least
+        return table, similar
 
 
 def category_matcher(
@@ -169,4 +182,4 @@ def category_matcher(
     synonyms = Synonyms(category_names)
     mentions = MentionFinder(NounFinder(pipeline), synonyms)
     vectors = load_word_vectors(word_vectors)
-    return CategoryMatcher(category_names, mentions, vectors, synonyms, RULES.least)
+    return CategoryMatcher(category_names, mentions, vectors, synonyms, RULES.least, RULES.general)

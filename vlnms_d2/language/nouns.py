@@ -90,10 +90,6 @@ class NounFinder:
         """
         return self._read(texts, "_chunks_of")
 
-    def chunk_heads(self, texts: Iterable[str]) -> list[list[str]]:
-        """For each text the last word of each noun chunk, its head."""
-        return [[chunk.split()[-1] for chunk in chunks] for chunks in self.noun_chunks(texts)]
-
     def __deepcopy__(self, memo) -> NounFinder:
         return self  # immutable, so copies of a model share it
 

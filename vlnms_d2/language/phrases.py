@@ -44,7 +44,7 @@ CUES = (
 there, 2 for the second, and so on, 0 for none. "long" is 1 for a text as long as a caption."""
 
 _WEAK = 0.5  # "baby" and "sitting" do not say much about the size
-_SHORT, _LONG = 6, 9  # words
+_SHORT, _LONG = 6, 8  # words
 _WORD = re.compile(r"[a-z0-9]+")
 _LEAST_LETTERS, _LEAST_RATIO = 5, 0.84  # of a misspelled word, and of its likeness to the right one
 

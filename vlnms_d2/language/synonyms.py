@@ -44,7 +44,7 @@ class Synonyms:
         table = _read_table()
         self._classes: dict[tuple[str, ...], set[int]] = {}
         classes_of: dict[int, set[int]] = {}  # by the table's index of the category
-        homonyms = set()
+        homonyms, specific = set(), set()
         for index, (name, name_words) in enumerate(
             zip(category_names, words_of_names(category_names), strict=True)
         ):
@@ -66,8 +66,13 @@ class Synonyms:
                 added = kinds if key in names and key not in homonyms else classes
                 if added:
                     self._classes[key] = self._classes.get(key, set()) | added
+                    if added != kinds:
+                        specific.add(key)
                 elif len(key) > 1:
                     phrases.append(key)
+        self._general = self._classes.keys() - specific - names
+        for key in [key for key in self._classes if len(key) == 2]:  # "schoolbus"
+            self._classes.setdefault((singular("".join(key)),), self._classes[key])
         for key in phrases:  # "hot dog" is no dog, also without a category of hot dogs
             if key[-1:] in self._classes:
                 self._classes.setdefault(key, set())
@@ -92,9 +97,18 @@ class Synonyms:
         """Whether the word is the name of a category."""
         return _singular([word]) in self._names
 
-    def is_noun_only(self, word: str) -> bool:
-        """Whether the word, a synonym of some category, is never a verb or an adjective."""
-        return _singular([word]) not in _read_table().ambiguous
+    def is_never(self, word: str, pos: str) -> bool:
+        """Whether the word, a synonym of some category, cannot be that part of speech."""
+        marks = _read_table().marks.get(_singular([word]), "")
+        return {"VERB": "*", "ADJ": "+"}.get(pos, marks or "*") not in marks
+
+    def is_collective(self, word: str) -> bool:
+        """Whether the word means a group of things, as "herd" does."""
+        return singular(word) in _read_table().collective
+
+    def is_general(self, mention: str) -> bool:
+        """Whether the categories of a mention are kinds of it, as of "animal"."""
+        return _singular(mention.split()) in self._general
 
     def knows(self, word: str) -> bool:
         """Whether the word is part of a synonym of some category, of these or of the table's."""
@@ -150,7 +164,8 @@ class _Table(NamedTuple):
     # Of words with the same meaning: the categories of which it is a kind, the nearest first; those
     # that are kinds of it; and the words.
     meanings: list[tuple[list[int], list[int], list[tuple[str, ...]]]]
-    ambiguous: set[tuple[str, ...]]  # those that are verbs or adjectives too
+    marks: dict[tuple[str, ...], str]  # of words that are verbs ("*") or adjectives ("+") too
+    collective: set[str]  # words that mean a group, as "herd" does
 
 
 @cache
@@ -158,14 +173,16 @@ def _read_table() -> _Table:
     content = json.loads(TABLE.read_text(encoding="utf-8"))
     names = enumerate(content["names"])
     index_of = {name: index for index, of_index in names for name in of_index.split("|")}
-    meanings, ambiguous = [], set()
+    meanings, marks = [], {}
     for key, joined in content["words"].items():
         above, _, below = key.partition("<")
-        words = joined.split("|")
-        ambiguous.update(_singular([word[:-1]]) for word in words if word.endswith("*"))
-        keys = [_singular(word.rstrip("*").split()) for word in words]
+        keys: list[tuple[str, ...]] = []
+        for word in joined.split("|"):
+            plain = word.rstrip("*+")
+            keys.append(_singular(plain.split()))
+            marks[keys[-1]] = word[len(plain) :]
         meanings.append((_integers(above, ">"), _integers(below, ","), keys))
-    return _Table(index_of, meanings, ambiguous)
+    return _Table(index_of, meanings, marks, set(content["collective"].split("|")))
 
 
 def _integers(text: str, separator: str) -> list[int]:

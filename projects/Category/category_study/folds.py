@@ -34,6 +34,7 @@ from vlnms_d2.modeling.relatedness import category_relatedness
 from vlnms_d2.rerank import NMS_THRESH, rerank
 
 LEASTS = (0.6, 0.7, 0.8, 0.9, 0.99)  # the last one: the words of the name themselves
+GENERALS = (0.2, 0.5, 1.0)
 SLOPES = (4.0, 6.29, 10.0)
 MIDPOINTS = (0.4, 0.514, 0.65)
 
@@ -131,7 +132,7 @@ def _after_nms(detections: Detections, category_names: Sequence[str]) -> Detecti
 
 def rules_grid() -> list[CategoryRules]:
     """All rules to try. Those of the file come first, as the first of equally good ones wins."""
-    choices = product((False, True), (True, False), LEASTS, SLOPES, MIDPOINTS)
+    choices = product(LEASTS, GENERALS, SLOPES, MIDPOINTS)
     tried = [CategoryRules(*choice) for choice in choices]
     return list(dict.fromkeys([RULES, *tried]))
 
@@ -153,14 +154,14 @@ def match_category(
     texts = [text for photo in photos for text in photo.captions]
     ends = np.cumsum([len(photo.captions) for photo in photos])
     synonyms = Synonyms(category_names)
-    cosines: dict[tuple[bool, bool, float], np.ndarray] = {}
+    mentions = MentionFinder(nouns, synonyms)
+    cosines: dict[tuple[float, float], np.ndarray] = {}
     matches: dict[bytes, list[list[Match]]] = {}
     by_rules = {}
     for rules in grid:
-        words = rules.heads_only, rules.nouns_only, rules.least
+        words = rules.least, rules.general
         if words not in cosines:
-            mentions = MentionFinder(nouns, synonyms, rules)
-            matcher = CategoryMatcher(category_names, mentions, vectors, synonyms, rules.least)
+            matcher = CategoryMatcher(category_names, mentions, vectors, synonyms, *words)
             cosines[words] = matcher.best_cosines(texts)
         related = category_relatedness(cosines[words], rules.slope, rules.midpoint).numpy()
         # Many rules give the same relatedness, which is matched only once.

@@ -39,8 +39,9 @@ ADJECTIVE_PRIOR = 0.3  # the tagger excludes most adjectives and verbs
 VERB_PRIOR = 0.1
 UNTAGGED_PERSON_PRIOR = 0.15  # many are metaphors: a gull that is a fool, a cub that is a novice
 CAPITAL_FACTOR = 0.2  # of senses written with a capital, as a Brownie that is a Girl Scout
-LEAST_SHARE = 0.4  # of a sense, or of all senses that mean the same categories, among all senses
+LEAST_SHARE = 0.33  # of a sense, or of all senses that mean the same categories, among all senses
 GENERIC_DEPTH = 7  # superordinates nearer to WordNet's root, as "device", say too little
+GROUP = "group.n.01"
 GENERAL = ("animal.n.01", "food.n.02", "fruit.n.01", "vegetable.n.01")  # but these count
 PERSON_FILE = 18
 
@@ -75,21 +76,24 @@ class WordNet:
             up = tuple(offset for symbol, offset in pairs if symbol in ("@", "@i"))
             instance = any(symbol == "@i" for symbol, _ in pairs)
             self.synsets[fields[0]] = Synset(int(fields[1]), lemmas, up, instance)
-        self.other_words = {  # that are verbs, adjectives or adverbs
-            fields[0]
-            for pos in ("verb", "adj", "adv")
-            for fields in _lines(folder / f"index.{pos}")
+        self.other_words = {  # by the mark of words of `make_table`
+            mark: {fields[0] for pos in kinds for fields in _lines(folder / f"index.{pos}")}
+            for mark, kinds in {"*": ["verb"], "+": ["adj", "adv"]}.items()
         }
         # Offsets of the senses of a lemma in lower case, the most frequent one first.
         self.senses = {f[0]: f[-int(f[2]) :] for f in _lines(folder / "index.noun")}
         self.noun_counts: dict[str, int] = {}  # by sense key
         self.other_counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        adverbs: dict[str, int] = defaultdict(int)
         for key, _, count in _lines(folder / "cntlist.rev"):
             lemma, _, rest = key.partition("%")
+            adverbs[lemma] += int(count) * (rest.startswith("4") - rest.startswith("1"))
             if rest.startswith("1"):
                 self.noun_counts[key] = int(count)
             else:
                 self.other_counts[lemma]["verb" if rest[0] == "2" else "adjective"] += int(count)
+        # More often an adverb than a noun.
+        self.adverbs = {lemma for lemma, excess in adverbs.items() if excess > 0}
 
     def offset(self, name: str) -> str:
         """The offset of a synset by its name in NLTK's style, as "dog.n.01".
@@ -138,6 +142,15 @@ class WordNet:
         total = sum(weights.values()) + rest
         return {offset: weight / total for offset, weight in weights.items()}
 
+    def is_noun(self, word: str) -> bool:
+        """Whether a word, also in the plural, is a noun, and no more often an adverb."""
+        return singular(word) in self.senses and word not in self.adverbs
+
+    def is_collective(self, word: str) -> bool:
+        """Whether the most likely sense of a word is a group of things."""
+        shares = self.shares(word) if word in self.senses else {}
+        return bool(shares) and self.offset(GROUP) in self.above(max(shares, key=shares.get))
+
     @cached_property
     def _colour(self) -> str:
         return self.offset(COLOUR)
@@ -161,8 +174,9 @@ def make_table(wordnet: WordNet, lvis: Sequence[dict], sources: dict) -> dict[st
     Returns:
         "names", the names of each category, and "words", from the indices of categories to words
         that mean these, both joined by "|". A key "3>1" are categories of which the words are a
-        kind; "<4,7" those that are kinds of what the words mean. A word that is also a verb, an
-        adjective or an adverb ends in "*".
+        kind; "<4,7" those that are kinds of what the words mean. A word that is also a verb ends
+        in "*", one that is an adjective or an adverb in "+". "collective" are those of the words
+        that mean a group, as "herd".
     """
     names, synsets, extra = _categories(wordnet, lvis, sources)
     meanings = _meanings(wordnet, synsets)
@@ -173,7 +187,7 @@ def make_table(wordnet: WordNet, lvis: Sequence[dict], sources: dict) -> dict[st
             if offset in meanings and not _is_proper_person(wordnet.synsets[offset], lemma):
                 shares[meanings[offset]] += share
         likely = {meaning for meaning, share in shares.items() if share >= LEAST_SHARE}
-        if likely and singular(lemma.rpartition("_")[2]) in wordnet.senses:  # else a Latin name
+        if likely and wordnet.is_noun(words_of(lemma)[-1]):  # else a Latin name, or "stand-in"
             words[" ".join(words_of(lemma))] |= likely
     for category, added in extra.items():
         for word in added:
@@ -184,11 +198,12 @@ def make_table(wordnet: WordNet, lvis: Sequence[dict], sources: dict) -> dict[st
     for word in sorted(words):
         for meaning in words[word]:
             if not _is_redundant(word, meaning, words):
-                also_other = word in wordnet.other_words
-                groups[_key(meaning)].append(word + "*" * also_other)
+                marks = [mark for mark, others in wordnet.other_words.items() if word in others]
+                groups[_key(meaning)].append(word + "".join(marks))
     return {
         "names": ["|".join(sorted(set(one))) for one in names],
         "words": {key: "|".join(groups[key]) for key in sorted(groups)},
+        "collective": "|".join(word for word in sorted(words) if wordnet.is_collective(word)),
     }
 
 

@@ -128,9 +128,9 @@ def test_matches_of_files_equal_those_of_rerank(tmp_path):
     found = match_category(photos, category_names, [RULES, OTHER], finder, vectors)
     references = {m: match_reference(photos, category_names, m) for m in ("detector", "oracle")}
     for rules, own in found.items():
-        matcher = CategoryMatcher(
-            category_names, MentionFinder(finder, synonyms, rules), vectors, synonyms, rules.least
-        )
+        mentions = MentionFinder(finder, synonyms)
+        used = (vectors, synonyms, rules.least, rules.general)
+        matcher = CategoryMatcher(category_names, mentions, *used)
         expected = {"detector": [], "category": [], "oracle": []}
         for image_id, photo in zip((2, 5), photos, strict=True):
             here = [d for d in detections if d["image_id"] == image_id]

@@ -40,7 +40,7 @@ PLACE, SIZE, ORDER, COLOUR, RELATION = 0.05, 0.4, 0.3, 0.25, 0.3
 # an object that fits no cue, and the factor of an object that is named beside the one meant.
 UNNAMED, FLOOR, LANDMARK = 0.002, 0.15, 0.35
 VAGUE = 0.8  # how much less all classes fit if a long text names them for other objects only
-DOUBT = 0.3  # exponent of how well an object fits a long text
+DOUBT = 0.1  # exponent of how well an object fits a long text
 # People speak of what they see: the factor of the tiniest object, and the share of the image from
 # which it is 1. Without a named class, a worse box of an object of another class has the last one.
 TINY, VISIBLE, DOUBLE = 0.7, 0.03, 0.6
@@ -229,15 +229,16 @@ class Portable(Relatedness):
         match, fit, named = (x.unflatten(0, text.mask.shape) for x in (match, fit, named))
         # A long text tells of several objects, and its cues are read less surely.
         long = text.words[:, 0, self.num_classes + _COLUMN["long"], None]  # [Q, 1]
+        doubt = 1 - (1 - DOUBT) * long
         described = fit[:, 0]
         landmark = torch.zeros_like(described)
         for i in range(1, text.mask.shape[1]):
-            there = match[:, i] * fit[:, i] * text.mask[:, i, None]  # [Q, R]
+            there = match[:, i] * fit[:, i]  # [Q, R], 0 without a phrase
             relation = text.words[:, i, -len(RELATIONS) :].argmax(dim=-1)  # [Q]
             near = _factor(objects.near(there, relation), RELATION)
             described = described * torch.where(text.mask[:, i, None], near, 1.0)
-            landmark = torch.maximum(landmark, there)
-        described = described ** (1 - (1 - DOUBT) * long)
+            landmark = torch.maximum(landmark, match[:, i] * fit[:, i] ** doubt)
+        described = described**doubt
         related = _factor(match[:, 0], UNNAMED) * _factor(described, FLOOR)  # [Q, R]
         related = torch.maximum(related, landmark * (LANDMARK + (1 - LANDMARK) * long))
         prior = _factor((objects.area / VISIBLE).clamp(max=1).sqrt(), TINY)
