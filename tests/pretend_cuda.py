@@ -20,7 +20,6 @@ import sys
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 # Operations whose result, or its size, the host needs at once.
@@ -104,15 +103,24 @@ class PretendCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         """Run one operation on the CPU, and say where its result is."""
-        kwargs, name = dict(kwargs or {}), operation._schema.name
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-        on_cuda = [x for x in tensors if isinstance(x, CudaTensor)]
-        on_cpu = [x for x in tensors if not isinstance(x, CudaTensor)]
+        kwargs, name = kwargs or {}, operation._schema.name
+        on_cuda, on_cpu = [], []
+
+        def values_of(x):
+            if isinstance(x, CudaTensor):
+                on_cuda.append(x)
+                return x.values
+            if isinstance(x, Tensor):
+                on_cpu.append(x)
+            return CPU if isinstance(x, torch.device) else x
+
+        values = _map(values_of, args)
+        named_values = {key: _map(values_of, value) for key, value in kwargs.items()}
         result_on_cuda = bool(on_cuda)
         self.operations += result_on_cuda
         if kwargs.get("device") is not None:
             result_on_cuda = torch.device(kwargs["device"]).type == "cuda"
-            kwargs["device"] = CPU
+            named_values["device"] = CPU
         if name == "aten::copy_":
             result_on_cuda = isinstance(args[0], CudaTensor)
         elif name != "aten::_to_copy" and on_cuda:
@@ -120,8 +128,7 @@ class PretendCuda(TorchDispatchMode):
         if on_cuda and _waits(name, args, on_cuda, result_on_cuda):
             self.syncs[name] += 1
             self.places[_caller()] += 1
-        kernel = _KERNELS.get(name, operation)
-        result = kernel(*tree_map(_values, args), **tree_map(_values, kwargs))
+        result = _KERNELS.get(name, operation)(*values, **named_values)
         # An operation in place gives the tensor that it was given.
         given = {id(x.values): x for x in on_cuda}
 
@@ -133,7 +140,7 @@ class PretendCuda(TorchDispatchMode):
 
         if name in _TAKES_CPU_TENSORS:
             return wrap(result[0]), *result[1:]
-        return tree_map(wrap, result)
+        return _map(wrap, result)
 
 
 def on_cuda(model: nn.Module) -> nn.Module:
@@ -183,10 +190,11 @@ def backward(loss: Tensor) -> None:
                     ready.append(child)
 
 
-def _values(x):
-    if isinstance(x, torch.device):
-        return CPU
-    return x.values if isinstance(x, CudaTensor) else x
+def _map(function, value):
+    """Apply the function to each item of nested lists and tuples; pytrees are much slower."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map(function, item) for item in value)
+    return function(value)
 
 
 def _check_devices(name: str, args: tuple, on_cpu: list[Tensor]) -> None:

@@ -11,7 +11,7 @@ DOCS = REPO / "docs"
 TUTORIAL = DOCS / "tutorial.ipynb"
 FOLDERS = (".", "configs", "datasets", "docs", "projects/*")
 PAGES = [*sorted(page for folder in FOLDERS for page in REPO.glob(f"{folder}/*.md")), TUTORIAL]
-SIZES, SMALL = "= 40, 12, 40", "= 8, 1, 2"  # images to train on, to evaluate on, iterations
+SIZES, SMALL = "= 40, 12, 40", "= 2, 1, 2"  # images to train on, to evaluate on, iterations
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, image_input
+from conftest import REPO, build, image_input
 from detectron2.engine import DefaultPredictor
 from test_config import flatten, make_config
 
@@ -82,6 +82,17 @@ def test_what_is_not_there_is_named():
             RuntimeError, match=r"no trained weights of 'refcoco/vlnms_fc.yaml'; there are .*_fc"
         ):
             function("refcoco/vlnms_fc.yaml")
+
+
+def test_an_untrained_model_has_the_weights_that_its_config_names(config, tmp_path):
+    cfg = config()
+    state = build(cfg).state_dict()
+    detector = {name: value for name, value in state.items() if ".vlnms." not in name}
+    cfg.MODEL.WEIGHTS = str(tmp_path / "detector.pth")
+    torch.save({"model": detector}, cfg.MODEL.WEIGHTS)
+    (tmp_path / "small.yaml").write_text(cfg.dump())
+    loaded = model_zoo.get(str(tmp_path / "small.yaml"), device="cpu").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in detector.items())
 
 
 def test_the_page_lists_what_the_zoo_has():

@@ -166,6 +166,7 @@ def test_a_category_that_is_said_outright_counts_whatever_the_tagger_thinks():
         for tag in ("VERB", "ADJ", "ADV", "ADP", "X", "INTJ"):
             assert finder([f"a/DET {name}/{tag} here/ADV"]) == [[name]], (name, tag)
     assert finder(["he/PRON can/AUX see/VERB"]) == [[]]
+    assert finder(["an/DET orange/ADJ", "it/PRON is/AUX orange/ADJ"]) == [["orange"], []]
 
 
 def test_the_rules_are_those_of_their_file():

@@ -355,10 +355,13 @@ def test_missing_spacy_says_how_to_install_it(monkeypatch):
         NounFinder()
 
 
-def test_spacy_is_imported_when_it_is_needed():
+def test_spacy_and_transformers_are_imported_when_they_are_needed():
     script = (
         "import sys\n"
+        "sys.modules['transformers'] = None  # importing it fails\n"
         "import vlnms_d2.language as language\n"
+        "from vlnms_d2.modeling.text import TEXT_ENCODER_REGISTRY\n"
+        "TEXT_ENCODER_REGISTRY.get('BERT')\n"
         "assert 'spacy' not in sys.modules\n"
         "language.NounFinder()\n"
         "assert 'spacy' in sys.modules\n"

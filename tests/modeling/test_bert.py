@@ -4,7 +4,6 @@ import copy
 import importlib.util
 import logging
 import pickle
-import subprocess
 import sys
 
 import pytest
@@ -42,6 +41,13 @@ MODELS = {
         transformers.ElectraModel,
         transformers.ElectraConfig,
         SIZES | {"embedding_size": 8},
+    ),
+    "deberta": (
+        transformers.DebertaV2Model,
+        transformers.DebertaV2Config,
+        SIZES
+        | {"position_biased_input": False, "relative_attention": True, "type_vocab_size": 0}
+        | {"pos_att_type": ["p2c", "c2p"]},
     ),
 }
 QUERIES = ["a red cup", "cup", "the man's red zebra cup , left", "left"]
@@ -374,16 +380,6 @@ def test_all_positions_of_roberta_can_be_used_and_no_more(tmp_path):
     assert make_encoder(folder, max_words=16)(["cup " * 40]).mask.shape == (1, 32)
     with pytest.raises(ValueError, match="the 32 positions"):
         make_encoder(folder, max_words=17)
-
-
-def test_the_package_imports_without_transformers():
-    script = (
-        "import sys; sys.modules['transformers'] = None\n"
-        "import vlnms_d2\n"
-        "from vlnms_d2.modeling.text import TEXT_ENCODER_REGISTRY\n"
-        "TEXT_ENCODER_REGISTRY.get('BERT')"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_missing_transformers_says_how_to_install_it(tiny, monkeypatch):

@@ -338,5 +338,29 @@ def test_heads_give_what_the_module_gives(config, head):
     torch.testing.assert_close(colours, box_colours(given["image"].float(), candidates.boxes))
 
 
+@pytest.fixture(scope="module")
+def encoder() -> PortablePhrases:
+    return PortablePhrases(category_names=NAMES)
+
+
+def test_classes_of_a_long_text_about_something_else_fit_less(encoder):
+    long = "a wide and very quiet view of the old street between the houses with a dog and a bus"
+    text = encoder([long, "a street with a dog"])
+    words, mask = text.words, text.mask
+    assert words[0, 0, C + CUES.index("long")] > 0 == words[1, 0, C + CUES.index("long")]
+    assert (words[0, 0, :C] < 1).all() and (words[1, 0, :C] == 1).all()
+    assert mask.sum(dim=1).min() > 1  # the landmarks keep their own classes
+    assert words[0, 1:, 1].max() == words[1, 1:, 1].max() > words[0, 1:, 0].max()
+
+
+def test_tokens_are_the_words_of_the_phrases(encoder):
+    assert encoder.tokenize("the red bus left of the dog") == ["bus", "dog"]
+
+
+def test_other_category_names_than_classes_are_refused():
+    with pytest.raises(ValueError, match="4 classes, but 3 category names"):
+        Portable(visual_dim=C + 1, text_dim=C + len(CUES))
+
+
 def test_there_are_no_weights(coco):
     assert not PortablePhrases(category_names=coco).state_dict() and not module().state_dict()

@@ -8,6 +8,7 @@ import sys
 import dataset_folders
 import exported
 import pytest
+from bad_input import run_tool
 from conftest import REPO
 
 TOOLS = [
@@ -84,8 +85,8 @@ def test_an_own_data_set_is_prepared_trained_evaluated_and_exported(own, config,
     run("export_proposals", *imported, *words, *out, *opts, *trained)
     lines = (tmp_path / "exported" / "proposals.jsonl").read_text().splitlines()
     assert len(lines) == 4 and all(json.loads(line)["proposals"] for line in lines)
-    error = run("export_proposals", *words, *out, *opts, *trained, check=False)
-    assert "'own_val' is no registered data set" in error and "--import" in error
+    status, error = run_tool("export_proposals", [*words, *out, *opts, *trained])
+    assert status and "'own_val' is no registered data set" in error and "--import" in error
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
 from vlnms_d2.config import default_config, load_config
@@ -166,7 +165,7 @@ def resolve_variant(path: Path) -> tuple[Path, tuple[str, ...]]:
 def settings(cfg: CfgNode) -> dict[str, Any]:
     """All settings that change the results of a run, by their full keys. Weights and pseudo ground
     truth are represented by a digest of their content."""
-    flat = _flatten(yaml.safe_load(cfg.dump()))
+    flat = _flatten(json.loads(json.dumps(cfg)))  # with lists for tuples, as in settings.json
     folder = prepared_folder(cfg.MODEL.VLNMS.PSEUDO_GT.DIR)
     contents = {
         "MODEL.WEIGHTS": [Path(cfg.MODEL.WEIGHTS)],

@@ -143,9 +143,8 @@ def test_a_variant_without_context_is_its_config_with_one_override(config_files)
     one, without = plan(Path("out"), [config_files[0], path], [0], [])
     assert without.config_file == one.config_file == config_files[0]
     assert (without.name, without.title) == ("one_no_context", "one_no_context seed 0")
-    changed = {
-        key for key, value in settings(without.cfg).items() if value != settings(one.cfg)[key]
-    }
+    with_context = settings(one.cfg)
+    changed = {k for k, value in settings(without.cfg).items() if value != with_context[k]}
     assert changed == {"MODEL.VLNMS.PSEUDO_GT.CONTEXT"}
     [overridden] = plan(Path("out"), [path], [0], ["MODEL.VLNMS.PSEUDO_GT.CONTEXT", "True"])
     assert overridden.cfg.MODEL.VLNMS.PSEUDO_GT.CONTEXT
@@ -512,7 +511,9 @@ def test_a_real_run_whose_evaluation_was_cut_off(tiny_refshapes, tmp_path, monke
         _BASE_: {REPO / "configs/refshapes/vlnms_fc.yaml"}
         MODEL:
           WEIGHTS: ""
+          RESNETS: {{STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 8}}
           FPN: {{OUT_CHANNELS: 16}}
+          RPN: {{POST_NMS_TOPK_TRAIN: 60, POST_NMS_TOPK_TEST: 60}}
           ROI_BOX_HEAD: {{FC_DIM: 32}}
           VLNMS: {{FC: {{HIDDEN_DIM: 32}}, BIGRU: {{HIDDEN_DIM: 8}}, MAX_CANDIDATES: 60}}
         INPUT: {{MIN_SIZE_TRAIN: [96], MIN_SIZE_TEST: 96}}
