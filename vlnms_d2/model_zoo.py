@@ -16,14 +16,15 @@ from .config import load_config
 from .engine.checkpoint import SafeCheckpointer, load_weights
 
 _FC = ("refshapes/vlnms_fc.pth", "refshapes/vocab.json")
-_TRANS = ("refshapes/vlnms_trans.pth", "")
+_JOINT = ("refshapes/vlnms_trans.pth", "")
 
 # Config -> weights and vocabulary, in models/. MODEL_ZOO.md has the results.
 TRAINED = {
     "refshapes/vlnms_fc.yaml": _FC,
     "refshapes/vlnms_fc_trained.yaml": _FC,
-    "refshapes/vlnms_trans_joint.yaml": _TRANS,
-    "refshapes/vlnms_trans_trained.yaml": _TRANS,
+    "refshapes/vlnms_trans_joint.yaml": _JOINT,
+    "refshapes/vlnms_trans_trained.yaml": _JOINT,
+    "refshapes/vlnms_trans_cross_attention.yaml": ("refshapes/vlnms_trans_cross_attention.pth", ""),
     "refshapes/vlnms_category.yaml": (_FC[0], ""),  # its detector
 }
 
