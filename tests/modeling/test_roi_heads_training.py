@@ -111,6 +111,25 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize(
+    ("relatedness", "fusion"), [("FC", "joint"), ("Trans", "joint"), ("Trans", "co_attention")]
+)
+def test_a_frozen_detector_trains_under_distributed_data_parallel(
+    config, head, relatedness, fusion, one_process
+):
+    """Queries pass the wrapper; no frozen parameter is waited for, and every other has a part."""
+    cfg = config(head, relatedness)
+    cfg.MODEL.VLNMS.TRANS.FUSION = fusion
+    model = build(cfg)
+    parallel = torch.nn.parallel.DistributedDataParallel(model).train()
+    for _ in range(2):  # the second iteration fails if the first left parameters unused
+        losses = parallel([image_input(0, query=["red cup"], query_targets=targets(1))])
+        sum(losses.values()).backward()
+    assert not model.backbone.training
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (".vlnms." in name), name
+
+
 @pytest.mark.parametrize("relatedness", ["FC", "Trans"])
 def test_batches_without_queries_under_distributed_data_parallel(config, relatedness, one_process):
     """It refuses the next batch where a parameter had no gradient in the one before."""
