@@ -82,6 +82,8 @@ def test_two_objects(text, cues, other, relation, other_cues):
 @pytest.mark.parametrize(("words", "long"), [(6, 0.0), (9, 1.0), (30, 1.0)])
 def test_long_texts_are_told_apart(words, long):
     assert split_phrases("dog " * words, SYNONYMS)[0].cues.get("long", 0.0) == long
+    # "The dog that sits ..." is one dog, however long the text.
+    assert "long" not in split_phrases("the " + "dog " * words, SYNONYMS)[0].cues
 
 
 @pytest.mark.parametrize("text", ["dude in shirt", "wearing a hat", "blond hair"])

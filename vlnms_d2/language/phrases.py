@@ -41,10 +41,11 @@ CUES = (
     *RELATIONS,
 )
 """The columns of a phrase's cues: weights from 0 to 1; `<place>_order` is 1 for the first box from
-there, 2 for the second, and so on, 0 for none. "long" is 1 for a text as long as a caption."""
+there, 2 for the second, and so on, 0 for none. "long" is 1 for a text as long as a caption,
+unless it begins with "the"."""
 
 _WEAK = 0.5  # "baby" and "sitting" do not say much about the size
-_SHORT, _LONG = 6, 8  # words
+_SHORT, _LONG = 6, 9  # words
 _WORD = re.compile(r"[a-z0-9]+")
 _LEAST_LETTERS, _LEAST_RATIO = 5, 0.84  # of a misspelled word, and of its likeness to the right one
 
@@ -129,7 +130,7 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
             phrase.words += tokens[start : start + length]
         start += length
     _add_colours(phrases[-1], colours, "whole")
-    if len(tokens) > _SHORT:
+    if len(tokens) > _SHORT and tokens[0] != "the":  # "the cup that ..." means one object
         phrases[0].cues["long"] = min(1.0, (len(tokens) - _SHORT) / (_LONG - _SHORT))
     if order:  # "the second man"
         phrases[0].cues["right_order" if "last" in tokens else "left_order"] = order
