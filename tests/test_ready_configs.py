@@ -198,7 +198,7 @@ def test_overrides_in_place_of_files_are_documented(override):
     assert f"| `{base}.yaml` | `{key} {value}` |" in text
 
 
-@pytest.mark.parametrize("variant", OVERRIDES)
+@pytest.mark.parametrize("variant", ["vlnms_fc_additive", "vlnms_trans_co_attention"])
 def test_the_overrides_are_what_the_files_of_refshapes_change(variant):
     base, key, _ = OVERRIDES[variant]
     changed = difference(load(leaf("refshapes", base)), load(leaf("refshapes", variant)))
@@ -232,6 +232,12 @@ def test_no_refinement_changes_nothing_else(dataset):
     without = load_variant(dataset, "vlnms_trans_no_refinement")
     assert difference(joint, without) - {"OUTPUT_DIR"} == {"MODEL.VLNMS.REG_WEIGHT"}
     assert joint.MODEL.VLNMS.REG_WEIGHT > without.MODEL.VLNMS.REG_WEIGHT == 0.0
+
+
+def test_cross_attention_changes_the_fusion_and_the_number_of_expressions():
+    joint, cross = (leaf("refshapes", f"vlnms_trans_{f}") for f in ("joint", "cross_attention"))
+    keys = {"MODEL.VLNMS.TRANS.FUSION", "MODEL.VLNMS.MAX_QUERIES_PER_IMAGE", "OUTPUT_DIR"}
+    assert difference(load(joint), load(cross)) == keys
 
 
 @each_dataset
@@ -363,7 +369,7 @@ def check(branch, cfg: CfgNode) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_refshapes_models_can_be_built(variant):
-    cfg = load(leaf("refshapes", variant)).clone()
+    cfg = load_variant("refshapes", variant).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     check(built(cfg), cfg)
