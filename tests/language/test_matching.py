@@ -78,15 +78,16 @@ def test_a_synonym_of_a_category_matches_no_other():
 def test_superordinates_fit_less_than_names_and_are_not_left_out():
     """A dog that is said outright is before all animals; a text of animals alone has them."""
     names = ["cat", "dog", "dining table"]
-    own = CategoryMatcher(names, all_words, VECTORS, Synonyms(names), least=0.9, general=0.25)
-    assert own.best_cosines(["animals dog", "animals"]).tolist() == [[0.25, 1, 0], [0.25, 0.25, 0]]
+    rules = {"least": 0.9, "general": 0.25}
+    cosines = CategoryMatcher(names, all_words, VECTORS, Synonyms(names), **rules).best_cosines
+    assert cosines(["animals dog", "animals"]).tolist() == [[0.25, 1, 0], [0.25, 0.25, 0]]
 
 
 def test_other_words_fit_the_last_word_of_a_name_only():
     """No hair is a hair drier, unless there are no synonyms and all words are compared."""
     names = ["cat", "desk dining"]
-    own = CategoryMatcher(names, all_words, VECTORS, Synonyms(names))
-    ((found,),) = own.cosines(["table"])
+    with_synonyms = CategoryMatcher(names, all_words, VECTORS, Synonyms(names))
+    ((found,),) = with_synonyms.cosines(["table"])
     np.testing.assert_allclose(
         found, [cosine("table", "cat"), cosine("table", "dining")], atol=1e-6
     )

@@ -370,7 +370,7 @@ def test_what_cannot_be_cached_is_refused(without_masks, folder):
         (
             "MODEL.PROPOSAL_GENERATOR.NAME",
             "PrecomputedProposals",
-            r"\.NAME is PrecomputedProposals",
+            r"PROPOSAL_GENERATOR\.NAME is PrecomputedProposals",
         ),
     ):
         cfg = without_masks()

@@ -324,8 +324,8 @@ def test_from_config_reads_the_keys(fusion, layer):
     cfg.MODEL.VLNMS.TRANS.FUSION = fusion
     trans = Trans(cfg, visual_dim=3, text_dim=5)
     narrow = fusion == "cross_attention"
-    assert [type(own) for own in trans.layers] == [layer] * 4
-    assert [type(own) for own in trans.box_layers] == [JointLayer] * 4 * narrow
+    assert [type(each) for each in trans.layers] == [layer] * 4
+    assert [type(each) for each in trans.box_layers] == [JointLayer] * 4 * narrow
     assert trans.word_token.out_features == (64 if narrow else 12)
     first = trans.box_layers[0] if narrow else trans.layers[0]
     first = first.boxes if fusion == "co_attention" else first

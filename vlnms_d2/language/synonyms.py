@@ -100,7 +100,8 @@ class Synonyms:
     def is_never(self, word: str, pos: str) -> bool:
         """Whether the word, a synonym of some category, cannot be that part of speech."""
         marks = _read_table().marks.get(_singular([word]), "")
-        return {"VERB": "*", "ADJ": "+"}.get(pos, marks or "*") not in marks
+        mark = {"VERB": "*", "ADJ": "+"}.get(pos)
+        return mark not in marks if mark else not marks
 
     def is_collective(self, word: str) -> bool:
         """Whether the word means a group of things, as "herd" does."""
