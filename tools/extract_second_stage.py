@@ -46,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--top", type=int, metavar="N", help="all pairs of images and queries, N boxes each")
     add("--group", type=int, metavar="M", help="pairs of M images each, with --top")
     add("--overwrite", action="store_true", help="replace existing files")
+    rest = argparse.REMAINDER
+    add("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="to change each config; last")
     return parser
 
 
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from second_stages.extraction import extract_datasets, read_configs
 
     try:
-        configs = read_configs(args.proposals, args.what, args.floor, args.top)
+        configs = read_configs(args.proposals, args.what, args.floor, args.top, args.opts)
         extract_datasets(
             args.datasets,
             args.what,

@@ -66,10 +66,14 @@ class RegionExtractor:
         """The annotated boxes of the image."""
         annotations = dataset_dict["annotations"]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4) * _scale(image)
+        boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4).to(self.model.device)
         classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
         regions = self._regions(
-            image, dataset_dict["image_id"], boxes, classes, torch.ones(len(boxes))
+            image,
+            dataset_dict["image_id"],
+            boxes * _scale(image).to(boxes),
+            classes,
+            torch.ones(len(boxes)),
         )
         regions.ids = torch.tensor([a["id"] for a in annotations], dtype=torch.int64)
         return regions
@@ -132,8 +136,9 @@ class RegionExtractor:
         # Not `std`, which is undefined when there are no boxes.
         spread = (cells - cells.mean(2, keepdim=True)).square().mean(2).sqrt()
         features = torch.cat([deep, cells.mean(2), spread], dim=1)
+        boxes = boxes.cpu() / _scale(image)
         return ImageRegions(
-            image_id, image.output_size, boxes / _scale(image), classes, scores, features.half()
+            image_id, image.output_size, boxes, classes.cpu(), scores.cpu(), features.half().cpu()
         )
 
 
@@ -159,14 +164,18 @@ def _same_detector(model: torch.nn.Module, other: torch.nn.Module) -> bool:
 def _per_query(result: QueryResult, num_queries: int) -> tuple[Tensor, Tensor]:
     """Which of the distinct boxes each query keeps, int64 [Q, K] padded with -1, and their fused
     scores, float32 [Q, K]."""
-    position = torch.arange(len(result.distinct))[result.position]
-    counts = result.query_index.bincount(minlength=num_queries).tolist()
+    position = torch.arange(len(result.distinct), device=result.distinct.device)[result.position]
+    counts = result.query_index.cpu().bincount(minlength=num_queries).tolist()
     kept = pad_sequence(position.split(counts), batch_first=True, padding_value=-1)
-    return kept, pad_sequence(result.scores.split(counts), batch_first=True)
+    return kept.cpu(), pad_sequence(result.scores.split(counts), batch_first=True).cpu()
 
 
 def read_configs(
-    entries: Sequence[str], sources: Sequence[str], floor: float, top: int | None
+    entries: Sequence[str],
+    sources: Sequence[str],
+    floor: float,
+    top: int | None,
+    opts: Sequence[str] = (),
 ) -> dict[str, CfgNode]:
     """The config of each VL-NMS by name.
 
@@ -175,6 +184,7 @@ def read_configs(
         sources: the requested sources.
         floor: minimum fused score of the proposals; without effect where `top` is given.
         top: number of boxes of every image or query, whatever their score.
+        opts: KEY VALUE pairs that change each config.
 
     Raises:
         ValueError: an entry is not NAME=CONFIG, or a source has no config.
@@ -184,7 +194,7 @@ def read_configs(
         name, equals, path = entry.partition("=")
         if not equals or name in (GROUND_TRUTH, DETECTOR):
             raise ValueError(f"--proposals {entry!r}: expected NAME=CONFIG, as vlnms_fc=fc.yaml")
-        cfg = load_config(path)
+        cfg = load_config(path, opts)
         cfg.MODEL.MASK_ON = False
         cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = floor if top is None else 0.0
         if top is not None:

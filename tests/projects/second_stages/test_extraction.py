@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from closeness import assert_rounds_alike
 from conftest import build
 from detectron2.data import DatasetCatalog
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
+from pretend_cuda import CudaTensor, PretendCuda, on_cuda
 
 from second_stages.evaluation import (
     answers,
@@ -107,6 +110,52 @@ def test_features_are_those_of_the_box_wherever_it_comes_from(made, image):
         deviation = cells.std(dim=1, correction=0)
         expected = torch.cat([head.box_head(pooled)[0], cells.mean(1), deviation])
         torch.testing.assert_close(annotated.features[n].float(), expected, rtol=1e-2, atol=1e-3)
+
+
+def moved(value):
+    """The same on the pretend GPU."""
+    if isinstance(value, torch.Tensor):
+        return CudaTensor(value)
+    if isinstance(value, Boxes):
+        return Boxes(moved(value.tensor))
+    if isinstance(value, Instances):
+        fields = {name: moved(field) for name, field in value.get_fields().items()}
+        return Instances(value.image_size, **fields)
+    if isinstance(value, dict):
+        return {name: moved(one) for name, one in value.items()}
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return dataclasses.replace(value, **{n: moved(getattr(value, n)) for n in names})
+    return value
+
+
+@pytest.mark.parametrize("relatedness", ["FC", "Trans"])
+def test_what_a_gpu_computes_is_stored_on_the_cpu(made, image, relatedness):
+    def extracted(features):
+        image_id = image["image_id"]
+        return [
+            extractor.annotated(features, image),
+            extractor.detected(features, image_id),
+            extractor.query_aware(features, image_id, "one", QUERIES, [5, 6, 7]),
+        ]
+
+    extractor = made(one=relatedness)
+    features = extractor.run_detector(image)
+    expected = extracted(features)
+    extractor.model = on_cuda(extractor.model)
+    extractor.models, extractor._encoded = {"one": extractor.model}, {}
+    extractor.encoder = extractor.model.roi_heads.get_submodule(
+        extractor.model.roi_heads.visual_encoder_source
+    )
+    with PretendCuda():
+        found = extracted(moved(features))
+    for ours, cpus in zip(found, expected, strict=True):
+        for name, value in vars(cpus).items():
+            if isinstance(value, torch.Tensor):
+                assert type(getattr(ours, name)) is torch.Tensor, name
+                torch.testing.assert_close(getattr(ours, name), value, rtol=1e-3, atol=1e-3)
+            else:
+                assert getattr(ours, name) == value
 
 
 def test_an_image_without_annotations(made, image):
