@@ -18,13 +18,19 @@ SOURCES = {
     "vlnms_fc": "VL-NMS FC",
     "vlnms_trans": "VL-NMS Trans",
     "vlnms_fc_captions": "VL-NMS FC, trained on captions (GT)",
+    "vlnms_trans_captions": "VL-NMS Trans, trained on captions (GT)",
     "vlnms_fc_no_context": "VL-NMS FC, trained on referents alone",
     "vlnms_fc_wspg": "VL-NMS FC (WSPG)",
     "vlnms_fc_text_similarity": "VL-NMS FC (text similarity)",
 }
-TRANSFER = "VL-NMS FC, trained on expressions (Transfer)"
+# In retrieval:
+TRANSFER = {
+    name: f"{SOURCES[name]}, trained on expressions (Transfer)"
+    for name in ("vlnms_fc", "vlnms_trans")
+}
 PSEUDO_GT = ("vlnms_fc_no_context", "vlnms_fc_wspg", "vlnms_fc_text_similarity")
-ORDER = ("detector", *PSEUDO_GT, "vlnms_fc", "vlnms_fc_captions", "vlnms_trans", "gt")
+VL_NMS = ("vlnms_fc", "vlnms_fc_captions", "vlnms_trans", "vlnms_trans_captions")
+ORDER = ("detector", *PSEUDO_GT, *VL_NMS, "gt")
 RETRIEVAL_KEYS = (*(f"{side}_r@{k}" for side in ("sentence", "image") for k in RANKS), "r@sum")
 MASK_KEYS = ("overall_iou", "pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9")
 
@@ -141,7 +147,7 @@ def parts(results: Results) -> Iterator[str]:
         some = next(iter(next(iter(by_source.values())).values()))
         yield f"## Retrieval, {dataset} ({some['images']} images, {some['captions']} captions)"
         columns = [(key.replace("_r@", " R@"), "all", key) for key in RETRIEVAL_KEYS]
-        yield table(by_source, columns, None, {**SOURCES, "vlnms_fc": TRANSFER})
+        yield table(by_source, columns, None, SOURCES | TRANSFER)
 
 
 def chosen_mark(proposals: Mapping[str, Any], dataset: str) -> str:
