@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import multiprocessing
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from conftest import REPO
 
 from benchmarks import BENCHMARKS, Benchmark, Options, pair_scoring, pairs
 from benchmarks import nms as nms_benchmark
+from benchmarks.base import in_fresh_process
 from benchmarks.text import DIM, made_up_images, write_vectors
 from vlnms_d2.language import GloveVectors
 
@@ -197,8 +197,7 @@ def test_comparing_pairs_is_measured_and_projected(tmp_path, capsys, monkeypatch
 def test_memory_does_not_grow_with_the_store(tmp_path):
     pair_scoring._make_store(tmp_path, 400, 2, 40)
     size = (tmp_path / "pools" / "features.npy").stat().st_size / 2**20
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        _, _, peak = pool.apply(pair_scoring._score, (str(tmp_path),))
+    _, _, peak = in_fresh_process(pair_scoring._score, str(tmp_path))
     assert peak < 100 < size, (peak, size)
 
 

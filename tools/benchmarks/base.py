@@ -176,15 +176,23 @@ def peak_rows(
         args: picklable arguments.
         counts: numbers of queries.
     """
-    import multiprocessing
-
     rows = []
     for count in counts:
-        # A process keeps memory that it has freed, which would hide the next peak.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            increase = pool.apply(measure, (*args, count))
+        increase = in_fresh_process(measure, *args, count)
         rows.append({"queries": count, "peak_mib": round(increase, 1)})
     return rows
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a module's function in a new process: one keeps memory that it has freed, which
+    would hide the next peak."""
+    import multiprocessing
+
+    # Its server has imported the module and computed nothing.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
+    with context.Pool(1) as pool:
+        return pool.apply(function, args)
 
 
 def peak_increase(action: Callable[[], object]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -18,7 +17,14 @@ from vlnms_d2.evaluation import score_pairs
 from vlnms_d2.export import PairStore
 from vlnms_d2.modeling.text import Vocabulary
 
-from .base import Benchmark, Options, describe_machine, peak_increase, show_machine
+from .base import (
+    Benchmark,
+    Options,
+    describe_machine,
+    in_fresh_process,
+    peak_increase,
+    show_machine,
+)
 
 IMAGES, BOXES, DIM = 64, 36, 2048  # of the store, per pair, of a feature
 WORDS = 12  # of a caption
@@ -40,8 +46,7 @@ class PairScoring(Benchmark):
             raise ValueError("pair_scoring is measured on the CPU only; leave --device out")
         with tempfile.TemporaryDirectory() as folder:
             _make_store(Path(folder), IMAGES, options.captions, options.candidates)
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                seconds, cpu_seconds, peak = pool.apply(_score, (folder,))
+            seconds, cpu_seconds, peak = in_fresh_process(_score, folder)
         pairs = IMAGES * options.captions
         return {
             "candidates": options.candidates,

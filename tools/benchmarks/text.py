@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import resource
@@ -21,7 +20,7 @@ from vlnms_d2.language.nouns import EMBEDDED, NOUN_POS, NounFinder
 from vlnms_d2.language.synonyms import words_of
 from vlnms_d2.language.word_vectors import GloveVectors, MiniLMVectors, WordVectors
 
-from .base import Benchmark, Options, describe_machine, show_machine
+from .base import Benchmark, Options, describe_machine, in_fresh_process, show_machine
 from .rerank import category_names
 
 DIM = 300  # numbers per line, as in GloVe 840B
@@ -81,8 +80,7 @@ def measure_glove(lines: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.txt"
         write_vectors(path, lines)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            first, cached, peak = pool.apply(_read_twice, (path,))
+        first, cached, peak = in_fresh_process(_read_twice, path)
         mib = os.path.getsize(path) / 2**20
     return {
         "lines": lines,
