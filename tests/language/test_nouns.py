@@ -313,6 +313,16 @@ def test_processes_end_with_a_parent_that_is_killed():
     assert set((first + rest).splitlines()) == {"begun"}
 
 
+def test_a_process_ends_whose_parent_was_killed_as_it_began():
+    process = multiprocessing.get_context("fork").Process(
+        target=nouns._set_forked,
+        args=(None, os.getppid()),  # not the process that starts it
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+
+
 def test_no_process_is_refused():
     with pytest.raises(ValueError, match="processes is 0, expected at least 1"):
         NounFinder(processes=0)

@@ -1,10 +1,16 @@
-"""Recall of what captions mention: the detector alone, Category and an oracle of the words."""
+"""Recall of what captions mention: the detector alone, Category and an oracle of the words; and of
+what expressions mean."""
 
+import json
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from torchvision.ops import batched_nms, box_iou
 
+import portable_table
+from portable_study.photos import split_of
 from reranking.annotations import Mentioned
 from reranking.recall import (
     METHODS,
@@ -129,3 +135,66 @@ def test_saved_matches_are_those_that_were_made(tmp_path):
     save_matches(files[1], {method: [] for method in METHODS})
     save_matches(files[2], {method: of_both[1:] for method, of_both in matches.items()})
     assert recall_of_mentions(load_matches(files)) == recall_of_mentions(matches)
+
+
+# --- referents of expressions, by tools/portable_table.py --------------------------------------
+
+CUPS = {"red": [20, 40, 50, 60], "blue": [130, 40, 50, 60]}  # xywh
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two photos of a red and a blue cup; the detector is surer of the blue one."""
+    (tmp_path / "photos").mkdir()
+    ids = [i for i in range(100) if split_of(i) == "report"][:2]
+    pixels = np.full((150, 200, 3), 200, np.uint8)
+    for colour, (x, y, w, h) in CUPS.items():
+        pixels[y : y + h, x : x + w] = (30, 30, 220) if colour == "red" else (220, 60, 30)
+    boxes = [(image_id, box) for image_id in ids for box in CUPS.values()]
+    annotations = [
+        {"id": n, "image_id": image_id, "category_id": 47, "bbox": box, "iscrowd": 0}
+        for n, (image_id, box) in enumerate(boxes)
+    ]
+    scores = (0.4, 0.9)
+    found = [
+        {"image_id": i, "category_id": 47, "bbox": box, "score": scores[n % 2]}
+        for n, (i, box) in enumerate(boxes)
+    ]
+    images = [{"id": i, "file_name": f"{i}.png", "height": 150, "width": 200} for i in ids]
+    categories = [{"id": 47, "name": "cup"}]
+    contents = {
+        "instances": {"images": images, "annotations": annotations, "categories": categories},
+        "captions": {"annotations": [{"image_id": ids[0], "id": 1, "caption": "two cups"}]},
+        "detections_nanodet_plus": found,
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    for i in ids:
+        cv2.imwrite(str(tmp_path / "photos" / f"{i}.png"), pixels)
+    x, y, w, h = CUPS["red"]
+    sample = {"query": "the red cup", "box": [x, y, x + w, y + h]}
+    lines = [json.dumps({"image_id": i, **sample}) for i in [*ids, 999_999]]  # of no photo
+    (tmp_path / "samples.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_the_table_has_the_recall_of_each_method(photos, capsys):
+    words = ["--data", str(photos), "--samples", str(photos / "samples.jsonl")]
+    out = photos / "out"
+    assert portable_table.main([*words, "--pictures", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    table = printed[printed.index("Samples: 2 expressions on 2 photos") :].splitlines()
+    rows = {row.split("|")[1].strip(): row.split("|")[2:7] for row in table[3:7]}
+    first = {method: float(cells[0].split(" ")[1]) for method, cells in rows.items()}
+    # Only the picture tells which cup is red; both are among the first three.
+    assert first["detector alone"] == first["Category"] == 0 and first["Portable"] == 100
+    assert {cells[1].split()[0] for cells in rows.values()} == {"100.0"}
+    assert {cells[4].strip() for cells in rows.values()} == {"0"}  # none lost
+    assert printed.startswith("Templates (report): ") and "on 2 photos" in printed
+    assert "1 wins and" in printed and cv2.imread(str(out / "win_00.jpg")) is not None
+
+
+def test_a_missing_photo_is_named(photos, capsys):
+    next((photos / "photos").iterdir()).unlink()
+    assert portable_table.main(["--data", str(photos)]) == 1
+    assert ".png: no such photo" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -138,7 +139,9 @@ class NounFinder:
         context = multiprocessing.get_context("fork")  # so that nothing has to be loaded again
         gc.freeze()  # keeps the forks' garbage collectors from copying what they share with us
         try:
-            with ProcessPoolExecutor(self.processes, context, _set_forked, (self,)) as pool:
+            with ProcessPoolExecutor(
+                self.processes, context, _set_forked, (self, os.getpid())
+            ) as pool:
                 return list(chain.from_iterable(pool.map(_read_forked, chunks)))
         finally:
             gc.unfreeze()
@@ -147,11 +150,13 @@ class NounFinder:
 _forked: NounFinder | None = None
 
 
-def _set_forked(finder: NounFinder) -> None:
+def _set_forked(finder: NounFinder, parent: int) -> None:
     global _forked
     _forked = finder
     if sys.platform == "linux":  # a killed parent would leave this process waiting forever
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # killed before that
+            os._exit(1)
 
 
 def _read_forked(chunk: tuple[list[str], str]) -> list[list]:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Session:
                 stderr=log,
                 env=env,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=partial(_end_with, os.getpid()),
             )
 
     def outcome(self) -> str | None:
@@ -92,11 +93,13 @@ class Session:
             self.process.wait()
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """In a new process: end when its parent does, however that ends (Linux). Its data loader's
     workers notice by themselves."""
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended before that
+            os._exit(1)
 
 
 def run_all(runs: Sequence[Run], jobs: int) -> int:
