@@ -148,14 +148,21 @@ class NounFinder:
 
 
 _forked: NounFinder | None = None
+# Loaded here and not in a process that has just been forked.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _set_forked(finder: NounFinder, parent: int) -> None:
     global _forked
     _forked = finder
-    if sys.platform == "linux":  # a killed parent would leave this process waiting forever
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # killed before that
+    end_with(parent)  # a killed parent would leave this process waiting forever
+
+
+def end_with(parent: int) -> None:
+    """In a new process: end when the process that started it does, however that ends (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended before that
             os._exit(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
@@ -27,6 +26,7 @@ from vlnms_d2.data import GroundingMapper
 from vlnms_d2.data.builtin import registered_images
 from vlnms_d2.engine.checkpoint import load_weights
 from vlnms_d2.file_io import atomic_write, claim, refuse_foreign, write_json
+from vlnms_d2.language.nouns import end_with
 
 from .runs import Run, settings
 from .seeds import read_results
@@ -34,7 +34,6 @@ from .table import Variant, markdown, summarise
 
 TRAIN_NET = Path(__file__).resolve().parents[3] / "tools" / "train_net.py"
 POLL_SECONDS = 0.2
-_LIBC = ctypes.CDLL(None)
 WARM_UP_IMAGES = 2
 
 
@@ -67,7 +66,8 @@ class Session:
                 stderr=log,
                 env=env,
                 start_new_session=True,
-                preexec_fn=partial(_end_with, os.getpid()),
+                # Its data loader's workers notice by themselves.
+                preexec_fn=partial(end_with, os.getpid()),
             )
 
     def outcome(self) -> str | None:
@@ -91,15 +91,6 @@ class Session:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             self.process.wait()
-
-
-def _end_with(parent: int) -> None:
-    """In a new process: end when its parent does, however that ends (Linux). Its data loader's
-    workers notice by themselves."""
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it ended before that
-            os._exit(1)
 
 
 def run_all(runs: Sequence[Run], jobs: int) -> int:

@@ -66,14 +66,11 @@ class RegionExtractor:
         """The annotated boxes of the image."""
         annotations = dataset_dict["annotations"]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4).to(self.model.device)
+        boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4) * _scale(image)
+        boxes = boxes.to(self.model.device)
         classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
         regions = self._regions(
-            image,
-            dataset_dict["image_id"],
-            boxes * _scale(image).to(boxes),
-            classes,
-            torch.ones(len(boxes)),
+            image, dataset_dict["image_id"], boxes, classes, torch.ones(len(boxes))
         )
         regions.ids = torch.tensor([a["id"] for a in annotations], dtype=torch.int64)
         return regions
