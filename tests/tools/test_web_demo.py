@@ -230,12 +230,17 @@ class Visitor:
     def __init__(self, context, address: str, width: int):
         self.page = context.new_page()
         self.page.set_viewport_size({"width": width, "height": 900})
-        self.hosts, self.errors = set(), []
-        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
+        self.hosts, self.posts, self.errors = set(), [], []
+        self.page.on("request", self._note)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
         self.expect('document.querySelectorAll("#answer section").length == 3')
         assert "brown" in self.page.inner_text("#answer h3")
+
+    def _note(self, request) -> None:
+        self.hosts.add(request.url.split("/")[2])
+        if request.method == "POST":
+            self.posts.append(request.post_data or "")
 
     def expect(self, condition: str) -> None:
         self.page.wait_for_function(condition)
@@ -309,8 +314,11 @@ def _check(visitor: Visitor) -> None:
 @browser_only
 def test_browser_choose_type_and_change_the_number(wide, record_property):
     wide.choose(4, "bird")
-    wide.ask("green cup")
+    wide.ask("green cu")
+    wide.page.press("#queries textarea", "p")
+    wide.expect('document.querySelector("#answer h3").innerText.endsWith("cup")')
     wide.expect_boxes(8)
+    assert sum("green cup" in post for post in wide.posts) == 1  # an answer is asked for once
     wide.page.get_by_label("number input for Number of boxes").filter(visible=True).fill("3")
     wide.page.keyboard.press("Enter")
     wide.expect_boxes(3)
@@ -363,12 +371,14 @@ def test_browser_second_tab(wide, models, tmp_path):
     wide.expect('document.querySelectorAll("#rerank-answer section").length == 1')
     assert wide.page.locator("#rerank-answer td").nth(1).text_content() == "dog"
     assert wide.photo("#rerank-answer") == models.scene(SCENE).data_uri
+    wide.page.fill("#rerank-queries textarea", "a cup")  # as pasted, without a key
+    wide.expect('document.querySelector("#rerank-answer td:nth-child(2)").textContent == "cup"')
     wide.page.click("#make-files")
     links = wide.page.locator("#downloads a")
     links.nth(2).wait_for(state="attached")
     with wide.page.expect_download() as download:
         links.first.click()
-    assert json.loads(Path(download.value.path()).read_text())["queries"][0]["query"] == "the puppy"
+    assert json.loads(Path(download.value.path()).read_text())["queries"][0]["query"] == "a cup"
 
 
 @browser_only

@@ -7,6 +7,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def build_page(models: Models) -> gr.Blocks:
     ) as page:
         gr.Markdown("# VL-NMS\nThe boxes that a detector keeps, and those that your words keep.")
         with gr.Tab("Model"):
-            _model_tab(models, threshold)
+            _model_tab(page, models, threshold)
         with gr.Tab("Detections of a file"):
             _detections_tab(DetectionFiles())
     return page
@@ -69,7 +70,7 @@ def launch(page: gr.Blocks, host: str, port: int, block: bool = True) -> tuple[A
     )
 
 
-def _model_tab(models: Models, threshold: float) -> None:
+def _model_tab(page: gr.Blocks, models: Models, threshold: float) -> None:
     content = json.loads(SCENES.read_text())
     scenes = [*content["scenes"], *content["more_scenes"]]
     files = [str(SCENES.parent / scene["file"]) for scene in scenes]
@@ -93,28 +94,27 @@ def _model_tab(models: Models, threshold: float) -> None:
             )
         with gr.Column(scale=1, min_width=300):
             controls = _controls(models.names, threshold)
-    photo, output = gr.HTML(visible="hidden", elem_id="photo"), gr.HTML(elem_id="answer")
+    panels = gr.HTML(visible="hidden", elem_id="photo"), gr.HTML(elem_id="answer")
+    changes = [page.load, picture.change, text.change, *(each.change for each in controls)]
+    _answer_at(changes, models, models.scene, [picture], [text, *controls], panels)
 
-    def show(path: str, text: str, *controls: Any) -> str:
-        return _try(lambda: _answer(models, models.scene(path), text, controls)[0])
-
-    def show_picture(path: str, *values: Any) -> tuple[str, str]:
-        return _photo(lambda: models.scene(path)), show(path, *values)
-
-    inputs, outputs = [picture, text, *controls], [photo, output]
-    _update_when_changed([text, *controls], show, inputs, output)
+    def look(path: str) -> None:
+        """Run the detector, so that the progress of the event shows how long it takes."""
+        with suppress(OSError, ValueError):  # which the answer tells
+            models.scene(path)
 
     def choose(event: gr.SelectData) -> tuple[str, str, None]:
+        look(files[event.index])
         return files[event.index], queries[event.index], None
 
-    gallery.select(choose, None, [picture, text, upload], show_progress="hidden").then(
-        show_picture, inputs, outputs, show_progress="minimal"
-    )
+    def take(path: str) -> str:
+        look(path)
+        return path
+
+    progress = {"show_progress": "minimal", "show_progress_on": panels[1]}
+    gallery.select(choose, None, [picture, text, upload], **progress)
     # `upload` and not `change`, which also fires when a scene clears the file.
-    upload.upload(lambda path: path, upload, picture).then(
-        show_picture, inputs, outputs, show_progress="minimal"
-    )
-    gr.on(None, show_picture, inputs, outputs, show_progress="minimal")
+    upload.upload(take, upload, picture, **progress)
 
 
 def _detections_tab(files: DetectionFiles) -> None:
@@ -140,23 +140,21 @@ def _detections_tab(files: DetectionFiles) -> None:
             controls = _controls(files.names, 0.0)
             button = gr.Button("Make files to download", elem_id="make-files")
             downloads = gr.Files(label="JSON, COCO results, picture", elem_id="downloads")
-    photo = gr.HTML(visible="hidden", elem_id="rerank-photo")
-    output = gr.HTML(elem_id="rerank-answer")
+    panels = gr.HTML(visible="hidden", elem_id="rerank-photo"), gr.HTML(elem_id="rerank-answer")
+    sources, asked = [picture, detections, categories], [text, *controls]
 
     def scene_of(picture: str | None, detections: str | None, categories: str | None) -> Scene:
         if picture is None or detections is None:
             raise ValueError("Add a picture and the detections of a detector on it.")
         return files.scene(picture, detections, categories)
 
-    def compute(*values: Any) -> tuple[str, Scene, list[Answer]]:
-        return _answer(files, scene_of(*values[:3]), values[3], values[4:])
-
-    def show_picture(*values: Any) -> tuple[str, str]:
-        return _photo(lambda: scene_of(*values[:3])), _try(lambda: compute(*values)[0])
+    changes = [each.change for each in (*sources, *asked)]
+    _answer_at(changes, files, scene_of, sources, asked, panels)
 
     def write(*values: Any) -> tuple[str, list[str] | None]:
         try:
-            html, scene, answers = compute(*values)
+            scene = scene_of(*values[:3])
+            answers, seconds = _answers(files, scene, *values[3:])
             if not answers:
                 raise ValueError("Type a query first.")
             folder = Path(tempfile.mkdtemp())
@@ -165,13 +163,11 @@ def _detections_tab(files: DetectionFiles) -> None:
                 with atomic_write(folder / name) as file:
                     file.write(content)
                 paths.append(str(folder / name))
-            return html, paths
+            return render(scene, answers, seconds), paths
         except (OSError, ValueError) as error:
             return _show_error(error), None
 
-    inputs = [picture, detections, categories, text, *controls]
-    _update_when_changed(inputs, show_picture, inputs, [photo, output])
-    button.click(write, inputs, [output, downloads])
+    button.click(write, [*sources, *asked], [panels[1], downloads])
 
 
 def _query_field(value: str, elem_id: str = "queries") -> gr.Textbox:
@@ -204,48 +200,57 @@ def _controls(names: Sequence[str], threshold: float) -> list[Any]:
     return [relatedness, keep, top_n, score, nms, agnostic, fusion, weight]
 
 
-def _answer(
-    scorer: Models | DetectionFiles, scene: Scene, text: str, controls: Sequence[Any]
-) -> tuple[str, Scene, list[Answer]]:
+def _answer_at(
+    changes: Sequence[Any],
+    scorer: Models | DetectionFiles,
+    scene_of: Callable[..., Scene],
+    sources: Sequence[Any],
+    asked: Sequence[Any],
+    panels: tuple[gr.HTML, gr.HTML],
+) -> None:
+    """Answer while the visitor types: show the picture and the boxes over it, in `panels`.
+
+    All changes are one event, whose answers cannot overtake each other: of those that come
+    meanwhile the last one waits its turn, and none waits for the round trips of Gradio's queue.
+    The picture is sent only when it is another one.
+
+    Args:
+        changes: events.
+        scorer, scene_of: give the answers, and the scene of what the sources contain.
+        sources: components whose values `scene_of` takes.
+        asked: text field and controls.
+    """
+    shown = gr.State()
+
+    def show(before: Any, *values: Any) -> tuple[Any, str, Any]:
+        now, (text, *controls) = values[: len(sources)], values[len(sources) :]
+        try:
+            scene = scene_of(*now)
+            html = render(scene, *_answers(scorer, scene, text, *controls))
+        except (OSError, ValueError) as error:
+            return gr.skip(), _show_error(error), before
+        return gr.skip() if now == before else render_photo(scene), html, now
+
+    gr.on(
+        changes,
+        show,
+        [shown, *sources, *asked],
+        [*panels, shown],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        queue=False,
+    )
+
+
+def _answers(
+    scorer: Models | DetectionFiles, scene: Scene, text: str, *controls: Any
+) -> tuple[list[Answer], float]:
     relatedness, keep, *rest = controls
     settings = Settings(relatedness, keep == KEEP[1], *rest)
     with _ANSWERING:
-        answers, seconds = answer(scorer, scene, read_queries(text), settings)
-    return render(scene, answers, seconds), scene, answers
-
-
-def _try(make: Callable[[], str]) -> str:
-    try:
-        return make()
-    except (OSError, ValueError) as error:
-        return _show_error(error)
-
-
-def _photo(get_scene: Callable[[], Scene]) -> str:
-    """The picture of a scene; nothing where there is an error, which the answer shows."""
-    try:
-        return render_photo(get_scene())
-    except (OSError, ValueError):
-        return ""
+        return answer(scorer, scene, read_queries(text), settings)
 
 
 def _show_error(error: Exception) -> str:
     """The message, with names of uploaded files in place of where they are kept."""
     return render_error(re.sub(r"\S*/[0-9a-f]{64}/", "", str(error)))
-
-
-def _update_when_changed(
-    components: Sequence[Any], function: Callable[..., Any], inputs: Sequence[Any], outputs: Any
-) -> None:
-    """Answer while the visitor types. All changes are one event, whose answers cannot overtake each
-    other: of those that come meanwhile the last one waits its turn, and none waits for the round
-    trips of Gradio's queue."""
-    gr.on(
-        [each.input if hasattr(each, "input") else each.change for each in components],
-        function,
-        inputs,
-        outputs,
-        show_progress="hidden",
-        trigger_mode="always_last",
-        queue=False,
-    )
