@@ -1,29 +1,15 @@
-"""Small models of the three kinds that the heads stand for, and images to feed them."""
+"""What all tests share. It imports little: the process that hands out tests reads it too."""
 
 from __future__ import annotations
 
-import copy
-import functools
+import multiprocessing.forkserver
 import os
 import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from detectron2 import model_zoo
-from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances
 from hypothesis import HealthCheck, settings
-
-import make_refshapes
-from vlnms_d2 import add_vlnms_config, use_queries
-from vlnms_d2.data import register_refshapes
-from vlnms_d2.modeling.relatedness import Trans
-from vlnms_d2.modeling.text import Vocabulary
 
 # The same examples on every machine, and as much time for each as a busy one takes.
 settings.register_profile(
@@ -38,7 +24,6 @@ HEADS = {
     "VLNMSRes5Head": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x.yaml",
     "VLNMSCascadeHead": "Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml",
 }
-WORDS = ("a", "red", "blue", "cup", "dog", "left", "of", "the")
 
 # These take longest. They come first, so that both processes of `make test` end at the same time.
 SLOW_FILES = {
@@ -72,39 +57,20 @@ def pytest_terminal_summary(terminalreporter) -> None:
             terminalreporter.write_line(f"{name}: {measured}")
 
 
-def stock_config(zoo_config: str) -> CfgNode:
-    """A model-zoo config of few channels, proposals and classes, for a CPU."""
-    return _stock_config(zoo_config).clone()
-
-
-@functools.cache
-def _stock_config(zoo_config: str) -> CfgNode:
-    cfg = get_cfg()
-    add_vlnms_config(cfg)
-    cfg.merge_from_file(model_zoo.get_config_file(zoo_config))
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.WEIGHTS = ""
-    # Random weights explode with FrozenBN's unit statistics.
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
-    cfg.MODEL.FPN.OUT_CHANNELS = 16
-    cfg.MODEL.FPN.NORM = "BN"
-    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 40
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
-    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
-    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = min(2, cfg.MODEL.ROI_MASK_HEAD.NUM_CONV)
-    cfg.TEST.DETECTIONS_PER_IMAGE = 15
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 160
-    return cfg
+@pytest.fixture(scope="session", autouse=True)
+def server_of_processes() -> None:
+    """What the processes of tests need is imported once for all of them."""
+    packages = ["vlnms_d2.engine.trainer", "vlnms_d2.evaluation", "vlnms_d2.export.model"]
+    multiprocessing.set_forkserver_preload(packages)
+    multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
     """Random numbers do not depend on the tests that ran before."""
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -112,6 +78,10 @@ def same_random_numbers() -> None:
 
 @pytest.fixture(scope="session")
 def vocabulary_file(tmp_path_factory) -> str:
+    from small_models import WORDS
+
+    from vlnms_d2.modeling.text import Vocabulary
+
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.json"
     Vocabulary(WORDS).save(path)
     return str(path)
@@ -121,82 +91,12 @@ def vocabulary_file(tmp_path_factory) -> str:
 def config(vocabulary_file):
     """`config(head, relatedness)`: a config that differs from the stock one in these two names
     alone, but for the sizes and a vocabulary."""
+    from small_models import small_config
 
-    def make(head: str = "VLNMSHead", relatedness: str = "FC") -> CfgNode:
-        cfg = stock_config(HEADS[head])
-        cfg.MODEL.ROI_HEADS.NAME = head
-        cfg.MODEL.VLNMS.RELATEDNESS = relatedness
-        cfg.MODEL.VLNMS.VOCAB = vocabulary_file
-        cfg.MODEL.VLNMS.BIGRU.EMBED_DIM = 12
-        cfg.MODEL.VLNMS.BIGRU.HIDDEN_DIM = 8
-        cfg.MODEL.VLNMS.FC.HIDDEN_DIM = 24
-        cfg.MODEL.VLNMS.TRANS.HIDDEN_DIM = 16
-        cfg.MODEL.VLNMS.TRANS.NUM_HEADS = 2
-        cfg.MODEL.VLNMS.TRANS.FFN_DIM = 24
-        return cfg
+    def make(head: str = "VLNMSHead", relatedness: str = "FC"):
+        return small_config(head, relatedness, vocabulary_file)
 
     return make
-
-
-def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
-    """A model in eval mode with reproducible random weights that behave like trained ones: unit
-    statistics after batch norm, class scores that differ, boxes near their proposals, refined
-    boxes (Trans) near their candidates.
-
-    A model that only its config describes is built once and copied, which takes a fifth of the
-    time; afterwards torch's random numbers are the same as if it had been built."""
-    if cfg.MODEL.VLNMS.RELATEDNESS not in ("FC", "Trans"):  # those depend on the metadata too
-        return _built(cfg, seed)
-    key = (repr(cfg), seed)
-    if key not in _BUILT:
-        if len(_BUILT) == 40:
-            _BUILT.pop(next(iter(_BUILT)))
-        _BUILT[key] = (_built(cfg, seed), torch.get_rng_state())
-    model, random_numbers = _BUILT[key]
-    torch.set_rng_state(random_numbers)
-    return copy.deepcopy(model)
-
-
-_BUILT: dict[tuple[str, int], tuple[torch.nn.Module, torch.Tensor]] = {}
-
-
-def _built(cfg: CfgNode, seed: int) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    model = build_model(cfg).eval()
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
-    with torch.no_grad():
-        model([image_input(seed)])
-        for predictor in predictors:
-            calibrate(predictor.cls_score, 1.5)
-            calibrate(predictor.bbox_pred, 0.5)
-        model([image_input(seed)])
-    for norm in norms:
-        norm.eval()
-    # Loading lets the visual encoder start from the calibrated head.
-    own = {k: v for k, v in model.state_dict().items() if ".vlnms." not in k}
-    model.load_state_dict(own, strict=False)
-    refinements = [m.mlp_t.out for m in model.modules() if isinstance(m, Trans) and m.mlp_t]
-    for refinement in refinements:
-        # Such that boxes move by about 0.3 of their size, in the units of the last predictor.
-        calibrate(refinement, 0.3 * predictors[-1].box2box_transform.weights[0])
-        with torch.no_grad():
-            model([image_input(seed, query="the red cup")])
-    return model
-
-
-def calibrate(layer: torch.nn.Linear, spread: float) -> None:
-    """Scale the layer at its next call so that its outputs have this standard deviation."""
-
-    def rescale(layer, inputs, output):
-        hook.remove()
-        layer.weight.mul_(spread / output.std())
-        return output * (spread / output.std())
-
-    hook = layer.register_forward_hook(rescale)
 
 
 @pytest.fixture(params=list(HEADS))
@@ -205,49 +105,10 @@ def head(request) -> str:
 
 
 @pytest.fixture
-def model(config, head) -> torch.nn.Module:
+def model(config, head):
+    from small_models import build
+
     return build(config(head))
-
-
-def image_input(seed: int = 0, height: int = 96, width: int = 128, **fields) -> dict:
-    """A model input of blurred noise, the way Detectron2's mapper makes it."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 6, 8))).float()
-    image = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
-    return {"image": image.clamp(0, 255), "height": height, "width": width, **fields}
-
-
-def targets(num_queries: int) -> list[Instances]:
-    """Two foreground boxes for each query on an image of 96 x 128."""
-    found = []
-    for i in range(num_queries):
-        target = Instances((96, 128))
-        target.gt_boxes = Boxes(torch.tensor([[10.0 + i, 10, 60, 60], [5, 5, 120, 90]]))
-        found.append(target)
-    return found
-
-
-@torch.no_grad()
-def run(model: torch.nn.Module, *inputs: dict) -> list[Instances]:
-    return [output["instances"] for output in model(list(inputs))]
-
-
-@torch.no_grad()
-def run_raw(model: torch.nn.Module, *inputs: dict) -> list[Instances]:
-    """What the network itself gives: masks as the mask head made them, empty boxes too."""
-    with use_queries(model, [each.get("query") for each in inputs]):
-        return model.inference(list(inputs), do_postprocess=False)
-
-
-def same_instances(a, b) -> bool:
-    """Equal fields of equal values, to the bit."""
-    fields_a, fields_b = a.get_fields(), b.get_fields()
-    if fields_a.keys() != fields_b.keys() or a.image_size != b.image_size:
-        return False
-    return all(
-        torch.equal(getattr(x, "tensor", x), getattr(fields_b[k], "tensor", fields_b[k]))
-        for k, x in fields_a.items()
-    )
 
 
 @pytest.fixture(scope="session")
@@ -256,6 +117,9 @@ def tiny_refshapes(tmp_path_factory) -> str:
 
     `$TINY_REFSHAPES` is its folder, for processes that a test starts.
     """
+    import make_refshapes
+    from vlnms_d2.data import register_refshapes
+
     root = tmp_path_factory.mktemp("datasets") / "refshapes"
     counts = ["--train", "5", "--val", "2", "--testA", "1", "--testB", "2", "--workers", "1"]
     assert make_refshapes.main(["--out", str(root), "--seed", "7", *counts]) == 0

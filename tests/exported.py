@@ -10,9 +10,9 @@ from typing import Any
 
 import dataset_folders
 import torch
-from conftest import build
 from detectron2.data import DatasetCatalog
 from killing import kill_at_move
+from small_models import build
 
 from vlnms_d2.data import register_refer
 from vlnms_d2.export.model import ModelSettings
@@ -66,7 +66,6 @@ def run_with_kills(
             is killed just before it moves its N-th file into that folder.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, run.__module__])
     for kill in [*kills, None]:
         point = kill and (settings.out / kill[0], kill[1])
         process = context.Process(target=_run_registered, args=(run, root, settings, point))

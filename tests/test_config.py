@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import HEADS, stock_config
+from conftest import HEADS
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from small_models import stock_config
 
 from vlnms_d2 import add_vlnms_config
 from vlnms_d2.config import check_config, default_config, load_config, resolve_paths

@@ -11,7 +11,7 @@ import math
 import pickle
 
 import pytest
-from conftest import REPO, build
+from conftest import REPO
 from dataset_folders import (
     COCO_IDS,
     make_coco_annotations,
@@ -23,6 +23,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import logger as detectron2_logger
 from documented import commands
+from small_models import build
+from tiny_bert import save_model
 
 import export_weights
 import make_refshapes_captions
@@ -55,7 +57,6 @@ SMALL = {
     "MODEL.VLNMS.FC.HIDDEN_DIM": "24",
     "MODEL.VLNMS.BIGRU.EMBED_DIM": "12",
     "MODEL.VLNMS.BIGRU.HIDDEN_DIM": "8",
-    "MODEL.VLNMS.BERT.NAME": "",
     "MODEL.VLNMS.TRANS.HIDDEN_DIM": "24",
     "MODEL.VLNMS.TRANS.NUM_HEADS": "2",
     "MODEL.VLNMS.TRANS.FFN_DIM": "24",
@@ -101,6 +102,7 @@ def folder(tmp_path_factory):
         register_again(patch, root)
         make_refshapes_captions.main([*captions, "--seed", "0"])
         prepare(root)
+        save_model(root / "bert", max_position_embeddings=80)
         yield root
 
 
@@ -179,6 +181,7 @@ def small(folder, weights, tmp_path):
             cfg.MODEL.VLNMS.PSEUDO_GT.DIR = str(folder / "wspg")
         elif "text_similarity" in config_file:
             cfg.MODEL.VLNMS.PSEUDO_GT.DIR = ""
+        cfg.MODEL.VLNMS.BERT.NAME = str(folder / "bert")
         cfg.MODEL.VLNMS.PSEUDO_GT.WORD_VECTORS = str(folder / "glove.txt")
         cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = min(1, cfg.MODEL.ROI_MASK_HEAD.NUM_CONV)
         cfg.MODEL.WEIGHTS = weights(cfg)
@@ -188,8 +191,8 @@ def small(folder, weights, tmp_path):
     return make
 
 
-def run(cfg: CfgNode, save: bool = False) -> tuple[VLNMSTrainer | None, dict]:
-    """As tools/train_net.py runs it; checkpoints of BERT's embeddings take long to write."""
+def run(cfg: CfgNode) -> tuple[VLNMSTrainer | None, dict]:
+    """As tools/train_net.py runs it."""
     cfg.MODEL.VLNMS.FINAL_SCORE_THRESH = 0.0
     if cfg.MODEL.VLNMS.RELATEDNESS == "Category":
         model = VLNMSTrainer.build_model(cfg)
@@ -198,7 +201,6 @@ def run(cfg: CfgNode, save: bool = False) -> tuple[VLNMSTrainer | None, dict]:
     train_net.build_vocabulary(cfg)
     trainer = VLNMSTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.checkpointer.save_to_disk = save
     trainer.train()
     return trainer, trainer._last_eval_results
 
@@ -246,7 +248,7 @@ def test_recall_on_images_that_the_zoos_detector_has_seen_is_warned_of_once(
     small, warnings, tmp_path
 ):
     cfg = small("configs/refcoco/vlnms_fc.yaml")
-    trainer, _ = run(cfg, save=True)
+    trainer, _ = run(cfg)
     VLNMSTrainer.test(cfg, trainer.model)
     [warning] = warnings
     assert "model_final_a3ec72.pkl" in warning and "configs/coco" in warning

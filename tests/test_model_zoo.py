@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, build, image_input
+from conftest import REPO
 from detectron2.engine import DefaultPredictor
+from small_models import build, image_input
 from test_config import flatten, make_config
 
 from vlnms_d2 import VLNMSPredictor, model_zoo, use_queries

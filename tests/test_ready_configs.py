@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, stock_config
+from conftest import REPO
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 from detectron2.solver import build_lr_scheduler
+from small_models import stock_config
 from test_config import flatten, make_config
 
 from vlnms_d2 import POSTPROCESSOR_REGISTRY, RELATEDNESS_REGISTRY, TEXT_ENCODER_REGISTRY

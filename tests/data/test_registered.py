@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import REPO, build
+from conftest import REPO
 from dataset_folders import (
     KARPATHY_SPLITS,
     REFER_SPLITS,
@@ -16,6 +16,7 @@ from dataset_folders import (
     make_refer_folder,
 )
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from small_models import build
 
 from vlnms_d2.data import (
     GroundingMapper,

@@ -7,8 +7,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from conftest import build, image_input
 from detectron2.modeling import build_model
+from small_models import build, image_input
 
 from vlnms_d2 import VLNMSPredictor
 from vlnms_d2.config import load_config

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_instances_alike
-from conftest import build, same_instances
 from PIL import Image
+from small_models import build, same_instances
 
 from vlnms_d2 import VLNMSPredictor
 

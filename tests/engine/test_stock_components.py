@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import build
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from small_models import build
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 import copy
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +12,11 @@ from conftest import REPO
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import train_loop
 from detectron2.utils.env import seed_all_rng
+from killing import kill_at_move
 
 import train_net
 from vlnms_d2 import add_vlnms_config
+from vlnms_d2.data import register_refshapes
 from vlnms_d2.engine.checkpoint import SafeCheckpointer
 from vlnms_d2.engine.trainer import VLNMSTrainer
 
@@ -110,6 +111,12 @@ def test_a_resumed_run_gives_the_weights_of_an_unbroken_one(
     assert_same_weights(first["model"], second["model"])
 
 
+def run_killed(root: str, arguments: list[str], tag: Path) -> None:
+    kill_at_move(tag, 3)
+    register_refshapes(root, name="tiny")
+    train_net.main(arguments)
+
+
 def test_a_killed_process_resumes_exactly(tiny_refshapes, tmp_path):
     """SIGKILL of the tool between a checkpoint and the file that names the last one."""
     # The tool sets this threshold.
@@ -117,15 +124,13 @@ def test_a_killed_process_resumes_exactly(tiny_refshapes, tmp_path):
     whole = trained(make_config("vlnms_fc", tiny_refshapes, tmp_path / "whole", **more))
     folder = tmp_path / "killed"
     tag = folder / "last_checkpoint"
-    script = [sys.executable, "-W", "ignore", str(REPO / "tests/engine/train_tiny.py")]
     config_file = str(REPO / "configs/refshapes/vlnms_fc.yaml")
     opts = map(str, settings("vlnms_fc", tiny_refshapes, folder, **more))
-    killed = subprocess.run(
-        [*script, "--config-file", config_file, *opts],
-        env={**os.environ, "KILL_AT_MOVE": f"3 {tag}"},
-        capture_output=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    arguments = os.environ["TINY_REFSHAPES"], ["--config-file", config_file, *opts], tag
+    process = multiprocessing.get_context("forkserver").Process(target=run_killed, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert tag.read_text() == "model_0000001.pth" and tag.with_name("model_0000002.pth").exists()
     resumed = trained(make_config("vlnms_fc", tiny_refshapes, folder, **more), resume=True)
     assert resumed.start_iter == 2

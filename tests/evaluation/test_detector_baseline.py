@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import build, image_input, run, same_instances
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from small_models import build, image_input, run, same_instances
 
 from vlnms_d2 import split_by_query
 from vlnms_d2.engine.trainer import VLNMSTrainer

@@ -141,7 +141,6 @@ def test_two_machines_share_the_blocks(tmp_path):
         two.bind(("127.0.0.1", 0))
         ports = one.getsockname()[1], two.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     queue = context.Queue()
     machines = [
         context.Process(target=machine, args=(rank, tmp_path / "out", ports, queue))

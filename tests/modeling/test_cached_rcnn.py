@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from closeness import WHOLE_MODEL, assert_instances_alike, assert_rounds_alike
-from conftest import build, image_input, run, run_raw, same_instances, targets
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import Instances
+from small_models import build, image_input, run, run_raw, same_instances, targets
 
 from vlnms_d2.modeling import CachedRCNN
 

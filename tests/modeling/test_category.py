@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import build, image_input
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
+from small_models import build, image_input
 
 from vlnms_d2 import add_vlnms_config, split_by_query
 from vlnms_d2.modeling.branch import RelatednessBranch

@@ -8,10 +8,12 @@ import pretend_cuda
 import pytest
 import torch
 from closeness import assert_instances_alike
-from conftest import HEADS, WORDS, build, image_input, stock_config, targets
+from conftest import HEADS
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from pretend_cuda import CudaTensor, PretendCuda, on_cuda
+from small_models import WORDS, build, image_input, stock_config, targets
+from tiny_bert import save_model
 
 from vlnms_d2.modeling.candidates import WaitFreePooler
 
@@ -24,17 +26,21 @@ VARIANTS = {
     "Trans cross_attention": ("Trans", "MODEL.VLNMS.TRANS.FUSION", "cross_attention"),
     "Category": ("Category", "MODEL.VLNMS.CATEGORY.NAMES", "['cup','dog','cat','car','bus']"),
 }
+# Each relatedness module with one head, and each head with two of them.
+CASES = [("VLNMSHead", variant) for variant in VARIANTS]
+CASES += [(head, v) for head in HEADS if head != "VLNMSHead" for v in ("FC", "Trans joint")]
 BERT = ("MODEL.VLNMS.TEXT_ENCODER", "BERT", "MODEL.VLNMS.BERT.EMBEDDINGS_ONLY")
 QUERIES = [["a red cup", "", "dog"], ["the left dog of a cup", "red unknown"]]
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(config, head, request):
-    """Each head with each relatedness module."""
-    relatedness, *options = VARIANTS[request.param]
+@pytest.fixture(params=CASES, ids=" ".join)
+def case(config, request):
+    """The name of a head, and its model."""
+    head, variant = request.param
+    relatedness, *options = VARIANTS[variant]
     cfg = config(head, relatedness)
     cfg.merge_from_list([*options, "MODEL.VLNMS.OUTPUT_ATTENTION", True])
-    return build(cfg)
+    return head, build(cfg)
 
 
 def to_cpu(value):
@@ -77,8 +83,9 @@ def assert_same_answers(model, head):
     assert_few_syncs(cuda, head)
 
 
-def test_inference_equals_the_cpus(variant, head):
-    assert_same_answers(variant, head)
+def test_inference_equals_the_cpus(case):
+    head, model = case
+    assert_same_answers(model, head)
 
 
 def trained(model, backward=torch.Tensor.backward):
@@ -110,16 +117,18 @@ def assert_trains_alike(model):
         assert difference <= CLOSE * scale, name
 
 
-def test_a_training_step_equals_the_cpus(variant):
-    if variant.roi_heads.vlnms.relatedness.learns:
-        assert_trains_alike(variant)
+def test_a_training_step_equals_the_cpus(case):
+    _, model = case
+    if model.roi_heads.vlnms.relatedness.learns:
+        assert_trains_alike(model)
 
 
 @pytest.mark.parametrize("relatedness", ["FC", "Trans"])
 @pytest.mark.parametrize("embeddings_only", [True, False])
-def test_bert_equals_the_cpus(config, relatedness, embeddings_only):
+def test_bert_equals_the_cpus(config, relatedness, embeddings_only, tmp_path):
     cfg = config("VLNMSHead", relatedness)
     cfg.merge_from_list([*BERT, embeddings_only])
+    cfg.MODEL.VLNMS.BERT.NAME = save_model(tmp_path, max_position_embeddings=40)
     model = build(cfg)
     assert_same_answers(model, "VLNMSHead")
     assert_trains_alike(model)
@@ -134,9 +143,10 @@ def real_gpu(monkeypatch):
     return torch.device("cuda")
 
 
-def test_a_real_gpu_gives_the_cpus_answers(real_gpu, variant, head):
-    expected = answers(variant, QUERIES)
-    for found, cpus in zip(answers(variant.to(real_gpu), QUERIES), expected, strict=True):
+def test_a_real_gpu_gives_the_cpus_answers(real_gpu, case):
+    _, model = case
+    expected = answers(model, QUERIES)
+    for found, cpus in zip(answers(model.to(real_gpu), QUERIES), expected, strict=True):
         assert found.pred_boxes.device.type == "cuda"
         assert_instances_alike(found.to("cpu"), cpus, CLOSE)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_instances_alike
-from conftest import build, image_input, run
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BitMasks, Boxes, Instances
+from small_models import build, image_input, run
 from torchvision.ops import masks_to_boxes
 
 from vlnms_d2 import split_by_query

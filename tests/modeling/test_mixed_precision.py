@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import build, image_input, run, targets
 from detectron2.utils.events import EventStorage
-from test_bert import save_model
+from small_models import build, image_input, run, targets
+from tiny_bert import save_model
 
 from vlnms_d2.modeling.candidates import select_candidates
 from vlnms_d2.modeling.relatedness import FC

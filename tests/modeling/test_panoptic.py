@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import build, image_input, run, stock_config, targets
 from detectron2.structures import Instances
+from small_models import build, image_input, run, stock_config, targets
 
 ZOO_CONFIG = "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"
 

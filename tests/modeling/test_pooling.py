@@ -3,9 +3,9 @@
 import pytest
 import torch
 from closeness import assert_rounds_alike
-from conftest import build, image_input
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
+from small_models import build, image_input
 
 from vlnms_d2.modeling import candidates as pooling
 from vlnms_d2.modeling.candidates import pool_boxes

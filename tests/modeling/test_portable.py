@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import build, image_input
 from detectron2.data import MetadataCatalog
+from small_models import build, image_input
 
 import vlnms_d2
 from vlnms_d2 import split_by_query

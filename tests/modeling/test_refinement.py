@@ -3,9 +3,9 @@
 import pytest
 import torch
 from closeness import assert_rounds_alike
-from conftest import build, image_input, run, targets
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
+from small_models import build, image_input, run, targets
 from tiny_relatedness import VISUAL, make_locations, make_text, make_trans, make_visual
 
 from vlnms_d2.modeling.branch import refine_boxes

@@ -3,21 +3,13 @@
 import pytest
 import torch
 from closeness import WHOLE_MODEL, assert_instances_alike, assert_rounds_alike
-from conftest import (
-    HEADS,
-    build,
-    image_input,
-    run,
-    run_raw,
-    same_instances,
-    stock_config,
-    targets,
-)
+from conftest import HEADS
 from detectron2 import model_zoo
 from detectron2.config import get_cfg
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
+from small_models import build, image_input, run, run_raw, same_instances, stock_config, targets
 from torchvision.ops import batched_nms
 
 from vlnms_d2 import add_vlnms_config, split_by_query

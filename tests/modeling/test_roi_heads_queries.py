@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from closeness import assert_instances_alike, assert_rounds_alike
-from conftest import HEADS, build, image_input, run, same_instances, stock_config
+from conftest import HEADS
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
+from small_models import build, image_input, run, same_instances, stock_config
 
 from vlnms_d2 import split_by_query, use_queries
 

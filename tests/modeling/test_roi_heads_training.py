@@ -8,17 +8,11 @@ from datetime import timedelta
 import pytest
 import torch
 from closeness import WHOLE_MODEL, assert_rounds_alike
-from conftest import (
-    HEADS,
-    build,
-    image_input,
-    run,
-    stock_config,
-    targets,
-)
+from conftest import HEADS
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
+from small_models import build, image_input, run, stock_config, targets
 
 from vlnms_d2.modeling.text import Vocabulary
 
@@ -190,7 +184,6 @@ def test_two_processes_of_which_one_has_no_query(config, tmp_path):
     cfg.MODEL.VLNMS.FREEZE_DETECTOR = False
     cfg.MODEL.MASK_ON = False
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     processes = [context.Process(target=_train_one_of_two, args=(r, cfg, tmp_path)) for r in (0, 1)]
     for process in processes:
         process.start()

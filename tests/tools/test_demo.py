@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import build
 from detectron2.structures import Boxes, Instances
+from small_models import build
 
 from vlnms_d2 import VLNMSPredictor
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build
 from detectron2.checkpoint import DetectionCheckpointer
+from small_models import build
 
 from export_weights import export
 

@@ -2,14 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import dataset_folders
 import exported
 import pytest
 from bad_input import run_tool
 from conftest import REPO
+
+from benchmarks.base import in_fresh_process
 
 TOOLS = [
     "benchmark",
@@ -44,13 +44,17 @@ class OwnFC(FC):
 """
 
 
-def run(tool, *words, check=True, cwd=None):
-    """Run a tool; returns its standard error."""
-    env = {key: value for key, value in os.environ.items() if key != "VLNMS_D2_IMPORT"}
-    command = [sys.executable, str(REPO / "tools" / f"{tool}.py"), *map(str, words)]
-    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd)
-    assert (result.returncode == 0) == check, result.stderr
-    return result.stderr
+def run(tool, *words, check=True, cwd=REPO):
+    """Run a tool in a process of its own; returns its standard error."""
+    status, error = in_fresh_process(run_in, cwd, tool, words)
+    assert (status == 0) == check, error
+    return error
+
+
+def run_in(cwd, tool, words):
+    os.chdir(cwd)
+    os.environ.pop("VLNMS_D2_IMPORT", None)
+    return run_tool(tool, words)
 
 
 @pytest.fixture

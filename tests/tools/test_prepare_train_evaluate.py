@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import build
 from dataset_folders import (
     KARPATHY_SPLITS,
     make_flickr30k_entities_folder,
@@ -12,6 +11,7 @@ from dataset_folders import (
     make_refer_folder,
 )
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from small_models import build
 
 from preparation import Preparation, Settings, read_detections
 from vlnms_d2.data import register_all

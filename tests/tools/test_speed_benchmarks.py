@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import HEADS, stock_config
+from conftest import HEADS
 from detectron2.modeling import StandardROIHeads
+from small_models import stock_config
 from transformers import BertConfig, GroundingDinoConfig, SwinConfig
 
 from benchmarks import BENCHMARKS, Options, base, grounding_dino, overhead

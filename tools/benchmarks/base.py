@@ -187,12 +187,13 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
     """The result of a module's function in a new process: one keeps memory that it has freed, which
     would hide the next peak."""
     import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
 
-    # Its server has imported the module and computed nothing.
+    # Its server has imported these and computed nothing. Python 3.11's does not find tools/.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
-    with context.Pool(1) as pool:
-        return pool.apply(function, args)
+    context.set_forkserver_preload(["vlnms_d2.modeling", function.__module__])
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *args).result()
 
 
 def peak_increase(action: Callable[[], object]) -> float:

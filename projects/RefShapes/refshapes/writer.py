@@ -209,8 +209,9 @@ def _mapper(workers: int) -> Iterator[Any]:
     if workers == 1:
         yield map
         return
-    # Spawned, as a fork of a process in which OpenCV has started threads deadlocks.
-    context = multiprocessing.get_context("spawn")
+    # A fork of this process would deadlock, if OpenCV has started threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cv2", __name__])
     with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield partial(pool.imap, chunksize=4)
 

@@ -503,8 +503,19 @@ def test_the_tables_of_the_docs_follow_from_their_json(name):
 # --- the real thing --------------------------------------------------------------------------
 
 
+TRAIN_TINY = """
+import runpy, sys
+from vlnms_d2.data import register_refshapes
+register_refshapes({root!r}, name="tiny")
+sys.path.insert(0, {tools!r})
+runpy.run_path({tools!r} + "/train_net.py", run_name="__main__")
+"""
+
+
 def test_a_real_run_whose_evaluation_was_cut_off(tiny_refshapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "TRAIN_NET", REPO / "tests/engine/train_tiny.py")
+    script, root = tmp_path / "train_tiny.py", os.environ["TINY_REFSHAPES"]
+    script.write_text(TRAIN_TINY.format(root=root, tools=str(REPO / "tools")))
+    monkeypatch.setattr(runner, "TRAIN_NET", script)
     config_file = tmp_path / "small.yaml"
     config_file.write_text(
         f"""

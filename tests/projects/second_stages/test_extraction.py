@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 from closeness import assert_rounds_alike
-from conftest import build
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from pretend_cuda import CudaTensor, PretendCuda, on_cuda
+from small_models import build
 
 from second_stages.evaluation import (
     answers,

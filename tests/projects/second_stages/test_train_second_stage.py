@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, build
+from conftest import REPO
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from small_models import build
 
 from second_stages import rec_training, retrieval, table
 from second_stages.optimisation import Schedule
