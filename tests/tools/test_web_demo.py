@@ -17,13 +17,10 @@ from conftest import REPO, find_chromium
 from detectron2.data import MetadataCatalog
 from detectron2.structures import pairwise_iou
 
-pytest.importorskip("gradio", reason="the web demo needs gradio")
-
 import web_demo
 from demo import setup
 from vlnms_d2 import VLNMSPredictor, rerank
 from web_app.answers import MAX_LENGTH, MAX_QUERIES, Settings, answer, read_queries, to_files
-from web_app.page import build_page, launch
 from web_app.panels import render, render_error, render_photo
 from web_app.scenes import DetectionFiles, Models, Scenes
 
@@ -278,7 +275,10 @@ class Visitor:
 @pytest.fixture(scope="module")
 def visitors(models):
     """Two sessions, in a wide window and in a narrow one."""
+    pytest.importorskip("gradio", reason="the web demo needs gradio")
     sync_api = pytest.importorskip("playwright.sync_api")
+    from web_app.page import build_page, launch  # takes seconds, so not in every process of tests
+
     page = build_page(models)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
