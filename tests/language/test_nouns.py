@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 
 import pytest
 import spacy
@@ -292,24 +293,31 @@ def test_an_error_in_a_process_is_raised_here(few_texts_suffice):
         WithProcess(processes=2).nouns(["a", "b", "c", "d", "fails"])
 
 
-KILLED = """
-import os, time
-from vlnms_d2.language import NounFinder, nouns
-nouns.MIN_FOR_PROCESSES, nouns.CHUNK = 4, 3
 class Slow(NounFinder):
+    def __init__(self, pipe):
+        super().__init__(processes=2)
+        self.pipe = os.open(pipe, os.O_WRONLY)
+
     def _nouns_of(self, doc):
-        os.write(1, b"begun\\n")
+        os.write(self.pipe, b"begun\n")
         time.sleep(600)
-Slow(processes=2).nouns([f"a cup {i}" for i in range(9)])
-"""
 
 
-def test_processes_end_with_a_parent_that_is_killed():
-    script = [sys.executable, "-c", KILLED]
-    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as process:
-        first = process.stdout.readline()
+def find_slowly(pipe):
+    nouns.MIN_FOR_PROCESSES, nouns.CHUNK = 4, 3
+    Slow(pipe).nouns([f"a cup {i}" for i in range(9)])
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=find_slowly, args=(tmp_path / "pipe",))
+    process.start()
+    with open(tmp_path / "pipe") as pipe:
+        first = pipe.readline()
         process.kill()
-        rest = process.stdout.read()  # to the end of the pipe: no process has it open any more
+        rest = pipe.read()  # to the end of the pipe: no process has it open any more
+    process.join()
     assert set((first + rest).splitlines()) == {"begun"}
 
 

@@ -3,12 +3,14 @@
 import fcntl
 import importlib.util
 import json
+import multiprocessing
 import os
 import shlex
-import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -334,31 +336,25 @@ def is_gone(process_group: int) -> bool:
     return False
 
 
-START = """
-import sys, time
-from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
-folder, pipe, *paths = sys.argv[1:]
-sys.path[:0] = paths
-from ablations import runner
-runner.command = lambda run: ["sh", "-c", f"echo begun > /dev/fd/{pipe}; exec sleep 600"]
-runner.settings = lambda cfg: {}
-runner.subprocess.Popen = partial(runner.subprocess.Popen, pass_fds=[int(pipe)])
-runner.Session(SimpleNamespace(folder=Path(folder), digest=lambda: "", cfg=None), 1)
-time.sleep(600)
-"""
+def start_a_run(folder: Path, pipe: Path) -> None:
+    script = f"exec > {pipe}; echo begun; exec sleep 600"
+    runner.command = lambda run: ["sh", "-c", script]
+    runner.settings = lambda cfg: {}
+    runner.Session(SimpleNamespace(folder=folder, digest=lambda: "", cfg=None), 1)
+    time.sleep(600)
 
 
 def test_a_run_ends_with_a_parent_that_is_killed(tmp_path):
-    paths = [str(REPO / name) for name in ("projects/RefShapes", "tools", ".")]
-    read, write = os.pipe()
-    script = [sys.executable, "-c", START, str(tmp_path), str(write), *paths]
-    with subprocess.Popen(script, pass_fds=[write]) as process, open(read) as pipe:
-        os.close(write)
-        first = pipe.readline()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=start_a_run, args=(tmp_path, pipe))
+    process.start()
+    with open(pipe) as lines:
+        first = lines.readline()
         process.kill()
-        rest = pipe.read()  # to the end of the pipe: no process has it open any more
+        rest = lines.read()  # to the end of the pipe: no process has it open any more
+    process.join()
     assert first + rest == "begun\n"
 
 
