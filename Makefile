@@ -34,12 +34,13 @@ lint: env
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m mypy
 
-# Two processes, each with one thread and whole test files, in the order of tests/conftest.py. The
-# processes that tests start share compiled files, also where Python is told to write none.
+# Three processes, as each waits at times for others that its tests start; each with one thread and
+# whole test files, in the order of tests/conftest.py. The processes that tests start share compiled
+# files, also where Python is told to write none.
 test: export OMP_NUM_THREADS ?= 1
 test: lint
 	@env -u PYTHONDONTWRITEBYTECODE \
-		$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+		$(VENV_PYTHON) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 format: env
 	@$(VENV_PYTHON) -m ruff check --fix .

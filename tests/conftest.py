@@ -25,7 +25,7 @@ HEADS = {
     "VLNMSCascadeHead": "Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml",
 }
 
-# These take longest. They come first, so that both processes of `make test` end at the same time.
+# These take longest. They come first, so that the processes of `make test` end at the same time.
 SLOW_FILES = {
     "test_bad_input.py",
     "test_benchmark.py",
