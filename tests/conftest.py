@@ -89,8 +89,7 @@ def vocabulary_file(tmp_path_factory) -> str:
 
 @pytest.fixture
 def config(vocabulary_file):
-    """`config(head, relatedness)`: a config that differs from the stock one in these two names
-    alone, but for the sizes and a vocabulary."""
+    """`config(head, relatedness)`: a `small_config` with a vocabulary."""
     from small_models import small_config
 
     def make(head: str = "VLNMSHead", relatedness: str = "FC"):

@@ -105,8 +105,8 @@ def _built(cfg: CfgNode, seed: int) -> torch.nn.Module:
     for norm in norms:
         norm.eval()
     # Loading lets the visual encoder start from the calibrated head.
-    own = {k: v for k, v in model.state_dict().items() if ".vlnms." not in k}
-    model.load_state_dict(own, strict=False)
+    detector = {k: v for k, v in model.state_dict().items() if ".vlnms." not in k}
+    model.load_state_dict(detector, strict=False)
     refinements = [m.mlp_t.out for m in model.modules() if isinstance(m, Trans) and m.mlp_t]
     for refinement in refinements:
         # Such that boxes move by about 0.3 of their size, in the units of the last predictor.

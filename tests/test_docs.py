@@ -20,7 +20,6 @@ import export_pairs
 import export_proposals
 import prepare_data
 import train_net
-import vlnms_d2  # noqa: F401
 from vlnms_d2.config import load_config
 
 DOCS = REPO / "docs"

@@ -347,7 +347,7 @@ def test_equals_a_plain_loop(seed):
         assert matched == pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("mean_proposals", [0.0, 1.0, 2.5, 8.0, 1000.0])
 def test_no_threshold_comes_closer(seed, mean_proposals):
     batches = random_batches(seed)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import dataset_folders
 import exported
@@ -52,6 +54,10 @@ def run(tool, *words, check=True, cwd=REPO):
 
 
 def run_in(cwd, tool, words):
+    # Without the folders that pytest adds, and the current one, which a script does not search.
+    added = [REPO / name for name in ("tools", "projects", "tests")]
+    sys.path[:] = [p for p in sys.path if p and not any(map(Path(p).is_relative_to, added))]
+    sys.path.insert(0, str(REPO / "tools"))
     os.chdir(cwd)
     os.environ.pop("VLNMS_D2_IMPORT", None)
     return run_tool(tool, words)
