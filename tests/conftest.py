@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing.forkserver
 import os
 import random
@@ -37,6 +38,15 @@ SLOW_FILES = {
     "test_trainer.py",
     "test_web_demo.py",
 }
+
+
+# What imports make stays: to look for garbage among it takes a third of their time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items) -> None:

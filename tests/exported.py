@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import dataset_folders
 import torch
 from detectron2.data import DatasetCatalog
-from killing import kill_at_move
+from killing import exit_code, kill_at_move
 from small_models import build
 
 from vlnms_d2.data import register_refer
@@ -65,13 +64,10 @@ def run_with_kills(
         kills: for each process to kill, a folder below `settings.out` and a number N: the process
             is killed just before it moves its N-th file into that folder.
     """
-    context = multiprocessing.get_context("forkserver")
     for kill in [*kills, None]:
         point = kill and (settings.out / kill[0], kill[1])
-        process = context.Process(target=_run_registered, args=(run, root, settings, point))
-        process.start()
-        process.join()
-        assert process.exitcode == (0 if kill is None else -signal.SIGKILL), kill
+        code = exit_code(_run_registered, run, root, settings, point)
+        assert code == (0 if kill is None else -signal.SIGKILL), kill
         assert (settings.out / "manifest.json").exists() == (kill is None)
 
 

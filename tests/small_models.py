@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
+import io
+import pickle
 
 import numpy as np
 import torch
@@ -71,21 +72,54 @@ def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
     statistics after batch norm, class scores that differ, boxes near their proposals, refined
     boxes (Trans) near their candidates.
 
-    A model that only its config describes is built once and copied, which takes a fifth of the
-    time; afterwards torch's random numbers are the same as if it had been built."""
+    A model that only its config describes is built once and copied, which takes a twentieth of
+    the time; afterwards torch's random numbers are the same as if it had been built."""
     if cfg.MODEL.VLNMS.RELATEDNESS not in ("FC", "Trans"):  # those depend on the metadata too
         return _built(cfg, seed)
     key = (repr(cfg), seed)
     if key not in _BUILT:
         if len(_BUILT) == 40:
             _BUILT.pop(next(iter(_BUILT)))
-        _BUILT[key] = (_built(cfg, seed), torch.get_rng_state())
-    model, random_numbers = _BUILT[key]
+        _BUILT[key] = (_Copies(_built(cfg, seed)), torch.get_rng_state())
+    copies, random_numbers = _BUILT[key]
     torch.set_rng_state(random_numbers)
-    return copy.deepcopy(model)
+    return copies.one()
 
 
-_BUILT: dict[tuple[str, int], tuple[torch.nn.Module, torch.Tensor]] = {}
+class _Copies:
+    """Copies of a model: pickle's C code is much faster at its thousands of small objects than
+    `copy.deepcopy`, and the tensors are copied apart."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        numbers, self._tensors = {}, []
+
+        class Pickler(pickle.Pickler):
+            def persistent_id(_, value: object) -> int | None:
+                if not isinstance(value, torch.Tensor):
+                    return None
+                if id(value) not in numbers:
+                    numbers[id(value)] = len(self._tensors)
+                    self._tensors.append(value)
+                return numbers[id(value)]
+
+        file = io.BytesIO()
+        Pickler(file).dump(model)
+        self._rest = file.getvalue()
+
+    def one(self) -> torch.nn.Module:
+        tensors = [copy_of(tensor) for tensor in self._tensors]
+        unpickler = pickle.Unpickler(io.BytesIO(self._rest))
+        unpickler.persistent_load = tensors.__getitem__
+        return unpickler.load()
+
+
+def copy_of(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.detach().clone()
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+
+
+_BUILT: dict[tuple[str, int], tuple[_Copies, torch.Tensor]] = {}
 
 
 def _built(cfg: CfgNode, seed: int) -> torch.nn.Module:

@@ -264,8 +264,9 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         AssertionError, KeyError, ValueError: a key, a value or the number of `opts` is wrong, as in
             Detectron2's configs.
+        OSError: a file cannot be read.
     """
-    cfg = default_config()
+    cfg = _Reader(default_config())
     pairs = list(zip(opts[::2], opts[1::2], strict=False))
     for key, value in pairs:
         if str(value).lstrip().startswith("!!"):
@@ -273,12 +274,13 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     files = [config_file, *(value for key, value in pairs if key == "_BASE_")]
     if len(opts) % 2 == 0:  # an odd number is an error below
         opts = [word for pair in pairs if pair[0] != "_BASE_" for word in pair]
-    for file in files:
-        _Reader.load_yaml_with_base(str(file))  # for clear errors
     try:
         for file in files:
+            _Reader._open_cfg(str(file)).close()  # an OSError, where Detectron2 asserts
             cfg.merge_from_file(str(file), allow_unsafe=False)
         cfg.merge_from_list(list(opts))
+    except _ConfigError:
+        raise
     except (MemoryError, RecursionError) as error:
         raise ValueError(f"a value of {shown(' '.join(opts[::2]))} is nested too deeply") from error
     except (KeyError, ValueError) as error:
@@ -288,7 +290,7 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     check_config(cfg)
     for file in files:
         resolve_paths(cfg, file)
-    return cfg
+    return CfgNode(cfg)
 
 
 class _ConfigError(ValueError):

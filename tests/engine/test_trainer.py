@@ -1,6 +1,5 @@
 import copy
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -12,7 +11,7 @@ from conftest import REPO
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import train_loop
 from detectron2.utils.env import seed_all_rng
-from killing import kill_at_move
+from killing import exit_code, kill_at_move
 
 import train_net
 from vlnms_d2 import add_vlnms_config
@@ -126,11 +125,9 @@ def test_a_killed_process_resumes_exactly(tiny_refshapes, tmp_path):
     tag = folder / "last_checkpoint"
     config_file = str(REPO / "configs/refshapes/vlnms_fc.yaml")
     opts = map(str, settings("vlnms_fc", tiny_refshapes, folder, **more))
-    arguments = os.environ["TINY_REFSHAPES"], ["--config-file", config_file, *opts], tag
-    process = multiprocessing.get_context("forkserver").Process(target=run_killed, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    arguments = ["--config-file", config_file, *opts]
+    code = exit_code(run_killed, os.environ["TINY_REFSHAPES"], arguments, tag)
+    assert code == -signal.SIGKILL
     assert tag.read_text() == "model_0000001.pth" and tag.with_name("model_0000002.pth").exists()
     resumed = trained(make_config("vlnms_fc", tiny_refshapes, folder, **more), resume=True)
     assert resumed.start_iter == 2

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import multiprocessing
 import signal
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from closeness import assert_rounds_alike
 from conftest import REPO
-from killing import kill_at_move
+from killing import exit_code, kill_at_move
 
 from second_stages.pair_similarity import TextImageAttention
 from vlnms_d2.evaluation import pair_retrieval, score_pairs
@@ -236,13 +235,10 @@ def test_killed_runs_go_on(tmp_path):
         return toy(features, captions)
 
     counting.__qualname__ = toy.__qualname__
-    context = multiprocessing.get_context("forkserver")
     # Before the first block is there, among them, and before the matrix and the manifest are.
     for place, number in [(".work/shards", 1), (".work/shards", 3), (".", 1), (".", 2)]:
-        process = context.Process(target=run_killed, args=(tmp_path, place, number))
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, (place, number)
+        code = exit_code(run_killed, tmp_path, place, number)
+        assert code == -signal.SIGKILL, (place, number)
         assert not (tmp_path / "out" / "manifest.json").exists()
     found = score_pairs(tmp_path / "store", counting, tmp_path / "out", images_per_call=2)
     check(found, plain_toy(store))

@@ -233,8 +233,9 @@ def test_a_stock_checkpoint_starts_the_copy_from_the_detectors_head(
     model = build(config(head))
     DetectionCheckpointer(model).load(str(tmp_path / "stock.pkl"))
     assert copy_equals_head(model)
+    loaded = model.state_dict()
     for name, value in stock.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
+        assert torch.equal(loaded[name], value), name
 
 
 def test_without_a_checkpoint_the_copy_starts_as_the_head(config, head):
@@ -251,8 +252,9 @@ def test_a_checkpoint_with_a_copy_of_its_own_wins(config, head, tmp_path):
     model = build(config(head))
     DetectionCheckpointer(model).load(str(tmp_path / "trained.pth"))
     assert not copy_equals_head(model)
+    loaded = model.state_dict()
     for name, value in trained.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
+        assert torch.equal(loaded[name], value), name
 
 
 def test_a_vocabulary_that_does_not_fit_the_checkpoint_is_an_error(config, tmp_path):

@@ -15,12 +15,13 @@ def test_the_exported_weights_load_and_are_small(config, tmp_path):
     size = export(checkpoint, exported)
     assert size == exported.stat().st_size < checkpoint.stat().st_size / 2
 
-    loaded = build(config(), seed=1)
-    DetectionCheckpointer(loaded).load(str(exported))
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    other = build(config(), seed=1)
+    DetectionCheckpointer(other).load(str(exported))
+    loaded, weights = other.state_dict(), model.state_dict()
+    for name, value in weights.items():
+        torch.testing.assert_close(loaded[name], value, rtol=1e-3, atol=1e-4)
     branch = "roi_heads.vlnms.text_encoder.vocabulary_fingerprint"
-    assert loaded.state_dict()[branch].equal(model.state_dict()[branch])
+    assert loaded[branch].equal(weights[branch])
 
 
 def test_the_detector_can_be_taken_out(config, tmp_path):

@@ -5,13 +5,12 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 from conftest import REPO
+from killing import exit_code
 
 import vlnms_d2
 from reranking import job as rerank_job
@@ -249,34 +248,26 @@ def test_what_was_cut_off_is_gone_on_with(folder, whole, tmp_path, monkeypatch, 
         assert done == ([] if name in ("merge", "publish", "finish") else [0, 1, 2, 3])
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import test_rerank_tool as t
-from reranking import job, worker
-worker.category_relatedness, worker.TEXTS_PER_FILE = t.by_words, 2
-job.IMAGES_PER_BLOCK = 2
-write, calls = t.Reranker.write, []
-def killed(self, blocks):
-    calls.append(blocks)
-    if len(calls) == 3:  # in the middle of a block
-        t.Reranker._matches = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-    write(self, blocks)
-t.Reranker.write = killed
-t.rerank_tool.main({arguments!r})
-"""
+def run_killed(arguments):
+    """The tool, killed in the middle of a block."""
+    worker.category_relatedness, worker.TEXTS_PER_FILE = by_words, 2
+    rerank_job.IMAGES_PER_BLOCK = 2
+    write, calls = Reranker.write, []
+
+    def killed(self, blocks):
+        calls.append(blocks)
+        if len(calls) == 3:
+            Reranker._matches = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        write(self, blocks)
+
+    Reranker.write = killed
+    rerank_tool.main(arguments)
 
 
 def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(folder, whole, tmp_path):
     out = tmp_path / "out"
     more = [*ALL, "--mentions", str(folder / "mentions.json")]
-    code = KILLED.format(
-        tests=str(REPO / "tests" / "tools"), arguments=arguments(folder, out, *more)
-    )
-    folders = (REPO, REPO / "tests", REPO / "tools")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert exit_code(run_killed, arguments(folder, out, *more)) == -signal.SIGKILL
     shards = {path.name for path in (out / ".work" / "shards").iterdir()}
     assert {"000000.counts", "000001.counts"} <= shards and "000002.counts" not in shards
     check_same(run(folder, out, *more), whole)
