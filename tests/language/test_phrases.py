@@ -47,6 +47,10 @@ def read(text: str):
         ("hot dog at the top", ["hot dog"], {"top": 1}),
         ("parking meter on the left", ["parking meter"], {"left": 1}),
         ("man facing left", ["man"], {}),
+        ("yellow car at top", ["car"], {"yellow_whole": 1, "top": 1}),
+        ("closed car there", ["car"], {}),  # not "close" and "theyre"
+        ("she on the left", ["person"], {"left": 1}),
+        ("couple of cats on the left", ["cats"], {"left": 1}),
         ("", [], {}),
     ],
 )
@@ -70,6 +74,11 @@ def test_one_object(text, words, cues):
         ("a car next to a man in blue jeans", {}, "man", "near_it", {"blue_lower": 1}),
         ("man on couch in green shirt", {"green_upper": 1}, "couch", "touching_it", {}),
         ("second man from the left next to the bus", {"left_order": 2}, "bus", "near_it", {}),
+        ("driver of the red bus", {}, "bus", "touching_it", {"red_whole": 1}),
+        ("the couch the black cat is on", {}, "cat", "touching_it", {"black_whole": 1}),
+        ("car that the man in red drives", {"red_whole": 1}, "man", "touching_it", {}),
+        ("thing he is holding", {}, "person", "touching_it", {}),
+        ("car next to him", {}, "person", "near_it", {}),
     ],
 )
 def test_two_objects(text, cues, other, relation, other_cues):
@@ -86,9 +95,26 @@ def test_long_texts_are_told_apart(words, long):
     assert "long" not in split_phrases("the " + "dog " * words, SYNONYMS)[0].cues
 
 
-@pytest.mark.parametrize("text", ["dude in shirt", "wearing a hat", "blond hair"])
+@pytest.mark.parametrize(
+    ("text", "long"),
+    [
+        ("the bus is driving down the street in the rain", 1),
+        ("the man in the red shirt is sitting on a couch", 1),
+        ("the couch the man in the red shirt is sitting on", 0),
+        ("the man who is sitting on the left of the couch", 0),
+    ],
+)
+def test_a_sentence_is_a_caption_and_one_object_with_a_clause_is_not(text, long):
+    assert split_phrases(text, SYNONYMS)[0].cues.get("long", 0) == long
+
+
+@pytest.mark.parametrize("text", ["dude in shirt", "wearing a hat", "blond hair", "hand on left"])
 def test_who_has_clothes_is_a_person(text):
     assert read(text)[0].is_person
+
+
+def test_what_is_in_a_hand_is_nobody():
+    assert not read("thing in his hand")[0].is_person
 
 
 def test_names_of_categories_are_not_taken_for_misspelled_cues():
@@ -101,6 +127,7 @@ def test_all_entries_of_the_table_have_a_use_and_are_found():
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     columns = {cue.split("_")[0] for cue in CUES} | set(phrases.PARTS) | set(RELATIONS)
     columns |= set(phrases.ORDINALS) | {"person", "scene", "weak", "nothing", "noun_ing"}
+    columns |= {"limb", "pronoun", "begins_clause"}
     assert set(table) <= columns
     for entries in table.values():
         for words in entries:

@@ -41,11 +41,12 @@ CUES = (
     *RELATIONS,
 )
 """The columns of a phrase's cues: weights from 0 to 1; `<place>_order` is 1 for the first box from
-there, 2 for the second, and so on, 0 for none. "long" is 1 for a text as long as a caption,
-unless it begins with "the"."""
+there, 2 for the second, and so on, 0 for none. "long" is 1 for a text as long as a caption. A text
+that begins with "the" has to be a sentence for that: "the cup that ..." means one object."""
 
 _WEAK = 0.5  # "baby" and "sitting" do not say much about the size
 _SHORT, _LONG = 6, 9  # words
+_LINKS = ("of", "from", "to", "at", "is", "are")  # after these, "the" begins no clause
 _WORD = re.compile(r"[a-z0-9]+")
 _LEAST_LETTERS, _LEAST_RATIO = 5, 0.84  # of a misspelled word, and of its likeness to the right one
 
@@ -85,7 +86,8 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
     names = synonyms.find(tokens)
     name_at = {name.start: name.end - name.start for name in names if name.end - name.start > 1}
     tokens = [token if synonyms.knows(token) else _respelled(token) for token in tokens]
-    phrases, colours, order, start = [Phrase()], [], 0, 0
+    phrases, colours, order, start, before = [Phrase()], [], 0, 0, frozenset()
+    has_clause, is_sentence = False, tokens[:1] != ["the"]
     while start < len(tokens):
         phrase, word = phrases[-1], tokens[start]
         tags, length = _tags(tokens, start, name_at.get(start, 0))
@@ -94,8 +96,16 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
         is_verb = word.endswith("ing") and len(word) > 4 and not is_name and "noun_ing" not in tags
         is_new = not (phrase.words or phrase.cues or phrase.is_person or colours)
         relation = next((name for name in RELATIONS if name in tags), "")
-        if is_verb and not relation and not is_new:
-            relation = "touching_it"
+        begins = "begins_clause" in tags or "pronoun" in tags
+        has_noun = phrase.words or "noun_ing" in before  # "thing"
+        is_clause = begins and has_noun and tokens[start - 1] not in _LINKS
+        is_part = word == "of" and any(
+            synonyms.classes_of(w) and not synonyms.is_collective(w) for w in phrase.words
+        )
+        has_clause |= bool(is_clause) or word in ("that", "who", "which", "whose")
+        is_sentence |= word in ("is", "are") and not has_clause
+        if not relation and ((is_verb and not is_new) or is_clause or is_part):
+            relation = "touching_it"  # "bat the man swings", "rider of the horse"
         if word == "and" and not phrase.words:  # "a black and white dog"
             relation = ""
         if relation and not is_last:
@@ -106,13 +116,15 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
                 phrases.append(Phrase(relation))
             phrase = phrases[-1]
         # "the lady in the white top"; elsewhere the top is a place.
-        parts = ["upper"] if word == "top" and colours else [p for p in PARTS if p in tags]
+        is_clothing = word == "top" and not before.isdisjoint(COLOURS)
+        parts = ["upper"] if is_clothing else [p for p in PARTS if p in tags]
         named_colours = [colour for colour in COLOURS if colour in tags]
         if not parts or not colours:  # jeans are blue unless they are black
             colours += named_colours
         for part in parts:
             _add_colours(phrase, colours, part)
-        phrase.is_person |= bool(parts) or "person" in tags
+        is_limb = "limb" in tags and len(phrases) == 1  # not "thing in hand"
+        phrase.is_person |= bool(parts) or "person" in tags or is_limb
         phrase.of_scene |= "scene" in tags
         order = next((ORDINALS[tag] for tag in tags if tag in ORDINALS), order)
         for axis in (*AXES, "middle"):
@@ -124,13 +136,15 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
             else:
                 cues[axis] = _WEAK if "weak" in tags else 1.0
         is_fruit = word == "orange" and tokens[max(0, start - 1)] != "in"
-        is_cue = bool(named_colours) or "nothing" in tags or word == "little"
+        is_cue = named_colours or "nothing" in tags or "pronoun" in tags or word == "little"
+        if "pronoun" in tags:
+            phrase.words.append("person")
         is_name |= not is_cue and bool(synonyms.classes_of(word))
         if is_name or ((not tags or "weak" in tags or is_fruit) and not is_verb):
             phrase.words += tokens[start : start + length]
-        start += length
+        start, before = start + length, tags
     _add_colours(phrases[-1], colours, "whole")
-    if len(tokens) > _SHORT and tokens[0] != "the":  # "the cup that ..." means one object
+    if len(tokens) > _SHORT and is_sentence:
         phrases[0].cues["long"] = min(1.0, (len(tokens) - _SHORT) / (_LONG - _SHORT))
     if order:  # "the second man"
         phrases[0].cues["right_order" if "last" in tokens else "left_order"] = order
@@ -188,7 +202,7 @@ def _respelled(word: str) -> str:
     """The word of the table that a misspelled word stands for; itself if there is none."""
     if len(word) < _LEAST_LETTERS or word in _read_table():
         return word
-    alike = [entry for entry in _read_table() if entry[0] == word[0]]
+    alike = [entry for entry in _read_table() if entry[0] == word[0] and entry + "d" != word]
     return (get_close_matches(word, alike, 1, _LEAST_RATIO) or [word])[0]
 
 
