@@ -48,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         photos = read_photos(args.data, args.detections)
+        written = PROJECT / "hand_written.jsonl"
         sets = {
             f"Templates ({args.split})": template_queries(photos, args.split),
-            "Hand-written": read_queries(PROJECT / "hand_written.jsonl", photos),
+            "Hand-written": read_queries(written, photos),
+            "Blind, as in the RefCOCO family": read_queries(written, photos, "family"),
+            "Blind, hard": read_queries(written, photos, "hard"),
         }
         if args.samples:
             sets["Samples"] = read_queries(args.samples, photos)

@@ -33,13 +33,14 @@ def template_queries(photos: Mapping[int, Photo], split: str, per_box: int = 3) 
     ]
 
 
-def read_queries(path: Path, photos: Mapping[int, Photo]) -> list[Query]:
-    """(image id, text, box) of a file of JSON lines with "box" (xyxy) or "ann_id"."""
+def read_queries(path: Path, photos: Mapping[int, Photo], blind: str = "") -> list[Query]:
+    """(image id, text, box) of a file of JSON lines with "box" (xyxy) or "ann_id", and "blind" with
+    this value."""
     queries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         photo = photos.get(record["image_id"])
-        if photo is None:
+        if photo is None or record.get("blind", "") != blind:
             continue
         box = record.get("box")
         if box is None:
