@@ -12,7 +12,12 @@ import vlnms_d2
 from vlnms_d2 import split_by_query
 from vlnms_d2.language.phrases import AXES, COLOURS, CUES, PARTS, PLACES, RELATIONS
 from vlnms_d2.modeling.candidates import Candidates
-from vlnms_d2.modeling.relatedness import Portable, PortablePhrases, portable
+from vlnms_d2.modeling.relatedness import (
+    Portable,
+    PortablePhrases,
+    category_relatedness,
+    portable,
+)
 from vlnms_d2.modeling.relatedness.portable import NUM_COLOURS, Objects, box_colours, colour_masks
 from vlnms_d2.modeling.text import TextFeatures
 
@@ -218,14 +223,15 @@ def test_without_image_colours_are_left_out():
     assert not box_colours(None, torch.rand(4, 4)).any()
 
 
-def test_what_a_caption_names_counts_in_full_under_a_better_box_of_another_class():
+def test_a_caption_is_no_choice_between_objects():
+    """Of two boxes of one object, the class decides alone; otherwise the better box counts more."""
     rest = torch.zeros(2, 1 + NUM_COLOURS)
     rest[:, 0] = torch.tensor([0.9, 0.6])
     features = torch.cat([torch.eye(C)[:2], rest], dim=1)
     dog = {"classes": [0.0, 1.0, 0.0], "near_it": 1}
-    text = phrases([{"long": 1}, dog], [{}, dog])
+    text = phrases([{"classes": [0.2, 1.0, 0.0], "caption": 1}], [{}, dog])
     caption, short = module()(features, locations(1).repeat(2, 1), text).logits.sigmoid()
-    assert float(caption[1]) == pytest.approx(1.0, abs=1e-5)
+    torch.testing.assert_close(caption, torch.tensor([0.2, 1.0]), rtol=0, atol=1e-5)
     assert float(short[1] / short[0]) == pytest.approx(portable.DOUBLE)
 
 
@@ -343,14 +349,13 @@ def encoder() -> PortablePhrases:
     return PortablePhrases(category_names=NAMES)
 
 
-def test_classes_of_a_long_text_about_something_else_fit_less(encoder):
-    long = "a wide and very quiet view of the old street between the houses with a dog and a bus"
-    text = encoder([long, "a street with a dog"])
-    words, mask = text.words, text.mask
-    assert words[0, 0, C + CUES.index("long")] > 0 == words[1, 0, C + CUES.index("long")]
-    assert (words[0, 0, :C] < 1).all() and (words[1, 0, :C] == 1).all()
-    assert mask.sum(dim=1).min() > 1  # the landmarks keep their own classes
-    assert words[0, 1:, 1].max() == words[1, 1:, 1].max() > words[0, 1:, 0].max()
+def test_a_caption_is_one_phrase_with_the_relatedness_of_category(encoder):
+    caption = "A wide view of the old street between the houses with a dog and a bus."
+    text = encoder([caption, "a street with a dog"])
+    assert text.mask.sum(dim=1).tolist() == [1, 2]
+    related = category_relatedness(encoder.matcher.best_cosines([caption]))[0]
+    assert torch.equal(text.words[0, 0, :C], related) and 0 < related.min() < related.max()
+    assert text.words[0, 0, C:].tolist() == [float(cue == "caption") for cue in CUES]
 
 
 def test_tokens_are_the_words_of_the_phrases(encoder):

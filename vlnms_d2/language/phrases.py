@@ -37,15 +37,16 @@ CUES = (
     "middle",
     *(f"{place}_order" for place in PLACES),
     *(f"{colour}_{part}" for part in PARTS for colour in COLOURS),
-    "long",
+    "caption",
     *RELATIONS,
 )
 """The columns of a phrase's cues: weights from 0 to 1; `<place>_order` is 1 for the first box from
-there, 2 for the second, and so on, 0 for none. "long" is 1 for a text as long as a caption. A text
-that begins with "the" has to be a sentence for that: "the cup that ..." means one object."""
+there, 2 for the second, and so on, 0 for none. "caption" is 1 for a whole caption, which tells of
+several objects."""
 
 _WEAK = 0.5  # "baby" and "sitting" do not say much about the size
-_SHORT, _LONG = 6, 9  # words
+_CAPTION = 8  # words that COCO's captions have at least
+_NOT_IN_CAPTIONS = {"left", "right", "on_left", "on_right", *ORDINALS}
 _LINKS = ("of", "from", "to", "at", "is", "are")  # after these, "the" begins no clause
 _WORD = re.compile(r"[a-z0-9]+")
 _LEAST_LETTERS, _LEAST_RATIO = 5, 0.84  # of a misspelled word, and of its likeness to the right one
@@ -77,20 +78,25 @@ class Phrase:
 def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
     """The segments of an expression; `join_phrases` decides which are objects of their own.
 
+    A text as long as a caption is one segment, unless it means one object: if it speaks of left,
+    right or an order, or begins with "the" and is no sentence ("the cup that ...").
+
     Args:
         text: as people write it.
         synonyms: words of a category's name, such as "hot dog", are no cues.
     """
-    text = re.sub(r"\bt ?- ?shirt", "tshirt", text.lower()).replace("'s ", " ")
-    tokens = _WORD.findall(text.replace("'", ""))
+    plain = re.sub(r"\bt ?- ?shirt", "tshirt", text.lower()).replace("'s ", " ")
+    tokens = _WORD.findall(plain.replace("'", ""))
     names = synonyms.find(tokens)
     name_at = {name.start: name.end - name.start for name in names if name.end - name.start > 1}
     tokens = [token if synonyms.knows(token) else _respelled(token) for token in tokens]
     phrases, colours, order, start, before = [Phrase()], [], 0, 0, frozenset()
     has_clause, is_sentence = False, tokens[:1] != ["the"]
+    is_caption = len(tokens) >= _CAPTION
     while start < len(tokens):
         phrase, word = phrases[-1], tokens[start]
         tags, length = _tags(tokens, start, name_at.get(start, 0))
+        is_caption &= tags.isdisjoint(_NOT_IN_CAPTIONS)
         is_last = start + length == len(tokens)
         is_name = start in name_at  # "parking meter"
         is_verb = word.endswith("ing") and len(word) > 4 and not is_name and "noun_ing" not in tags
@@ -144,8 +150,8 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
             phrase.words += tokens[start : start + length]
         start, before = start + length, tags
     _add_colours(phrases[-1], colours, "whole")
-    if len(tokens) > _SHORT and is_sentence:
-        phrases[0].cues["long"] = min(1.0, (len(tokens) - _SHORT) / (_LONG - _SHORT))
+    if is_caption and is_sentence:
+        return [Phrase(words=[text], cues={"caption": 1.0})]
     if order:  # "the second man"
         phrases[0].cues["right_order" if "last" in tokens else "left_order"] = order
     return phrases

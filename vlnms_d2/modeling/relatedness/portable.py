@@ -39,8 +39,6 @@ PLACE, SIZE, ORDER, COLOUR, RELATION = 0.05, 0.4, 0.3, 0.25, 0.3
 # What is not mentioned is not thereby absent: least factors of a class that is not named and of
 # an object that fits no cue, and the factor of an object that is named beside the one meant.
 UNNAMED, FLOOR, LANDMARK = 0.002, 0.15, 0.35
-VAGUE = 0.8  # how much less all classes fit if a long text names them for other objects only
-DOUBT = 0.1  # exponent of how well an object fits a long text
 # People speak of what they see: the factor of the tiniest object, and the share of the image from
 # which it is 1. Without a named class, a worse box of an object of another class has the last one.
 TINY, VISIBLE, DOUBLE = 0.7, 0.03, 0.6
@@ -227,9 +225,6 @@ class Portable(Relatedness):
         fit = objects.fit(features[:, self.num_classes :], match)  # [Q * L, R]
         named = _names_class(match)  # [Q * L, 1]
         match, fit, named = (x.unflatten(0, text.mask.shape) for x in (match, fit, named))
-        # A long text tells of several objects, and its cues are read less surely.
-        long = text.words[:, 0, self.num_classes + _COLUMN["long"], None]  # [Q, 1]
-        doubt = 1 - (1 - DOUBT) * long
         described = fit[:, 0]
         landmark = torch.zeros_like(described)
         for i in range(1, text.mask.shape[1]):
@@ -237,15 +232,15 @@ class Portable(Relatedness):
             relation = text.words[:, i, -len(RELATIONS) :].argmax(dim=-1)  # [Q]
             near = _factor(objects.near(there, relation), RELATION)
             described = described * torch.where(text.mask[:, i, None], near, 1.0)
-            landmark = torch.maximum(landmark, match[:, i] * fit[:, i] ** doubt)
-        described = described**doubt
+            landmark = torch.maximum(landmark, there)
         related = _factor(match[:, 0], UNNAMED) * _factor(described, FLOOR)  # [Q, R]
-        related = torch.maximum(related, landmark * (LANDMARK + (1 - LANDMARK) * long))
+        related = torch.maximum(related, landmark * LANDMARK)
         prior = _factor((objects.area / VISIBLE).clamp(max=1).sqrt(), TINY)
-        named = torch.where(long > 0, (named & text.mask[..., None]).any(dim=1), named[:, 0])
-        single = named | objects.alone
-        related = related * prior ** (1 - long) * torch.where(single, 1.0, DOUBLE)
-        return RelatednessOutput(related.clamp(max=1 - 1e-6).logit()[:, objects.object_of])
+        prior = prior * torch.where(named[:, 0] | objects.alone, 1.0, DOUBLE)
+        # A caption is no choice between objects: Category's relatedness.
+        is_caption = text.words[:, 0, self.num_classes + _COLUMN["caption"], None] > 0  # [Q, 1]
+        related = torch.where(is_caption, match[:, 0], related * prior)
+        return RelatednessOutput(related.clamp(1e-6, 1 - 1e-6).logit()[:, objects.object_of])
 
     def bytes_per_query(self, num_boxes: int, num_words: int) -> int:
         return 4 * num_boxes * (num_boxes + (4 + 2 * NUM_COLOURS) * num_words)
@@ -404,8 +399,6 @@ class PortablePhrases(CategoryMentions):
             joined = join_phrases(phrases, named)
             if not named[0] and phrases[0].is_person:
                 rows[0] = self.person
-            elif not named[0] and len(joined) > 1:  # "a view of the street with cars"
-                rows[0] = rows[0] * (1 - VAGUE * phrases[0].cues.get("long", 0.0))
             match_of = {id(phrase): row for phrase, row in zip(phrases, rows, strict=True)}
             says = named[0] or phrases[0].cues or phrases[0].is_person or len(joined) > 1
             table = self.person.new_zeros(len(joined) if says else 0, self.output_dim)
