@@ -107,13 +107,13 @@ class _Copies:
         self._rest = file.getvalue()
 
     def one(self) -> torch.nn.Module:
-        tensors = [copy_of(tensor) for tensor in self._tensors]
+        tensors = [_copy_of(tensor) for tensor in self._tensors]
         unpickler = pickle.Unpickler(io.BytesIO(self._rest))
         unpickler.persistent_load = tensors.__getitem__
         return unpickler.load()
 
 
-def copy_of(tensor: torch.Tensor) -> torch.Tensor:
+def _copy_of(tensor: torch.Tensor) -> torch.Tensor:
     copied = tensor.detach().clone()
     is_parameter = isinstance(tensor, torch.nn.Parameter)
     return torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied

@@ -103,12 +103,12 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
         is_new = not (phrase.words or phrase.cues or phrase.is_person or colours)
         relation = next((name for name in RELATIONS if name in tags), "")
         begins = "begins_clause" in tags or "pronoun" in tags
-        has_noun = phrase.words or "noun_ing" in before  # "thing"
+        has_noun = bool(phrase.words) or "noun_ing" in before  # "thing"
         is_clause = begins and has_noun and tokens[start - 1] not in _LINKS
         is_part = word == "of" and any(
             synonyms.classes_of(w) and not synonyms.is_collective(w) for w in phrase.words
         )
-        has_clause |= bool(is_clause) or word in ("that", "who", "which", "whose")
+        has_clause |= is_clause or word in ("that", "who", "which", "whose")
         is_sentence |= word in ("is", "are") and not has_clause
         if not relation and ((is_verb and not is_new) or is_clause or is_part):
             relation = "touching_it"  # "bat the man swings", "rider of the horse"
@@ -142,8 +142,9 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
             else:
                 cues[axis] = _WEAK if "weak" in tags else 1.0
         is_fruit = word == "orange" and tokens[max(0, start - 1)] != "in"
-        is_cue = named_colours or "nothing" in tags or "pronoun" in tags or word == "little"
-        if "pronoun" in tags:
+        is_pronoun = "pronoun" in tags
+        is_cue = bool(named_colours) or "nothing" in tags or is_pronoun or word == "little"
+        if is_pronoun:
             phrase.words.append("person")
         is_name |= not is_cue and bool(synonyms.classes_of(word))
         if is_name or ((not tags or "weak" in tags or is_fruit) and not is_verb):
@@ -208,6 +209,7 @@ def _respelled(word: str) -> str:
     """The word of the table that a misspelled word stands for; itself if there is none."""
     if len(word) < _LEAST_LETTERS or word in _read_table():
         return word
+    # "closed" is no misspelled "close".
     alike = [entry for entry in _read_table() if entry[0] == word[0] and entry + "d" != word]
     return (get_close_matches(word, alike, 1, _LEAST_RATIO) or [word])[0]
 

@@ -223,8 +223,7 @@ class Portable(Relatedness):
         features = text.words.flatten(0, 1)  # [Q * L, C + cues]
         match = features[:, : self.num_classes][:, objects.classes]  # [Q * L, R]
         fit = objects.fit(features[:, self.num_classes :], match)  # [Q * L, R]
-        named = _names_class(match)  # [Q * L, 1]
-        match, fit, named = (x.unflatten(0, text.mask.shape) for x in (match, fit, named))
+        match, fit = (x.unflatten(0, text.mask.shape) for x in (match, fit))
         described = fit[:, 0]
         landmark = torch.zeros_like(described)
         for i in range(1, text.mask.shape[1]):
@@ -236,7 +235,7 @@ class Portable(Relatedness):
         related = _factor(match[:, 0], UNNAMED) * _factor(described, FLOOR)  # [Q, R]
         related = torch.maximum(related, landmark * LANDMARK)
         prior = _factor((objects.area / VISIBLE).clamp(max=1).sqrt(), TINY)
-        prior = prior * torch.where(named[:, 0] | objects.alone, 1.0, DOUBLE)
+        prior = prior * torch.where(_names_class(match[:, 0]) | objects.alone, 1.0, DOUBLE)
         # A caption is no choice between objects: Category's relatedness.
         is_caption = text.words[:, 0, self.num_classes + _COLUMN["caption"], None] > 0  # [Q, 1]
         related = torch.where(is_caption, match[:, 0], related * prior)
