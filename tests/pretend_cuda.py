@@ -17,11 +17,16 @@ import collections
 import copy
 import sys
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+# Parameters of tests that run on a real GPU as well.
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 # Operations whose result, or its size, the host needs at once.
 _WAITING = {
     "aten::_local_scalar_dense",
@@ -93,11 +98,15 @@ class PretendCuda(TorchDispatchMode):
     def __enter__(self):
         self._cudnn = torch.backends.cudnn.enabled
         torch.backends.cudnn.enabled = False
+        # Beside a real GPU, attention would choose a kernel that only CUDA has.
+        self._attention = sdpa_kernel(SDPBackend.MATH)
+        self._attention.__enter__()
         torch._C._set_only_lift_cpu_tensors(True)
         return super().__enter__()
 
     def __exit__(self, *exception):
         torch._C._set_only_lift_cpu_tensors(False)
+        self._attention.__exit__(*exception)
         torch.backends.cudnn.enabled = self._cudnn
         return super().__exit__(*exception)
 

@@ -7,16 +7,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pretend_cuda import DEVICES
 from torchvision.ops import batched_nms
 
 from vlnms_d2.layers import multi_query_nms, nms, nms_cpu
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    ),
-]
 THRESHOLDS = [0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.9, 1.0]
 
 

@@ -3,17 +3,22 @@
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from pretend_cuda import DEVICES
 from small_models import build, image_input, run, targets
 from tiny_bert import save_model
 
 from vlnms_d2.modeling.candidates import select_candidates
 from vlnms_d2.modeling.relatedness import FC
 
+# What Detectron2 uses on a GPU; float16 is slow on most CPUs.
+HALF = {"cpu": torch.bfloat16, "cuda": torch.float16}
 
-def autocast(enabled: bool = True) -> torch.autocast:
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
+
+def autocast(enabled: bool = True, device: str = "cpu") -> torch.autocast:
+    return torch.autocast(device, dtype=HALF[device], enabled=enabled)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("head", "relatedness", "text_encoder", "loss"),
     [
@@ -26,7 +31,7 @@ def autocast(enabled: bool = True) -> torch.autocast:
     ],
 )
 def test_it_follows_the_surrounding_autocast(
-    config, tmp_path, head, relatedness, text_encoder, loss
+    config, tmp_path, head, relatedness, text_encoder, loss, device
 ):
     cfg = config(head, relatedness)
     cfg.MODEL.VLNMS.TEXT_ENCODER, cfg.MODEL.VLNMS.LOSS = text_encoder, loss
@@ -37,22 +42,22 @@ def test_it_follows_the_surrounding_autocast(
     if text_encoder == "BERT":
         cfg.MODEL.VLNMS.BERT.NAME = save_model(tmp_path / "bert")
         cfg.MODEL.VLNMS.BERT.EMBEDDINGS_ONLY = False
-    model = build(cfg)
-    check_inference(model)
-    check_training_step(model.train())
+    model = build(cfg).to(device)
+    check_inference(model, device)
+    check_training_step(model.train(), device)
 
 
-def check_inference(model: torch.nn.Module) -> None:
+def check_inference(model: torch.nn.Module, device: str) -> None:
     dtypes = []
     relatedness = model.roi_heads.vlnms.relatedness
     layer = relatedness.mlp_b[0] if isinstance(relatedness, FC) else relatedness.fc_r
     hook = layer.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     inputs = [image_input(0, query=["red cup", "dog", ""]), image_input(1)]
     exact, _ = run(model, *inputs)
-    with autocast():
+    with autocast(device=device):
         half, stock = run(model, *inputs)
     hook.remove()
-    assert dtypes == [torch.float32, torch.bfloat16]
+    assert dtypes == [torch.float32, HALF[device]]
     assert len(half) and not stock.has("query_index")
     for name in ("scores", "cls_scores", "relatedness", "word_attention", "pred_boxes"):
         value = half.get(name)
@@ -61,11 +66,11 @@ def check_inference(model: torch.nn.Module) -> None:
     assert torch.equal(half.scores, half.cls_scores * half.relatedness)
 
 
-def check_training_step(model: torch.nn.Module) -> None:
+def check_training_step(model: torch.nn.Module, device: str) -> None:
     inputs = [image_input(0, query=["red cup", "dog"], query_targets=targets(2))]
     gradients = []
     for enabled in (False, True):
-        with autocast(enabled):
+        with autocast(enabled, device):
             losses = model(inputs)
         assert {value.dtype for value in losses.values()} == {torch.float32}
         model.zero_grad()

@@ -104,8 +104,10 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     import detectron2
     import torch
 
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
         "device": device.type,
+        **gpu,
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

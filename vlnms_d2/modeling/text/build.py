@@ -133,9 +133,8 @@ def pad_features(words: list[Tensor], dim: int, device: torch.device) -> TextFea
 
 def pad_words(words: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Word ids of Q queries, padded with 0, int64 [Q, L]; and `TextFeatures.mask`, `.lengths`."""
-    # One more row, since `pad_sequence` needs one.
-    rows = [torch.tensor(query, dtype=torch.int64) for query in [*words, []]]
-    ids = pad_sequence(rows, batch_first=True)[: len(words)]
     lengths = torch.tensor([len(query) for query in words], dtype=torch.int64)
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    mask = torch.arange(max(map(len, words), default=0)) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.int64)
+    ids[mask] = torch.tensor([word for query in words for word in query], dtype=torch.int64)
     return ids.to(device), mask.to(device), lengths
