@@ -22,7 +22,7 @@ def read(text: str):
 @pytest.mark.parametrize(
     ("text", "words", "cues"),
     [
-        ("far right person ...cut in half", ["person"], {"right": 1}),
+        ("far right person ...cut in half", ["person"], {"right": 1, "right_order": 1, "cut": 1}),
         ("lady on left blue shirty", ["lady"], {"left": 1, "blue_upper": 1}),
         ("second from the right", [], {"right_order": 2}),
         ("2nd man from left", ["man"], {"left_order": 2}),
@@ -42,7 +42,13 @@ def read(text: str):
         ("lady with blonde hair", ["lady"], {"yellow_head": 1}),
         ("man in red t - shirt and black shorts", ["man"], {"red_upper": 1, "black_lower": 1}),
         ("tallest chair", ["chair"], {"tall": 1}),
-        ("right most banana", ["banana"], {"right": 1}),
+        ("right most banana", ["banana"], {"right": 1, "right_order": 1}),
+        ("cow on left edge", ["cow"], {"left": 1, "left_order": 1, "cut": 1}),
+        ("guy orange sleeves", ["guy"], {"orange_upper": 1}),
+        ("bottle w/o the red candles", ["bottle"], {}),
+        ("car with no red bus on the left", ["car"], {"left": 1}),
+        ("not the big one", [], {"big": 1}),
+        ("other coast theirs", [], {}),  # not "others", "coat", "their"
         ("hot dog at the top", ["hot dog"], {"top": 1}),
         ("parking meter on the left", ["parking meter"], {"left": 1}),
         ("man facing left", ["man"], {}),
@@ -73,6 +79,7 @@ def test_one_object(text, words, cues):
         ("car near a man in blue jeans", {}, "man", "near_it", {"blue_lower": 1}),
         ("man on couch in green shirt", {"green_upper": 1}, "couch", "touching_it", {}),
         ("second man from the left next to the bus", {"left_order": 2}, "bus", "near_it", {}),
+        ("cat in front of the second car", {}, "car", "before_it", {"left_order": 2}),
         ("driver of the red bus", {}, "bus", "touching_it", {"red_whole": 1}),
         ("the couch the black cat is on", {}, "cat", "touching_it", {"black_whole": 1}),
         ("car that the man in red drives", {"red_whole": 1}, "man", "touching_it", {}),
@@ -99,6 +106,9 @@ def test_two_objects(text, cues, other, relation, other_cues):
         ("the couch the man in the red shirt is sitting on", False),
         ("the man who is sitting on the left of the couch", False),
         ("the dog on the left of the cat on the right", False),
+        ("a dog right next to a big white cat", True),
+        ("a boy in a blue shirt holding a cat", False),
+        ("a boy in a blue shirt is holding a cat", True),
     ],
 )
 def test_a_long_text_is_a_caption_unless_it_means_one_object(text, is_caption):
@@ -126,7 +136,7 @@ def test_all_entries_of_the_table_have_a_use_and_are_found():
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     columns = {cue.split("_")[0] for cue in CUES} | set(phrases.PARTS) | set(RELATIONS)
     columns |= set(phrases.ORDINALS) | {"person", "scene", "weak", "nothing", "noun_ing"}
-    columns |= {"limb", "pronoun", "begins_clause"}
+    columns |= {"limb", "pronoun", "begins_clause", "outermost", "without"}
     assert set(table) <= columns
     for entries in table.values():
         for words in entries:

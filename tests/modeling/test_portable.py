@@ -78,6 +78,7 @@ def plain_better(objects: Objects, axis: str, j: int, i: int) -> float:
             "top": -(y1[k] + y2[k]) / 2, "bottom": (y1[k] + y2[k]) / 2,
             "front": near, "back": -near, "big": size, "small": -size,
             "tall": height, "short": -height, "wide": shape, "thin": -shape,
+            "cut": -max(0.0, min(x1[k], y1[k], 1 - x2[k], 1 - y2[k])),
         }[axis]  # fmt: skip
 
     lead = min(1.0, max(-1.0, (value(j) - value(i)) / portable.CLEAR))
@@ -224,7 +225,8 @@ def test_without_image_colours_are_left_out():
 
 
 def test_a_caption_is_no_choice_between_objects():
-    """Of two boxes of one object, the class decides alone; otherwise the better box counts more."""
+    """Of two boxes of one object, the class decides alone; otherwise the better box counts more,
+    and its confidence less."""
     rest = torch.zeros(2, 1 + NUM_COLOURS)
     rest[:, 0] = torch.tensor([0.9, 0.6])
     features = torch.cat([torch.eye(C)[:2], rest], dim=1)
@@ -232,7 +234,8 @@ def test_a_caption_is_no_choice_between_objects():
     text = phrases([{"classes": [0.2, 1.0, 0.0], "caption": 1}], [{}, dog])
     caption, short = module()(features, locations(1).repeat(2, 1), text).logits.sigmoid()
     torch.testing.assert_close(caption, torch.tensor([0.2, 1.0]), rtol=0, atol=1e-5)
-    assert float(short[1] / short[0]) == pytest.approx(portable.DOUBLE)
+    expected = portable.DOUBLE * (0.9 / 0.6) ** portable.DOUBT
+    assert float(short[1] / short[0]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("num", [0, 1])

@@ -17,8 +17,8 @@ from .word_vectors import WordVectors, load_word_vectors
 RULES_FILE = Path(__file__).parent / "category_rules.json"
 
 _THINGS = ("NOUN", "PROPN")
-_COLOURS = {"orange"}
-"""Categories that denote a colour when another noun follows."""
+_ATTRIBUTES = {"orange", "glass"}
+"""Words that say what another noun is like, if one follows: "orange cat", "glass vase"."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class MentionFinder:
                 continue
             is_noun = end - start > 1 or tagged[start][1] in NOUN_POS
             is_noun = is_noun or self._is_said_outright(tagged, start)
-            is_colour = words[start] in _COLOURS and _noun_follows(tagged, end)
-            if classes and is_noun and not is_colour:
+            is_attribute = words[start] in _ATTRIBUTES and _noun_follows(tagged, end)
+            if classes and is_noun and not is_attribute:
                 mentions.append((start, " ".join(words[start:end])))
         for i, (word, pos) in enumerate(tagged):
             if i not in covered and pos in _THINGS and not _noun_follows(tagged, i + 1):
@@ -85,7 +85,7 @@ class MentionFinder:
         before, after = (
             tagged[i][1] if 0 <= i < len(tagged) else "" for i in (position - 1, position + 1)
         )
-        if word in _COLOURS and (before != "DET" or after in ("ADJ", "CCONJ")):
+        if word in _ATTRIBUTES and (before != "DET" or after in ("ADJ", "CCONJ")):
             return False
         has_object = pos == "VERB" and after in ("DET", "PRON", *_THINGS)
         is_name = self.synonyms.is_name(word) and pos != "AUX" and not has_object

@@ -19,7 +19,7 @@ from .synonyms import Synonyms
 TABLE = Path(__file__).parent / "cue_words.json"
 
 PLACES = ("left", "right", "top", "bottom", "front", "back")
-AXES = (*PLACES, "big", "small", "tall", "short", "wide", "thin")
+AXES = (*PLACES, "big", "small", "tall", "short", "wide", "thin", "cut")  # by the border
 COLOURS = (
     "black", "blue", "brown", "grey", "green", "orange", "pink", "purple", "red", "white", "yellow",
     "light", "dark",
@@ -47,6 +47,7 @@ several objects."""
 _WEAK = 0.5  # "baby" and "sitting" do not say much about the size
 _CAPTION = 8  # words that COCO's captions have at least
 _NOT_IN_CAPTIONS = {"left", "right", "on_left", "on_right", *ORDINALS}
+_VERBS = ("is", "are", "has", "have")  # that make a sentence
 _LINKS = ("of", "from", "to", "at", "is", "are")  # after these, "the" begins no clause
 _WORD = re.compile(r"[a-z0-9]+")
 _LEAST_LETTERS, _LEAST_RATIO = 5, 0.84  # of a misspelled word, and of its likeness to the right one
@@ -65,6 +66,7 @@ class Phrase:
             that is meant.
         is_person: whether it has clothes or hair.
         of_scene: whether it is the picture, the camera or everyone else.
+        is_absent: whether it is what the object is said not to have.
     """
 
     relation: str = ""
@@ -73,13 +75,15 @@ class Phrase:
     later: dict[str, float] = field(default_factory=dict)
     is_person: bool = False
     of_scene: bool = False
+    is_absent: bool = False
 
 
 def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
     """The segments of an expression; `join_phrases` decides which are objects of their own.
 
     A text as long as a caption is one segment, unless it means one object: if it speaks of left,
-    right or an order, or begins with "the" and is no sentence ("the cup that ...").
+    right or an order, or is no sentence and begins with "the" ("the cup that ...") or speaks of
+    clothes ("a boy in a blue shirt holding ...").
 
     Args:
         text: as people write it.
@@ -90,8 +94,9 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
     names = synonyms.find(tokens)
     name_at = {name.start: name.end - name.start for name in names if name.end - name.start > 1}
     tokens = [token if synonyms.knows(token) else _respelled(token) for token in tokens]
-    phrases, colours, order, start, before = [Phrase()], [], 0, 0, frozenset()
-    has_clause, is_sentence = False, tokens[:1] != ["the"]
+    phrases, colours, start, before = [Phrase()], [], 0, frozenset()
+    order, ordered = 0, phrases[0]
+    has_clause, is_sentence, is_one = False, False, tokens[:1] == ["the"]
     is_caption = len(tokens) >= _CAPTION
     while start < len(tokens):
         phrase, word = phrases[-1], tokens[start]
@@ -109,18 +114,20 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
             synonyms.classes_of(w) and not synonyms.is_collective(w) for w in phrase.words
         )
         has_clause |= is_clause or word in ("that", "who", "which", "whose")
-        is_sentence |= word in ("is", "are") and not has_clause
+        is_sentence |= word in _VERBS and not has_clause
         if not relation and ((is_verb and not is_new) or is_clause or is_part):
             relation = "touching_it"  # "bat the man swings", "rider of the horse"
         if word == "and" and not phrase.words:  # "a black and white dog"
             relation = ""
-        if relation and not is_last:
+        is_without = "without" in tags and not (is_new and len(phrases) == 1)
+        if (relation or is_without) and not is_last:
             _add_colours(phrase, colours, "whole")
             if is_new and len(phrases) > 1:
                 phrase.relation = relation
             else:
                 phrases.append(Phrase(relation))
             phrase = phrases[-1]
+            phrase.is_absent = is_without
         # "the lady in the white top"; elsewhere the top is a place.
         is_clothing = word == "top" and not before.isdisjoint(COLOURS)
         parts = ["upper"] if is_clothing else [p for p in PARTS if p in tags]
@@ -131,8 +138,10 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
             _add_colours(phrase, colours, part)
         is_limb = "limb" in tags and len(phrases) == 1  # not "thing in hand"
         phrase.is_person |= bool(parts) or "person" in tags or is_limb
+        is_one |= not {"upper", "lower"}.isdisjoint(parts)
         phrase.of_scene |= "scene" in tags
-        order = next((ORDINALS[tag] for tag in tags if tag in ORDINALS), order)
+        if not tags.isdisjoint(ORDINALS):
+            order, ordered = next(ORDINALS[tag] for tag in tags if tag in ORDINALS), phrase
         for axis in (*AXES, "middle"):
             if axis not in tags or parts or (relation and not is_last and axis in PLACES):
                 continue
@@ -141,7 +150,11 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
                 cues[f"{axis}_order"], order = order, 0
             else:
                 cues[axis] = _WEAK if "weak" in tags else 1.0
+                if "outermost" in tags and axis in PLACES:
+                    cues[f"{axis}_order"] = 1
+        following = _tags(tokens, start + 1, 0)[0] if not is_last else frozenset()
         is_fruit = word == "orange" and tokens[max(0, start - 1)] != "in"
+        is_fruit &= following.isdisjoint(PARTS)  # "orange sleeves"
         is_pronoun = "pronoun" in tags
         is_cue = bool(named_colours) or "nothing" in tags or is_pronoun or word == "little"
         if is_pronoun:
@@ -151,11 +164,11 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
             phrase.words += tokens[start : start + length]
         start, before = start + length, tags
     _add_colours(phrases[-1], colours, "whole")
-    if is_caption and is_sentence:
+    if is_caption and (is_sentence or not is_one):
         return [Phrase(words=[text], cues={"caption": 1.0})]
     if order:  # "the second man"
-        phrases[0].cues["right_order" if "last" in tokens else "left_order"] = order
-    return phrases
+        ordered.cues["right_order" if "last" in tokens else "left_order"] = order
+    return [phrase for phrase in phrases if not phrase.is_absent]
 
 
 def join_phrases(phrases: Sequence[Phrase], names_category: Sequence[bool]) -> list[Phrase]:

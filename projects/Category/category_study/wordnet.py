@@ -189,11 +189,12 @@ def make_table(wordnet: WordNet, lvis: Sequence[dict], sources: dict) -> dict[st
         likely = {meaning for meaning, share in shares.items() if share >= LEAST_SHARE}
         if likely and wordnet.is_noun(words_of(lemma)[-1]):  # else a Latin name, or "stand-in"
             words[" ".join(words_of(lemma))] |= likely
-    for category, added in extra.items():
-        for word in added:
-            words[word].add(Meaning((category,), ()))
     for word in sources["wrong"]:
         words.pop(word, None)
+    for category, added in extra.items():
+        for word in added:  # people call a teddy bear a bear, which is a category of COCO too
+            is_other = word in sources["coco"] and word not in names[category]
+            words[word].add(Meaning((), (category,)) if is_other else Meaning((category,), ()))
     groups: dict[str, list[str]] = defaultdict(list)
     for word in sorted(words):
         for meaning in words[word]:

@@ -38,12 +38,14 @@ _MAX_SIDE = 160  # of the image in which colours are counted
 PLACE, SIZE, ORDER, COLOUR, RELATION = 0.05, 0.4, 0.3, 0.25, 0.3
 # What is not mentioned is not thereby absent: least factors of a class that is not named and of
 # an object that fits no cue, and the factor of an object that is named beside the one meant.
-UNNAMED, FLOOR, LANDMARK = 0.002, 0.15, 0.35
+UNNAMED, FLOOR, LANDMARK = 0.002, 0.15, 0.2
+# The confidence counts as c^0.75 where it is above UNSURE: exponent of the factor of r.
+DOUBT = 0.25
 # People speak of what they see: the factor of the tiniest object, and the share of the image from
 # which it is 1. Without a named class, a worse box of an object of another class has the last one.
 TINY, VISIBLE, DOUBLE = 0.7, 0.03, 0.6
 UNSURE, SURE = 0.15, 0.4  # confidence up to which an object does not count in ranks; counts as one
-ABSOLUTE = 0.5  # weight of the place in the image; the rest is that of the rank
+ABSOLUTE = 0.8  # weight of the place in the image; the rest is that of the rank
 SMALL = 0.15  # objects below this share of another one's area do not count in its rank
 CLEAR = 0.02  # difference, in shares of the image, from which an order is clear
 SPREAD = 0.5  # of "second", "third", in ranks
@@ -235,6 +237,7 @@ class Portable(Relatedness):
         related = _factor(match[:, 0], UNNAMED) * _factor(described, FLOOR)  # [Q, R]
         related = torch.maximum(related, landmark * LANDMARK)
         prior = _factor((objects.area / VISIBLE).clamp(max=1).sqrt(), TINY)
+        prior = prior * (UNSURE / objects.scores).clamp(max=1) ** DOUBT
         prior = prior * torch.where(_names_class(match[:, 0]) | objects.alone, 1.0, DOUBLE)
         # A caption is no choice between objects: Category's relatedness.
         is_caption = text.words[:, 0, self.num_classes + _COLUMN["caption"], None] > 0  # [Q, 1]
@@ -260,6 +263,7 @@ class Objects:
     Attributes:
         object_of: int64 [N], of each candidate.
         classes: int64 [R].
+        scores: float [R], c.
         counts: float [R], how much of an object it is, by its confidence.
         alone: bool [R], whether no other class has a better box of it.
         kernels: float [relations, R (j), R (i)], how well i stands in each relation to j.
@@ -275,19 +279,21 @@ class Objects:
         self.object_of[kept] = torch.arange(len(kept), device=kept.device)
         self.classes, self.boxes = classes[kept], boxes[kept]
         self.colours = visual[kept, num_classes + 1 :]
-        self.counts = ((scores[kept] - UNSURE) / (SURE - UNSURE)).clamp(0, 1)
+        self.scores = scores[kept].clamp(min=1e-6)
+        self.counts = ((self.scores - UNSURE) / (SURE - UNSURE)).clamp(0, 1)
         overlaps = box_iou(self.boxes, self.boxes).triu(1) > _NEAR_COPY  # kept is sorted by score
         self.alone = ~overlaps.any(dim=0)
         x1, y1, x2, y2 = self.boxes.T
-        self.width, self.height = (x2 - x1).clamp(min=1e-6), (y2 - y1).clamp(min=1e-6)
+        width, height = (x2 - x1).clamp(min=1e-6), (y2 - y1).clamp(min=1e-6)
         self.center = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2], dim=1)
-        self.area = self.width * self.height
+        self.area = width * height
         size = self.area.sqrt()
         x, y = self.center.unbind(1)
-        shape = (self.width / self.height).log() / 4
+        shape = (width / height).log() / 4
         near = (y2 + size) / 2  # large and low in the image
+        border = -torch.stack([x1, y1, 1 - x2, 1 - y2]).amin(dim=0).clamp(min=0)
         self.values = torch.stack(  # [axes, R], higher for what fits better
-            [-x, x, -y, y, near, -near, size, -size, self.height, -self.height, shape, -shape]
+            [-x, x, -y, y, near, -near, size, -size, height, -height, shape, -shape, border]
         )
         absolute = torch.stack([1 - x, x, 1 - y, y, near.clamp(0, 1), 1 - near.clamp(0, 1)])
         self.absolute = absolute.clamp(0, 1)  # [places, R]
