@@ -130,6 +130,7 @@ def mentions(*texts: str) -> list[list[str]]:
         ("an/DET orange/NOUN shirt/NOUN", ["shirt"]),
         ("an/DET orange/ADJ shirt/NOUN", ["shirt"]),
         ("an/DET orange/NOUN", ["orange"]),
+        ("a/DET glass/NOUN cup/NOUN", ["cup"]),
         ("they/PRON train/VERB dogs/NOUN", ["they", "dogs"]),
         ("dining/NOUN table/NOUN leg/NOUN", ["dining table", "leg"]),
         ("dining/VERB tables/X", ["dining tables"]),

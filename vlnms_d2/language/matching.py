@@ -17,8 +17,7 @@ from .word_vectors import WordVectors, load_word_vectors
 RULES_FILE = Path(__file__).parent / "category_rules.json"
 
 _THINGS = ("NOUN", "PROPN")
-_ATTRIBUTES = {"orange", "glass"}
-"""Words that say what another noun is like, if one follows: "orange cat", "glass vase"."""
+_ATTRIBUTES = {"orange", "glass"}  # say what a noun that follows is like: "orange cat"
 
 
 @dataclass(frozen=True)

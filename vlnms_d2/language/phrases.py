@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from .synonyms import Synonyms
 
@@ -89,86 +90,160 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
         text: as people write it.
         synonyms: words of a category's name, such as "hot dog", are no cues.
     """
+    runs = _find_runs(text, synonyms)
+    splitter = _Splitter(synonyms)
+    for before, run, after in zip([_NO_RUN, *runs], runs, [*runs[1:], _NO_RUN], strict=False):
+        splitter.read(run, before, after)
+    splitter.colour("whole")
+    tokens = [word for run in runs for word in run.words]
+    is_long = len(tokens) >= _CAPTION
+    is_one = not splitter.is_sentence and (splitter.has_clothes or tokens[:1] == ["the"])
+    if is_long and not is_one and all(run.tags.isdisjoint(_NOT_IN_CAPTIONS) for run in runs):
+        return [Phrase(words=[text], cues={"caption": 1.0})]
+    if splitter.order:  # "the second man"
+        splitter.ordered.cues["right_order" if "last" in tokens else "left_order"] = splitter.order
+    return [phrase for phrase in splitter.phrases if not phrase.is_absent]
+
+
+class _Run(NamedTuple):
+    """An entry of the table, which has tags; the name of a category, "parking meter"; or a word."""
+
+    words: list[str]
+    tags: frozenset[str] = frozenset()
+
+    @property
+    def is_name(self) -> bool:
+        return len(self.words) > 1 and not self.tags
+
+    @property
+    def is_participle(self) -> bool:
+        is_ing = self.words[0].endswith("ing") and len(self.words[0]) > 4
+        return is_ing and not self.is_name and "noun_ing" not in self.tags
+
+
+_NO_RUN = _Run([""])
+
+
+def _find_runs(text: str, synonyms: Synonyms) -> list[_Run]:
+    """The runs of a text, from left to right; at each place the longest."""
     plain = re.sub(r"\bt ?- ?shirt", "tshirt", text.lower()).replace("'s ", " ")
     tokens = _WORD.findall(plain.replace("'", ""))
-    names = synonyms.find(tokens)
-    name_at = {name.start: name.end - name.start for name in names if name.end - name.start > 1}
+    name_at = {name.start: name for name in synonyms.find(tokens) if name.end - name.start > 1}
     tokens = [token if synonyms.knows(token) else _respelled(token) for token in tokens]
-    phrases, colours, start, before = [Phrase()], [], 0, frozenset()
-    order, ordered = 0, phrases[0]
-    has_clause, is_sentence, is_one = False, False, tokens[:1] == ["the"]
-    is_caption = len(tokens) >= _CAPTION
+    table, runs, start = _read_table(), [], 0
     while start < len(tokens):
-        phrase, word = phrases[-1], tokens[start]
-        tags, length = _tags(tokens, start, name_at.get(start, 0))
-        is_caption &= tags.isdisjoint(_NOT_IN_CAPTIONS)
-        is_last = start + length == len(tokens)
-        is_name = start in name_at  # "parking meter"
-        is_verb = word.endswith("ing") and len(word) > 4 and not is_name and "noun_ing" not in tags
-        is_new = not (phrase.words or phrase.cues or phrase.is_person or colours)
-        relation = next((name for name in RELATIONS if name in tags), "")
-        begins = "begins_clause" in tags or "pronoun" in tags
-        has_noun = bool(phrase.words) or "noun_ing" in before  # "thing"
-        is_clause = begins and has_noun and tokens[start - 1] not in _LINKS
+        if start in name_at:
+            run = _Run(tokens[start : name_at[start].end])
+        else:
+            longest = (tokens[start : start + length] for length in range(6, 1, -1))
+            words = next((w for w in longest if " ".join(w) in table), tokens[start : start + 1])
+            run = _Run(words, table.get(" ".join(words), frozenset()))
+        runs.append(run)
+        start += len(run.words)
+    return runs
+
+
+class _Splitter:
+    """Reads runs from left to right.
+
+    Attributes:
+        phrases: so far; the last one grows.
+        colours: said, but not yet of what.
+        order, ordered: an ordinal that awaits its place ("second from the left"), and its phrase.
+        has_clothes, has_clause, is_sentence: whether there were clothes, a relative clause, a
+            finite verb outside one.
+    """
+
+    def __init__(self, synonyms: Synonyms):
+        self.synonyms = synonyms
+        self.phrases = [Phrase()]
+        self.colours: list[str] = []
+        self.order, self.ordered = 0, self.phrases[0]
+        self.has_clothes = self.has_clause = self.is_sentence = False
+
+    def read(self, run: _Run, before: _Run, after: _Run) -> None:
+        """Read one run; the runs before and after it are `_NO_RUN` at the ends."""
+        relation = self._relation(run, before)
+        is_without = "without" in run.tags and not (self._is_new() and len(self.phrases) == 1)
+        begins = bool(relation or is_without) and after is not _NO_RUN
+        if begins:
+            if not self._is_new() or len(self.phrases) == 1:
+                self.colour("whole")
+                self.phrases.append(Phrase())
+            self.phrases[-1].relation, self.phrases[-1].is_absent = relation, is_without
+        for tag in run.tags.intersection(ORDINALS):
+            self.order, self.ordered = ORDINALS[tag], self.phrases[-1]
+        if not self._add_looks(run, before):
+            # The left of "left of" is the relation's, not the object's.
+            self._add_places(run, AXES[len(PLACES) :] if relation and begins else AXES)
+        self._add_words(run, before, after)
+
+    def _is_new(self) -> bool:
+        last = self.phrases[-1]
+        return not (last.words or last.cues or last.is_person or self.colours)
+
+    def colour(self, part: str) -> None:
+        """The colours that were said are those of a part of the last phrase."""
+        self.phrases[-1].cues |= {f"{colour}_{part}": 1.0 for colour in self.colours}
+        self.colours = []
+
+    def _relation(self, run: _Run, before: _Run) -> str:
+        """The relation that the run says or, as "bat the man swings", implies; "" for none."""
+        phrase, word = self.phrases[-1], run.words[0]
+        has_noun = bool(phrase.words) or "noun_ing" in before.tags  # "thing"
+        is_clause = has_noun and not run.tags.isdisjoint(("begins_clause", "pronoun"))
+        is_clause &= before.words[-1] not in _LINKS
         is_part = word == "of" and any(
-            synonyms.classes_of(w) and not synonyms.is_collective(w) for w in phrase.words
+            self.synonyms.classes_of(w) and not self.synonyms.is_collective(w) for w in phrase.words
         )
-        has_clause |= is_clause or word in ("that", "who", "which", "whose")
-        is_sentence |= word in _VERBS and not has_clause
-        if not relation and ((is_verb and not is_new) or is_clause or is_part):
-            relation = "touching_it"  # "bat the man swings", "rider of the horse"
+        self.has_clause |= is_clause or word in ("that", "who", "which", "whose")
+        self.is_sentence |= word in _VERBS and not self.has_clause
         if word == "and" and not phrase.words:  # "a black and white dog"
-            relation = ""
-        is_without = "without" in tags and not (is_new and len(phrases) == 1)
-        if (relation or is_without) and not is_last:
-            _add_colours(phrase, colours, "whole")
-            if is_new and len(phrases) > 1:
-                phrase.relation = relation
-            else:
-                phrases.append(Phrase(relation))
-            phrase = phrases[-1]
-            phrase.is_absent = is_without
+            return ""
+        relation = next((name for name in RELATIONS if name in run.tags), "")
+        if not relation and ((run.is_participle and not self._is_new()) or is_clause or is_part):
+            relation = "touching_it"  # "bat the man swings", "rider of the horse"
+        return relation
+
+    def _add_looks(self, run: _Run, before: _Run) -> bool:
+        """Add colours, clothes and what else makes a person; whether there are clothes or hair."""
+        phrase, tags = self.phrases[-1], run.tags
         # "the lady in the white top"; elsewhere the top is a place.
-        is_clothing = word == "top" and not before.isdisjoint(COLOURS)
-        parts = ["upper"] if is_clothing else [p for p in PARTS if p in tags]
-        named_colours = [colour for colour in COLOURS if colour in tags]
-        if not parts or not colours:  # jeans are blue unless they are black
-            colours += named_colours
+        is_clothing = run.words[0] == "top" and not before.tags.isdisjoint(COLOURS)
+        parts = ["upper"] if is_clothing else [part for part in PARTS if part in tags]
+        if not parts or not self.colours:  # jeans are blue unless they are black
+            self.colours += [colour for colour in COLOURS if colour in tags]
         for part in parts:
-            _add_colours(phrase, colours, part)
-        is_limb = "limb" in tags and len(phrases) == 1  # not "thing in hand"
+            self.colour(part)
+        is_limb = "limb" in tags and len(self.phrases) == 1  # not "thing in hand"
         phrase.is_person |= bool(parts) or "person" in tags or is_limb
-        is_one |= not {"upper", "lower"}.isdisjoint(parts)
         phrase.of_scene |= "scene" in tags
-        if not tags.isdisjoint(ORDINALS):
-            order, ordered = next(ORDINALS[tag] for tag in tags if tag in ORDINALS), phrase
-        for axis in (*AXES, "middle"):
-            if axis not in tags or parts or (relation and not is_last and axis in PLACES):
-                continue
-            cues = phrase.later if phrase.relation and phrase.words else phrase.cues
-            if order and axis in PLACES:
-                cues[f"{axis}_order"], order = order, 0
+        self.has_clothes |= not {"upper", "lower"}.isdisjoint(parts)
+        return bool(parts)
+
+    def _add_places(self, run: _Run, axes: Sequence[str]) -> None:
+        """Add places, orders and sizes."""
+        phrase = self.phrases[-1]
+        cues = phrase.later if phrase.relation and phrase.words else phrase.cues
+        for axis in (axis for axis in (*axes, "middle") if axis in run.tags):
+            if self.order and axis in PLACES:
+                cues[f"{axis}_order"], self.order = self.order, 0
             else:
-                cues[axis] = _WEAK if "weak" in tags else 1.0
-                if "outermost" in tags and axis in PLACES:
+                cues[axis] = _WEAK if "weak" in run.tags else 1.0
+                if "outermost" in run.tags and axis in PLACES:
                     cues[f"{axis}_order"] = 1
-        following = _tags(tokens, start + 1, 0)[0] if not is_last else frozenset()
-        is_fruit = word == "orange" and tokens[max(0, start - 1)] != "in"
-        is_fruit &= following.isdisjoint(PARTS)  # "orange sleeves"
-        is_pronoun = "pronoun" in tags
-        is_cue = bool(named_colours) or "nothing" in tags or is_pronoun or word == "little"
-        if is_pronoun:
-            phrase.words.append("person")
-        is_name |= not is_cue and bool(synonyms.classes_of(word))
-        if is_name or ((not tags or "weak" in tags or is_fruit) and not is_verb):
-            phrase.words += tokens[start : start + length]
-        start, before = start + length, tags
-    _add_colours(phrases[-1], colours, "whole")
-    if is_caption and (is_sentence or not is_one):
-        return [Phrase(words=[text], cues={"caption": 1.0})]
-    if order:  # "the second man"
-        ordered.cues["right_order" if "last" in tokens else "left_order"] = order
-    return [phrase for phrase in phrases if not phrase.is_absent]
+
+    def _add_words(self, run: _Run, before: _Run, after: _Run) -> None:
+        """Add what may name a category."""
+        words, word, tags = self.phrases[-1].words, run.words[0], run.tags
+        if "pronoun" in tags:
+            words.append("person")
+        is_cue = not tags.isdisjoint((*COLOURS, "nothing", "pronoun")) or word == "little"
+        is_name = run.is_name or (not is_cue and self.synonyms.classes_of(word))
+        # "orange on the left", but not "person in orange" and "orange sleeves"
+        is_fruit = word == "orange" and before.words[-1] != "in" and after.tags.isdisjoint(PARTS)
+        if is_name or ((not tags or "weak" in tags or is_fruit) and not run.is_participle):
+            words += run.words
 
 
 def join_phrases(phrases: Sequence[Phrase], names_category: Sequence[bool]) -> list[Phrase]:
@@ -191,30 +266,11 @@ def join_phrases(phrases: Sequence[Phrase], names_category: Sequence[bool]) -> l
         owner = others[-1] if wears and others[-1].relation != "touching_it" else meant
         owner.cues |= phrase.cues
         owner.is_person |= phrase.is_person
-        place = RELATIONS[phrase.relation]
-        if phrase.of_scene and phrase.relation == "near_it":
-            place = "front"
+        near_scene = phrase.of_scene and phrase.relation == "near_it"
+        place = "front" if near_scene else RELATIONS[phrase.relation]
         if place and not phrase.cues and not phrase.is_person:
             meant.cues.setdefault(place, 1.0 if phrase.of_scene else _WEAK)
     return [meant, *others]
-
-
-def _add_colours(phrase: Phrase, colours: list[str], part: str) -> None:
-    """Add cues of a part and empty the list of its colours."""
-    phrase.cues |= {f"{colour}_{part}": 1.0 for colour in colours}
-    colours.clear()
-
-
-def _tags(tokens: Sequence[str], start: int, name_length: int) -> tuple[frozenset[str], int]:
-    """The entries of the table for the longest known run of words, and its length."""
-    if name_length:
-        return frozenset(), name_length
-    table = _read_table()
-    for length in range(min(6, len(tokens) - start), 0, -1):
-        words = " ".join(tokens[start : start + length])
-        if words in table:
-            return table[words], length
-    return frozenset(), 1
 
 
 @cache

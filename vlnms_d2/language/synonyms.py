@@ -22,12 +22,11 @@ _SEPARATORS = re.compile(r"[\W_]+")
 _PARENTHESES = re.compile(r"\(.*?\)")
 _IRREGULAR = {
     "brownies": "brownie", "buses": "bus", "busses": "bus", "calves": "calf", "canoes": "canoe",
-    "children": "child", "cookies": "cookie", "feet": "foot", "geese": "goose",
-    "glasses": "glasses",  # spectacles
-    "knives": "knife",
+    "children": "child", "cookies": "cookie", "feet": "foot", "geese": "goose", "knives": "knife",
     "leaves": "leaf", "loaves": "loaf", "mice": "mouse", "movies": "movie", "oxen": "ox",
     "people": "person", "shelves": "shelf", "shoes": "shoe", "skis": "ski", "taxis": "taxi",
     "teeth": "tooth", "toes": "toe", "wives": "wife", "wolves": "wolf",
+    "glasses": "glasses",  # spectacles
 }  # fmt: skip
 
 

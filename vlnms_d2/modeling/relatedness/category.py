@@ -82,21 +82,10 @@ class Category(Relatedness):
         }
 
     def forward(
-        self,
-        visual: Tensor,
-        locations: Tensor,
-        text: TextFeatures,
-        with_attention: bool = False,
+        self, visual: Tensor, locations: Tensor, text: TextFeatures, with_attention: bool = False
     ) -> RelatednessOutput:
-        """Score every box against every query.
-
-        Args:
-            visual: float [N, C], the one-hot class of each box.
-            locations: unused.
-            text: Q queries with words [Q, L, C], cosines.
-            with_attention: also give the attention [Q, N, L]: one for the best-matching noun,
-                zero for all others.
-        """
+        """See `Relatedness.forward`; `visual` has the one-hot class of each box, words cosines,
+        [Q, L, C]. The attention is one for the best-matching noun, zero for all others."""
         classes = visual.argmax(dim=1)
         cosines = text.words.masked_fill(~text.mask[..., None], -1.0)  # [Q, L, C]
         best = F.pad(cosines, (0, 0, 0, 1), value=-1.0).amax(dim=1)  # [Q, C], also for L = 0
@@ -128,11 +117,7 @@ class CategoryMentions(TextEncoder):
 
     @configurable
     def __init__(
-        self,
-        *,
-        category_names: Sequence[str],
-        pipeline: str = "",
-        word_vectors: str = "",
+        self, *, category_names: Sequence[str], pipeline: str = "", word_vectors: str = ""
     ):
         super().__init__()
         self.output_dim = len(category_names)

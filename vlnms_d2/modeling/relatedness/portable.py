@@ -33,7 +33,7 @@ _COLUMN = {cue: column for column, cue in enumerate(CUES)}
 _NEAR_COPY = 0.5  # IoU of candidates of one class that are one object
 _MAX_SIDE = 160  # of the image in which colours are counted
 
-# The numbers below were chosen on the photos "choose" of projects/Portable.
+# Chosen on the photos "choose" of projects/Portable, and on the sets for development of rerank.md.
 # Factor of an object that does not fit a cue at all; one that fits has 1.
 PLACE, SIZE, ORDER, COLOUR, RELATION = 0.05, 0.4, 0.3, 0.25, 0.3
 # What is not mentioned is not thereby absent: least factors of a class that is not named and of
@@ -205,20 +205,10 @@ class Portable(Relatedness):
         return image.flip(0) if self.is_rgb else image
 
     def forward(
-        self,
-        visual: Tensor,
-        locations: Tensor,
-        text: TextFeatures,
-        with_attention: bool = False,
+        self, visual: Tensor, locations: Tensor, text: TextFeatures, with_attention: bool = False
     ) -> RelatednessOutput:
-        """Score every box against every query.
-
-        Args:
-            visual: float [N, C + 1 + parts * colours], from `describe`.
-            locations: float [N, 5], see `box_locations`.
-            text: Q queries with phrases [Q, L, C + cues], see `PortablePhrases`.
-            with_attention: ignored; there is none.
-        """
+        """See `Relatedness.forward`; `visual` is of `describe`, and `text` has phrases, words
+        [Q, L, C + cues], of `PortablePhrases`. There is no attention."""
         if not len(visual) or not text.mask.numel():
             return RelatednessOutput(visual.new_zeros(len(text), len(visual)))
         objects = Objects(visual, locations, self.num_classes)
@@ -226,8 +216,7 @@ class Portable(Relatedness):
         match = features[:, : self.num_classes][:, objects.classes]  # [Q * L, R]
         fit = objects.fit(features[:, self.num_classes :], match)  # [Q * L, R]
         match, fit = (x.unflatten(0, text.mask.shape) for x in (match, fit))
-        described = fit[:, 0]
-        landmark = torch.zeros_like(described)
+        described, landmark = fit[:, 0], torch.zeros_like(fit[:, 0])
         for i in range(1, text.mask.shape[1]):
             there = match[:, i] * fit[:, i]  # [Q, R], 0 without a phrase
             relation = text.words[:, i, -len(RELATIONS) :].argmax(dim=-1)  # [Q]
@@ -349,8 +338,7 @@ class Objects:
     def near(self, landmark: Tensor, relation: Tensor) -> Tensor:
         """How well the objects stand in a relation, int64 [Q], to landmarks, from 0 to 1: [Q, R].
         `landmark`, [Q, R], is how well the objects fit as the landmark."""
-        best = (landmark * self.counts)[:, :, None] * self.kernels[relation]  # [Q, R (landmark), R]
-        best = best.amax(dim=1)  # [Q, R]
+        best = ((landmark * self.counts)[:, :, None] * self.kernels[relation]).amax(dim=1)  # [Q, R]
         return best / best.amax(dim=1, keepdim=True).clamp(min=1e-6)
 
     @cached_property
@@ -360,8 +348,7 @@ class Objects:
         gap = gap.maximum(gap.transpose(0, 1)).clamp(min=0).norm(dim=-1)  # [R, R], 0 if they touch
         close = torch.exp(-4 * gap)
         other = box_iou(boxes, boxes) < 0.7  # an object has no relation to itself
-        dx = center[None, :, 0] - center[:, None, 0]  # of i from j
-        dy = center[None, :, 1] - center[:, None, 1]
+        dx, dy = (center - center[:, None]).unbind(-1)  # of i from j
         foot = boxes[None, :, 3] - boxes[:, None, 3]
         side = [-dx, dx, -dy, dy, foot, -foot]
         kernels = [close * (value / 0.05).clamp(-1, 1).add(1).div(2) for value in side]
@@ -370,10 +357,8 @@ class Objects:
 
 @TEXT_ENCODER_REGISTRY.register()
 class PortablePhrases(CategoryMentions):
-    """The phrases of a query: how well each class fits, and the cues. It has no weights.
-
-    The arguments are those of `CategoryMentions`.
-    """
+    """The phrases of a query: how well each class fits, and the cues. It has no weights; for the
+    arguments see `CategoryMentions`."""
 
     @configurable
     def __init__(self, **kwargs):
