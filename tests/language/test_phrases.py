@@ -107,6 +107,7 @@ def test_two_objects(text, cues, other, relation, other_cues):
         ("the man who is sitting on the left of the couch", False),
         ("the dog on the left of the cat on the right", False),
         ("a dog right next to a big white cat", True),
+        ("a dog in a row of dogs closest to the camera", False),
         ("a boy in a blue shirt holding a cat", False),
         ("a boy in a blue shirt is holding a cat", True),
     ],
@@ -136,7 +137,7 @@ def test_all_entries_of_the_table_have_a_use_and_are_found():
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     columns = {cue.split("_")[0] for cue in CUES} | set(phrases.PARTS) | set(RELATIONS)
     columns |= set(phrases.ORDINALS) | {"person", "scene", "weak", "nothing", "noun_ing"}
-    columns |= {"limb", "pronoun", "begins_clause", "outermost", "without"}
+    columns |= {"limb", "pronoun", "begins_clause", "outermost", "without", "refers"}
     assert set(table) <= columns
     for entries in table.values():
         for words in entries:

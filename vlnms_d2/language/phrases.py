@@ -47,7 +47,7 @@ several objects."""
 
 _WEAK = 0.5  # "baby" and "sitting" do not say much about the size
 _CAPTION = 8  # words that COCO's captions have at least
-_NOT_IN_CAPTIONS = {"left", "right", "on_left", "on_right", *ORDINALS}
+_NOT_IN_CAPTIONS = {"left", "right", "on_left", "on_right", "refers", *ORDINALS}
 _VERBS = ("is", "are", "has", "have")  # that make a sentence
 _LINKS = ("of", "from", "to", "at", "is", "are")  # after these, "the" begins no clause
 _WORD = re.compile(r"[a-z0-9]+")
@@ -83,8 +83,8 @@ def split_phrases(text: str, synonyms: Synonyms) -> list[Phrase]:
     """The segments of an expression; `join_phrases` decides which are objects of their own.
 
     A text as long as a caption is one segment, unless it means one object: if it speaks of left,
-    right or an order, or is no sentence and begins with "the" ("the cup that ...") or speaks of
-    clothes ("a boy in a blue shirt holding ...").
+    right, an order or the closest, or is no sentence and begins with "the" ("the cup that ...") or
+    speaks of clothes ("a boy in a blue shirt holding ...").
 
     Args:
         text: as people write it.
