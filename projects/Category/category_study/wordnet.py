@@ -189,7 +189,7 @@ def make_table(wordnet: WordNet, lvis: Sequence[dict], sources: dict) -> dict[st
         likely = {meaning for meaning, share in shares.items() if share >= LEAST_SHARE}
         if likely and wordnet.is_noun(words_of(lemma)[-1]):  # else a Latin name, or "stand-in"
             words[" ".join(words_of(lemma))] |= likely
-    for word in sources["wrong"]:
+    for word in sources["wrong"]:  # in WordNet; `extra` may say what is right
         words.pop(word, None)
     for category, added in extra.items():
         for word in added:  # people call a teddy bear a bear, which is a category of COCO too
